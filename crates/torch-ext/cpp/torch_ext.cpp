@@ -1,0 +1,87 @@
+// The few parts of libtorch that tch does not reach. Each function catches every exception (none may cross into Rust)
+// and returns nullptr on success or a message that the caller frees with te_free_message.
+
+#include <ATen/autocast_mode.h>
+#include <ATen/ops/_foreach_lerp.h>
+#include <ATen/ops/_foreach_mul.h>
+#include <ATen/ops/_foreach_norm.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/stack.h>
+
+#include <cstring>
+#include <vector>
+
+namespace {
+
+std::vector<at::Tensor> list(at::Tensor *const *tensors, int64_t n) {
+  std::vector<at::Tensor> out;
+  out.reserve(n);
+  for (int64_t i = 0; i < n; ++i) out.push_back(*tensors[i]);
+  return out;
+}
+
+template <class F> char *guarded(F &&f) {
+  try {
+    f();
+    return nullptr;
+  } catch (const c10::Error &e) {
+    return strdup(e.what_without_backtrace());
+  } catch (const std::exception &e) {
+    return strdup(e.what());
+  }
+}
+
+} // namespace
+
+extern "C" {
+
+void te_free_message(char *message) { free(message); }
+
+// Turns autocast to bf16 on or off for a device type (0 CPU, 1 CUDA); says what it was before.
+char *te_autocast_enter(int cuda, bool enabled, bool *was_enabled) {
+  return guarded([&] {
+    auto device = cuda ? at::kCUDA : at::kCPU;
+    *was_enabled = at::autocast::is_autocast_enabled(device);
+    at::autocast::set_autocast_dtype(device, at::kBFloat16);
+    at::autocast::set_autocast_enabled(device, enabled);
+    at::autocast::increment_nesting();
+  });
+}
+
+// Undoes te_autocast_enter. The outermost exit drops the cached bf16 copies of the weights.
+char *te_autocast_exit(int cuda, bool was_enabled) {
+  return guarded([&] {
+    if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+    at::autocast::set_autocast_enabled(cuda ? at::kCUDA : at::kCPU, was_enabled);
+  });
+}
+
+// One fused AdamW step over n parameters, in place.
+char *te_fused_adamw(at::Tensor *const *params, at::Tensor *const *grads, at::Tensor *const *exp_avgs,
+                     at::Tensor *const *exp_avg_sqs, at::Tensor *const *steps, int64_t n, double lr, double beta1,
+                     double beta2, double weight_decay, double eps) {
+  return guarded([&] {
+    at::_fused_adamw_(list(params, n), list(grads, n), list(exp_avgs, n), list(exp_avg_sqs, n), {}, list(steps, n), lr,
+                      beta1, beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false);
+  });
+}
+
+// The 2-norm over all tensors as one f32 scalar tensor on their device.
+char *te_global_norm(at::Tensor *const *tensors, int64_t n, at::Tensor **norm) {
+  return guarded([&] {
+    auto norms = at::_foreach_norm(list(tensors, n), 2, at::kFloat);
+    *norm = new at::Tensor(at::linalg_vector_norm(at::stack(norms), 2));
+  });
+}
+
+// tensors[i] *= factor, a scalar tensor on the same device.
+char *te_scale(at::Tensor *const *tensors, int64_t n, at::Tensor *factor) {
+  return guarded([&] { at::_foreach_mul_(list(tensors, n), *factor); });
+}
+
+// averages[i] += weight * (values[i] - averages[i])
+char *te_lerp(at::Tensor *const *averages, at::Tensor *const *values, int64_t n, double weight) {
+  return guarded([&] { at::_foreach_lerp_(list(averages, n), list(values, n), weight); });
+}
+}

@@ -1,0 +1,244 @@
+//! What tch leaves out of libtorch, and nothing of vision: autocast on every device, the fused AdamW kernel, and
+//! arithmetic over many tensors in one call. The C++ side is `cpp/torch_ext.cpp`; this is its safe face.
+
+use std::ffi::{CStr, c_char};
+
+use tch::{Device, TchError, Tensor};
+use torch_sys::C_tensor;
+
+unsafe extern "C" {
+    fn te_free_message(message: *mut c_char);
+    fn te_autocast_enter(cuda: i32, enabled: bool, was_enabled: *mut bool) -> *mut c_char;
+    fn te_autocast_exit(cuda: i32, was_enabled: bool) -> *mut c_char;
+    fn te_fused_adamw(
+        params: *const *mut C_tensor,
+        grads: *const *mut C_tensor,
+        exp_avgs: *const *mut C_tensor,
+        exp_avg_sqs: *const *mut C_tensor,
+        steps: *const *mut C_tensor,
+        n: i64,
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        eps: f64,
+    ) -> *mut c_char;
+    fn te_global_norm(
+        tensors: *const *mut C_tensor,
+        n: i64,
+        norm: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    fn te_scale(tensors: *const *mut C_tensor, n: i64, factor: *mut C_tensor) -> *mut c_char;
+    fn te_lerp(
+        averages: *const *mut C_tensor,
+        values: *const *mut C_tensor,
+        n: i64,
+        weight: f64,
+    ) -> *mut c_char;
+}
+
+/// Turns a message from the C++ side into an error, and frees it.
+fn check(message: *mut c_char) -> Result<(), TchError> {
+    if message.is_null() {
+        return Ok(());
+    }
+    // SAFETY: a non-null message is a NUL-terminated string from strdup that we own.
+    let text = unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned();
+    // SAFETY: as above; it is not used afterwards.
+    unsafe { te_free_message(message) };
+    Err(TchError::Torch(text))
+}
+
+fn handles(tensors: &[Tensor]) -> Vec<*mut C_tensor> {
+    tensors.iter().map(|t| t.as_ptr() as *mut C_tensor).collect()
+}
+
+/// The type that matrix products and convolutions compute in. Weights, losses and norms stay f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// No casting.
+    F32,
+    /// bfloat16 under autocast.
+    Bf16,
+}
+
+/// Runs `f` with autocast to bf16 on `device` where `precision` asks for it, and without autocast otherwise.
+///
+/// Calls may be nested; the cached bf16 copies of the weights live until the outermost call returns, so a whole step
+/// (forward of every micro-batch) belongs in one call. The former state comes back even when `f` panics.
+pub fn autocast<T>(device: Device, precision: Precision, f: impl FnOnce() -> T) -> T {
+    struct Exit(i32, bool);
+    impl Drop for Exit {
+        fn drop(&mut self) {
+            // SAFETY: no pointers; changes this thread's autocast state only.
+            let message = unsafe { te_autocast_exit(self.0, self.1) };
+            debug_assert!(message.is_null());
+        }
+    }
+    let cuda = i32::from(device.is_cuda());
+    let mut was = false;
+    // SAFETY: `was` outlives the call.
+    check(unsafe { te_autocast_enter(cuda, precision == Precision::Bf16, &mut was) })
+        .expect("switching autocast cannot fail for the CPU or CUDA");
+    let _exit = Exit(cuda, was);
+    f()
+}
+
+/// The numbers of one AdamW update.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Learning rate.
+    pub lr: f64,
+    /// Decay rates of the first and second moment.
+    pub betas: (f64, f64),
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+}
+
+/// One AdamW step over all `params` in place, by libtorch's fused kernel (CPU and CUDA).
+///
+/// `exp_avgs` and `exp_avg_sqs` have the shapes of `params`; `steps` holds one f32 scalar tensor a parameter, which
+/// counts the steps and is advanced **by the caller** before this call, as PyTorch's own optimiser does.
+///
+/// # Errors
+/// When shapes, devices or types differ.
+pub fn fused_adamw(
+    params: &[Tensor],
+    grads: &[Tensor],
+    exp_avgs: &[Tensor],
+    exp_avg_sqs: &[Tensor],
+    steps: &[Tensor],
+    adamw: AdamW,
+) -> Result<(), TchError> {
+    let n = params.len();
+    if [grads.len(), exp_avgs.len(), exp_avg_sqs.len(), steps.len()] != [n; 4] {
+        return Err(TchError::Shape(format!(
+            "fused_adamw: {n} parameters, {} gradients, {} and {} moments, {} steps",
+            grads.len(),
+            exp_avgs.len(),
+            exp_avg_sqs.len(),
+            steps.len()
+        )));
+    }
+    if n == 0 {
+        return Ok(());
+    }
+    let (p, g, m, v, s) =
+        (handles(params), handles(grads), handles(exp_avgs), handles(exp_avg_sqs), handles(steps));
+    // SAFETY: each list holds n live tensors, borrowed for the call.
+    check(unsafe {
+        te_fused_adamw(
+            p.as_ptr(),
+            g.as_ptr(),
+            m.as_ptr(),
+            v.as_ptr(),
+            s.as_ptr(),
+            n as i64,
+            adamw.lr,
+            adamw.betas.0,
+            adamw.betas.1,
+            adamw.weight_decay,
+            adamw.eps,
+        )
+    })
+}
+
+/// The 2-norm over all elements of all `tensors` (on one device): an f32 scalar tensor on that device, so that reading
+/// it is the only synchronisation.
+///
+/// # Errors
+/// When the list is empty or spans devices.
+pub fn global_norm(tensors: &[Tensor]) -> Result<Tensor, TchError> {
+    if tensors.is_empty() {
+        return Err(TchError::Shape("global_norm of no tensors".into()));
+    }
+    let list = handles(tensors);
+    let mut norm = std::ptr::null_mut();
+    // SAFETY: the list holds live tensors; `norm` receives a new handle that we then own.
+    check(unsafe { te_global_norm(list.as_ptr(), list.len() as i64, &mut norm) })?;
+    // SAFETY: on success `norm` is a valid handle that nothing else owns.
+    Ok(unsafe { Tensor::from_ptr(norm) })
+}
+
+/// Multiplies every tensor in place by `factor`, a scalar tensor on the same device.
+///
+/// # Errors
+/// When devices differ.
+pub fn scale_(tensors: &[Tensor], factor: &Tensor) -> Result<(), TchError> {
+    if tensors.is_empty() {
+        return Ok(());
+    }
+    let list = handles(tensors);
+    // SAFETY: live tensors, borrowed for the call.
+    check(unsafe { te_scale(list.as_ptr(), list.len() as i64, factor.as_ptr() as *mut C_tensor) })
+}
+
+/// Moves every average towards its value: `average += weight * (value - average)`.
+///
+/// # Errors
+/// When lengths, shapes or devices differ.
+pub fn lerp_(averages: &[Tensor], values: &[Tensor], weight: f64) -> Result<(), TchError> {
+    if averages.len() != values.len() {
+        return Err(TchError::Shape(format!(
+            "lerp_: {} averages, {} values",
+            averages.len(),
+            values.len()
+        )));
+    }
+    if averages.is_empty() {
+        return Ok(());
+    }
+    let (a, v) = (handles(averages), handles(values));
+    // SAFETY: both lists hold n live tensors, borrowed for the call.
+    check(unsafe { te_lerp(a.as_ptr(), v.as_ptr(), a.len() as i64, weight) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Kind;
+
+    #[test]
+    fn autocast_computes_products_in_bf16_and_restores_the_state_after_a_panic() {
+        let a = Tensor::randn([4, 4], (Kind::Float, Device::Cpu));
+        let kind = autocast(Device::Cpu, Precision::Bf16, || a.matmul(&a).kind());
+        assert_eq!(kind, Kind::BFloat16);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            autocast(Device::Cpu, Precision::Bf16, || panic!("inside"))
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(a.matmul(&a).kind(), Kind::Float);
+        let inner = autocast(Device::Cpu, Precision::Bf16, || {
+            autocast(Device::Cpu, Precision::F32, || a.matmul(&a).kind())
+        });
+        assert_eq!(inner, Kind::Float);
+    }
+
+    #[test]
+    fn global_norm_is_the_norm_of_everything_laid_end_to_end() {
+        let tensors = [Tensor::from_slice(&[3f32, 0.0]), Tensor::from_slice(&[4f32])];
+        assert!((global_norm(&tensors).unwrap().double_value(&[]) - 5.0).abs() < 1e-6);
+        assert!(global_norm(&[]).is_err());
+    }
+
+    #[test]
+    fn lerp_and_scale_work_in_place() {
+        let a = [Tensor::from_slice(&[0f32, 10.0])];
+        lerp_(&a, &[Tensor::from_slice(&[10f32, 10.0])], 0.1).unwrap();
+        assert_eq!(Vec::<f32>::try_from(&a[0]).unwrap(), [1.0, 10.0]);
+        scale_(&a, &Tensor::from(0.5f32)).unwrap();
+        assert_eq!(Vec::<f32>::try_from(&a[0]).unwrap(), [0.5, 5.0]);
+        assert!(lerp_(&a, &[], 0.1).is_err());
+    }
+
+    #[test]
+    fn a_shape_error_of_the_fused_kernel_comes_back_as_an_error() {
+        let (p, g) = ([Tensor::zeros([2], (Kind::Float, Device::Cpu))], [Tensor::from(1f64)]);
+        let adamw = AdamW { lr: 1e-3, betas: (0.9, 0.98), eps: 1e-6, weight_decay: 0.0 };
+        assert!(
+            fused_adamw(&p, &g, &[p[0].zeros_like()], &[p[0].zeros_like()], &[], adamw).is_err()
+        );
+    }
+}

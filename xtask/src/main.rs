@@ -1,1 +1,113 @@
-fn main() {}
+//! `cargo xtask CHORE`: everything this repository does besides being compiled.
+//!
+//! Plain Rust without tch, because it is what fetches the libtorch that tch is compiled against. Every chore but setup
+//! ends by becoming another command (`exec`), so that its exit status, its closing lines and Ctrl-C reach the user
+//! undisturbed; and all that a chore itself says goes to standard error, which leaves `demo --json` one object there.
+
+mod setup;
+mod unpack;
+mod wheels;
+
+use std::{
+    env,
+    ffi::OsString,
+    fmt, iter,
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context, Result};
+
+use setup::Flavour;
+
+const HELP: &str = "\
+Usage: cargo xtask CHORE
+
+  setup [--cuda | --cpu]  put libtorch 2.13.0 into .libtorch: without CUDA (0.5 GB to fetch) unless --cuda (2.4 GB)
+  demo [ARGS]             setup, then `uta demo ARGS` in release: the whole method on real pictures
+  test [ARGS]             setup, then `cargo test --workspace ARGS`
+  ci                      .ci/run: formatting, tests, clippy and rustdoc, warnings denied
+  bench [ARGS]            setup, then `cargo bench --workspace ARGS`
+
+A libtorch of your own wins: LIBTORCH=/path/to/libtorch, or LIBTORCH_USE_PYTORCH=1 for the one of python3's torch.";
+
+/// A mistake in the command line: exit status 2.
+#[derive(Debug)]
+struct Usage(&'static str);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; see `cargo xtask help`", self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+fn main() -> ExitCode {
+    let mut args = env::args_os().skip(1);
+    let chore = args.next().unwrap_or_else(|| "help".into());
+    match run(&chore.to_string_lossy(), &args.collect::<Vec<_>>()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(chore: &str, args: &[OsString]) -> Result<()> {
+    // This crate's folder is one below the repository's.
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask/ has a parent");
+    match chore {
+        "help" | "--help" | "-h" => {
+            println!("{HELP}");
+            Ok(())
+        }
+        "setup" => setup::run(root, flavour(args)?),
+        "demo" => {
+            setup::check_npm(root)?;
+            setup::run(root, None)?;
+            become_cargo(root, &["run", "--release", "--package", "uta", "--", "demo"], args)
+        }
+        "test" => {
+            setup::run(root, None)?;
+            become_cargo(root, &["test", "--workspace"], args)
+        }
+        "bench" => {
+            setup::run(root, None)?;
+            become_cargo(root, &["bench", "--workspace"], args)
+        }
+        // Calls `cargo xtask test`, and that sets up.
+        "ci" if args.is_empty() => replace_by(Command::new(root.join(".ci/run"))),
+        "ci" => Err(Usage("ci takes no arguments").into()),
+        _ => Err(Usage("there is no such chore").into()),
+    }
+}
+
+fn flavour(args: &[OsString]) -> Result<Option<Flavour>, Usage> {
+    match args.iter().map(|arg| arg.to_str()).collect::<Vec<_>>()[..] {
+        [] => Ok(None),
+        [Some("--cpu")] => Ok(Some(Flavour::Cpu)),
+        [Some("--cuda")] => Ok(Some(Flavour::Cuda)),
+        _ => Err(Usage("setup takes --cuda, --cpu or nothing")),
+    }
+}
+
+/// Ends this process as cargo, in the repository's root, with the words shown first.
+fn become_cargo(root: &Path, chore: &[&str], args: &[OsString]) -> Result<()> {
+    let shown = iter::once("cargo".into())
+        .chain(chore.iter().map(|word| (*word).into()))
+        .chain(args.iter().map(|word| word.to_string_lossy()))
+        .collect::<Vec<_>>()
+        .join(" ");
+    eprintln!("+ {shown}");
+    let mut cargo = setup::cargo(root);
+    cargo.args(chore).args(args);
+    replace_by(cargo)
+}
+
+fn replace_by(mut command: Command) -> Result<()> {
+    let error = command.exec();
+    Err(error).with_context(|| format!("starting {}", command.get_program().display()))
+}

@@ -5,6 +5,7 @@
 #include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
+#include <ATen/ops/_foreach_zero.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/stack.h>
@@ -57,13 +58,15 @@ char *te_autocast_exit(int cuda, bool was_enabled) {
   });
 }
 
-// One fused AdamW step over n parameters, in place.
+// One fused AdamW step over n parameters, in place; nothing changes where *found_inf is 1 (it may be null).
 char *te_fused_adamw(at::Tensor *const *params, at::Tensor *const *grads, at::Tensor *const *exp_avgs,
                      at::Tensor *const *exp_avg_sqs, at::Tensor *const *steps, int64_t n, double lr, double beta1,
-                     double beta2, double weight_decay, double eps) {
+                     double beta2, double weight_decay, double eps, at::Tensor *found_inf) {
   return guarded([&] {
+    std::optional<at::Tensor> skip;
+    if (found_inf) skip = *found_inf;
     at::_fused_adamw_(list(params, n), list(grads, n), list(exp_avgs, n), list(exp_avg_sqs, n), {}, list(steps, n), lr,
-                      beta1, beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false);
+                      beta1, beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/{}, skip);
   });
 }
 
@@ -78,6 +81,10 @@ char *te_global_norm(at::Tensor *const *tensors, int64_t n, at::Tensor **norm) {
 // tensors[i] *= factor, a scalar tensor on the same device.
 char *te_scale(at::Tensor *const *tensors, int64_t n, at::Tensor *factor) {
   return guarded([&] { at::_foreach_mul_(list(tensors, n), *factor); });
+}
+
+char *te_zero(at::Tensor *const *tensors, int64_t n) {
+  return guarded([&] { at::_foreach_zero_(list(tensors, n)); });
 }
 
 // averages[i] += weight * (values[i] - averages[i])

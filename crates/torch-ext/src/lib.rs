@@ -22,7 +22,9 @@ unsafe extern "C" {
         beta2: f64,
         weight_decay: f64,
         eps: f64,
+        found_inf: *mut C_tensor,
     ) -> *mut c_char;
+    fn te_zero(tensors: *const *mut C_tensor, n: i64) -> *mut c_char;
     fn te_global_norm(
         tensors: *const *mut C_tensor,
         n: i64,
@@ -100,7 +102,9 @@ pub struct AdamW {
 /// One AdamW step over all `params` in place, by libtorch's fused kernel (CPU and CUDA).
 ///
 /// `exp_avgs` and `exp_avg_sqs` have the shapes of `params`; `steps` holds one f32 scalar tensor a parameter, which
-/// counts the steps and is advanced **by the caller** before this call, as PyTorch's own optimiser does.
+/// counts the steps and is advanced **by the caller** before this call, as PyTorch's own optimiser does (one tensor may
+/// stand for all). Where `found_inf`, an f32 scalar tensor on the same device, is 1, nothing changes: a step with
+/// non-finite gradients is skipped without the host ever waiting for the device.
 ///
 /// # Errors
 /// When shapes, devices or types differ.
@@ -111,6 +115,7 @@ pub fn fused_adamw(
     exp_avg_sqs: &[Tensor],
     steps: &[Tensor],
     adamw: AdamW,
+    found_inf: Option<&Tensor>,
 ) -> Result<(), TchError> {
     let n = params.len();
     if [grads.len(), exp_avgs.len(), exp_avg_sqs.len(), steps.len()] != [n; 4] {
@@ -141,6 +146,7 @@ pub fn fused_adamw(
             adamw.betas.1,
             adamw.weight_decay,
             adamw.eps,
+            found_inf.map_or(std::ptr::null_mut(), |t| t.as_ptr() as *mut C_tensor),
         )
     })
 }
@@ -173,6 +179,19 @@ pub fn scale_(tensors: &[Tensor], factor: &Tensor) -> Result<(), TchError> {
     let list = handles(tensors);
     // SAFETY: live tensors, borrowed for the call.
     check(unsafe { te_scale(list.as_ptr(), list.len() as i64, factor.as_ptr() as *mut C_tensor) })
+}
+
+/// Sets every tensor to zero in place.
+///
+/// # Errors
+/// When devices differ.
+pub fn zero_(tensors: &[Tensor]) -> Result<(), TchError> {
+    if tensors.is_empty() {
+        return Ok(());
+    }
+    let list = handles(tensors);
+    // SAFETY: live tensors, borrowed for the call.
+    check(unsafe { te_zero(list.as_ptr(), list.len() as i64) })
 }
 
 /// Moves every average towards its value: `average += weight * (value - average)`.
@@ -238,7 +257,7 @@ mod tests {
         let (p, g) = ([Tensor::zeros([2], (Kind::Float, Device::Cpu))], [Tensor::from(1f64)]);
         let adamw = AdamW { lr: 1e-3, betas: (0.9, 0.98), eps: 1e-6, weight_decay: 0.0 };
         assert!(
-            fused_adamw(&p, &g, &[p[0].zeros_like()], &[p[0].zeros_like()], &[], adamw).is_err()
+            fused_adamw(&p, &g, &[p[0].zeros_like()], &[p[0].zeros_like()], &[], adamw, None).is_err()
         );
     }
 }

@@ -1,1 +1,29 @@
-//! stub
+//! Bytes to batches: everything between a file on a disk and the `[B, S, S, 3]` bytes that a model normalises.
+//!
+//! ```text
+//! open(spec) -> Source -> Stream (decode, augment, in threads) -> Batch       training, endless, shuffled
+//!                      -> sweep  (decode, resize)              -> Batch       evaluation, every sample once, in order
+//! ```
+//!
+//! No tensor is made here: pixels stay `u8` and are normalised on the device. Every draw of randomness is a pure function
+//! of a seed, a purpose and counters ([`rng`]), so a stream gives the same batches whatever the number of threads, and
+//! starts at any batch without replaying the ones before.
+
+mod decode;
+pub mod emoji;
+mod error;
+pub mod pack;
+pub mod rng;
+pub mod shards;
+mod source;
+pub mod stats;
+mod stream;
+mod tokenizer;
+mod transform;
+
+pub use decode::{MAX_PIXELS, Rgb, decode, dimensions};
+pub use error::DataError;
+pub use source::{Sample, Source, open, open_all};
+pub use stream::{Batch, Item, Rejected, Stream, StreamOptions, Sweep, sweep};
+pub use tokenizer::Tokenizer;
+pub use transform::{ColorJitter, CropBox, EvalTransform, TrainTransform};

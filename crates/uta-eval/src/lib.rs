@@ -1,1 +1,93 @@
-//! stub
+//! Evaluators: what a CLIP pair can do, as numbers. [`ZeroShot`] classification, image-text [`Retrieval`] and
+//! [`Align`]ment with a teacher run from the command line and, through [`uta_train::Evaluator`], inside training.
+//!
+//! Every evaluator sweeps its set once, in order; a sample that cannot be used is counted and named, never dropped in
+//! silence. Numbers don't depend on the batch size beyond rounding, and equal scores share the credit
+//! ([`ranking::expected_hit`]), so that a collapsed model scores chance.
+
+mod align;
+mod embed;
+mod prompts;
+pub mod ranking;
+mod retrieval;
+mod zeroshot;
+
+#[cfg(test)]
+mod testing;
+
+pub use align::{Align, AlignReport, ImageCosine};
+pub use embed::{EvalOptions, Progress, encode_texts};
+pub use prompts::Prompts;
+pub use retrieval::{Recall, Retrieval, RetrievalReport};
+pub use zeroshot::{ClassScore, Prediction, ZeroShot, ZeroShotReport, classifier};
+
+use std::path::PathBuf;
+
+use uta_data::DataError;
+
+/// What can be wrong with an evaluation; every message is one line that says what, where and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum EvalError {
+    /// The set cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A list of class names or templates cannot be read.
+    #[error("{path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A list of class names or templates is malformed.
+    #[error("{path}: {message}")]
+    Prompts {
+        /// The file, or what stands for it.
+        path: String,
+        /// What is wrong, and what is expected.
+        message: String,
+    },
+    /// Neither the model nor the caller has a text tower.
+    #[error("the model has no text tower; name the one it was aligned to (--text-model)")]
+    NoTextTower,
+    /// Two models that must share a space, a grid or a resolution do not.
+    #[error("{what} differ: {left} and {right}; {hint}")]
+    Mismatch {
+        /// What is compared.
+        what: &'static str,
+        /// The evaluated model's value.
+        left: String,
+        /// The other's value.
+        right: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A label outside the list of classes.
+    #[error("{key}: class {class} is outside the {names} class names; give the set's own list (--classnames)")]
+    Label {
+        /// The sample.
+        key: String,
+        /// Its class.
+        class: u32,
+        /// How many names there are.
+        names: usize,
+    },
+    /// Nothing in the set can be scored.
+    #[error("{set}: none of its {len} samples {want}")]
+    Empty {
+        /// The evaluation's name.
+        set: String,
+        /// How many samples there are.
+        len: usize,
+        /// What they lack.
+        want: &'static str,
+    },
+    /// The model put out NaN or infinity.
+    #[error("the model's output for {key} is not finite; its weights are broken, or {precision:?} is too narrow")]
+    NonFinite {
+        /// The first sample or text concerned.
+        key: String,
+        /// The precision that was used.
+        precision: torch_ext::Precision,
+    },
+}

@@ -1,0 +1,98 @@
+//! What can go wrong with data, one line each: what, where, what to do.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// An error about data. Every variant carries the path, the key or the field it is about.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// The operating system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, as a verb: "read", "create".
+        action: &'static str,
+        /// On which file or folder.
+        path: PathBuf,
+        /// Its answer.
+        source: io::Error,
+    },
+    /// Nothing at all answers to a data spec.
+    #[error("no data at {spec}: {reason}")]
+    NotFound {
+        /// The spec as the user wrote it.
+        spec: String,
+        /// What was looked for, and what to do.
+        reason: String,
+    },
+    /// A place exists and holds no samples.
+    #[error("no samples in {}: looked for {wanted}; found {found}", path.display())]
+    Empty {
+        /// The folder or file.
+        path: PathBuf,
+        /// What would have counted.
+        wanted: String,
+        /// What is there instead.
+        found: String,
+    },
+    /// A tar shard is not what it was when it was opened, or not a tar at all.
+    #[error("shard {}: {reason}", path.display())]
+    Shard {
+        /// The tar file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// One sample cannot be used: its image, its class or its meta data is broken.
+    #[error("sample {key}: {reason}")]
+    Sample {
+        /// The sample's key.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An image cannot be decoded.
+    #[error("{0}")]
+    Image(String),
+    /// Captions are needed and there are none.
+    #[error("no captions in the first {looked_at} samples (first: {key}): put a .txt with a caption a line beside each image")]
+    NoCaptions {
+        /// How many samples were looked at.
+        looked_at: usize,
+        /// The first of them.
+        key: String,
+    },
+    /// Too many samples in a row were unusable for training to go on.
+    #[error("{rejected} of the last {of} samples were unusable, the last one {key}: {reason}")]
+    TooManyRejected {
+        /// Unusable ones.
+        rejected: usize,
+        /// The size of the window.
+        of: usize,
+        /// The last unusable one.
+        key: String,
+        /// Why.
+        reason: String,
+    },
+    /// A package that a data set is made from cannot be had or read.
+    #[error(transparent)]
+    Package(#[from] crate::emoji::PackageError),
+    /// An option has a value that makes no sense.
+    #[error("{field} = {value}: {reason}")]
+    Option {
+        /// The option.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What is allowed.
+        reason: String,
+    },
+}
+
+impl DataError {
+    /// For `map_err`: an operating system's answer with what was tried on which path.
+    pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> DataError {
+        let path = path.as_ref().to_owned();
+        move |source| DataError::Io { action, path, source }
+    }
+}

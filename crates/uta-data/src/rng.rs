@@ -1,0 +1,81 @@
+//! Counter-based randomness: a draw depends on a seed, a purpose and counters, never on what was drawn elsewhere.
+//!
+//! The same (seed, epoch, sample) gives the same crop on any thread, rank or day, so nothing about randomness has to be
+//! saved for a run to be resumed.
+
+/// What a draw is for. Two purposes never share a sequence, even with the same seed and counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Purpose {
+    /// The order of the samples in an epoch.
+    Order = 1,
+    /// Crops, flips and colours.
+    Augment = 2,
+    /// Which caption of a sample is used.
+    Caption = 3,
+    /// Which patches a student sees.
+    Mask = 4,
+    /// Which residual branches are dropped.
+    DropPath = 5,
+    /// Initial weights.
+    Init = 6,
+    /// What stands in for an unusable sample.
+    Replace = 7,
+}
+
+/// A generator keyed by (seed, purpose, counters): SplitMix64 started at a hash of the key.
+#[derive(Clone, Debug)]
+pub struct Rng {
+    state: u64,
+}
+
+/// The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection of u64 that changes half of the output bits for
+/// every changed input bit.
+pub(crate) fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// The odd constant SplitMix64 steps by: 2^64 divided by the golden ratio.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+impl Rng {
+    /// The sequence of this seed, purpose and counters. Counters are ordered, and their number matters.
+    pub fn new(seed: u64, purpose: Purpose, counters: &[u64]) -> Rng {
+        let absorb = |state: u64, word: u64| mix(state.wrapping_add(STEP) ^ mix(word.wrapping_add(STEP)));
+        let head = absorb(absorb(mix(seed), purpose as u64), counters.len() as u64);
+        Rng { state: counters.iter().fold(head, |state, &c| absorb(state, c)) }
+    }
+
+    /// The next 64 random bits.
+    pub fn next_u64(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(STEP);
+        mix(self.state)
+    }
+
+    /// Uniform in [0, 1), all 53 bits of the mantissa random.
+    pub fn uniform(&mut self) -> f64 {
+        (self.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
+    }
+
+    /// Uniform in [lo, hi); `lo` when the two are equal.
+    pub fn range(&mut self, lo: f64, hi: f64) -> f64 {
+        lo + (hi - lo) * self.uniform()
+    }
+
+    /// Uniform in 0..n without bias (Lemire, 2019: the widening product, redrawn in its short uneven part).
+    ///
+    /// # Panics
+    /// When `n` is 0.
+    pub fn below(&mut self, n: u64) -> u64 {
+        assert!(n > 0, "a draw from nothing");
+        let threshold = n.wrapping_neg() % n;
+        loop {
+            let product = u128::from(self.next_u64()) * u128::from(n);
+            if product as u64 >= threshold {
+                return (product >> 64) as u64;
+            }
+        }
+    }
+}

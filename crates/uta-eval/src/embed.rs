@@ -1,0 +1,164 @@
+//! From samples and sentences to embeddings: the part that every evaluator shares.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tch::{Kind, Tensor};
+use torch_ext::{Precision, autocast};
+use uta_data::{Batch, EvalTransform, Rejected, Source, Tokenizer};
+use uta_model::Clip;
+
+use crate::EvalError;
+use crate::ranking::to_vec;
+
+/// Told the stage, how many are done, and how many there are.
+pub type Progress = Arc<dyn Fn(&'static str, usize, usize) + Send + Sync>;
+
+/// How an evaluation is computed; only `precision` may change a number beyond rounding.
+#[derive(Clone)]
+pub struct EvalOptions {
+    /// Images (or sentences) a forward pass.
+    pub batch: usize,
+    /// Decoding threads.
+    pub workers: usize,
+    /// Type of the towers' products; scores are f32 always.
+    pub precision: Precision,
+    /// Called after every batch.
+    pub progress: Option<Progress>,
+}
+
+impl Default for EvalOptions {
+    fn default() -> Self {
+        let workers = std::thread::available_parallelism().map_or(1, usize::from);
+        EvalOptions { batch: 256, workers, precision: Precision::F32, progress: None }
+    }
+}
+
+impl EvalOptions {
+    fn report(&self, stage: &'static str, done: usize, total: usize) {
+        if let Some(progress) = &self.progress {
+            progress(stage, done, total);
+        }
+    }
+
+    /// Runs a tower of `model` without gradients in the asked precision; the result is f32.
+    pub(crate) fn forward(&self, model: &Clip, f: impl FnOnce() -> Tensor) -> Tensor {
+        autocast(model.store.device(), self.precision, || tch::no_grad(f)).to_kind(Kind::Float)
+    }
+}
+
+/// Rows of unit length; a zero row stays zero, so that it ties with everything.
+pub(crate) fn unit(x: &Tensor) -> Tensor {
+    x / x.norm_scalaropt_dim(2.0, [-1], true).clamp_min(1e-12)
+}
+
+/// Passes every readable sample of `source` to `each`, with its pixels u8 [B,S,S,3] on `model`'s device at the model's
+/// resolution, in order, and returns the unreadable ones.
+pub(crate) fn sweep(
+    model: &Clip,
+    source: &Arc<dyn Source>,
+    options: &EvalOptions,
+    mut each: impl FnMut(&Batch, &Tensor) -> Result<(), EvalError>,
+) -> Result<Vec<Rejected>, EvalError> {
+    let size = model.config.vision.image_size;
+    let (mut rejected, mut done, total) = (Vec::new(), 0, source.len());
+    options.report("images", 0, total);
+    let transform = EvalTransform { size };
+    for batch in uta_data::sweep(source.clone(), transform, options.batch, options.workers) {
+        let mut batch = batch?;
+        rejected.append(&mut batch.rejected);
+        done += batch.items.len();
+        if !batch.items.is_empty() {
+            let shape = [batch.items.len() as i64, size as i64, size as i64, 3];
+            let pixels = Tensor::from_slice(&batch.pixels).view(shape);
+            each(&batch, &pixels.to_device(model.store.device()))?;
+        }
+        options.report("images", done + rejected.len(), total);
+    }
+    for Rejected { key, reason } in &rejected {
+        tracing::warn!("{key}: left out of the evaluation: {reason}");
+    }
+    Ok(rejected)
+}
+
+/// Unit image embeddings [B,D] of a batch of `pixels` u8 [B,S,S,3].
+///
+/// # Errors
+/// When one is not finite: it could neither be right nor wrong.
+pub(crate) fn encode_images(
+    model: &Clip,
+    batch: &Batch,
+    pixels: &Tensor,
+    options: &EvalOptions,
+) -> Result<Tensor, EvalError> {
+    let embeddings = options.forward(model, || model.encode_image(&model.normalise(pixels)));
+    finite(&embeddings, options, |row| batch.items[row].key.clone())?;
+    Ok(unit(&embeddings))
+}
+
+/// Fails with the name of the first row of `x` [B,...] that holds NaN or infinity.
+pub(crate) fn finite(
+    x: &Tensor,
+    options: &EvalOptions,
+    name: impl Fn(usize) -> String,
+) -> Result<(), EvalError> {
+    let rows = x.isfinite().flatten(1, -1).all_dim(1, false);
+    match to_vec::<bool>(&rows).iter().position(|&whole| !whole) {
+        Some(row) => Err(EvalError::NonFinite { key: name(row), precision: options.precision }),
+        None => Ok(()),
+    }
+}
+
+/// Unit text embeddings [N,D] of `texts`, on `model`'s device.
+///
+/// Equal texts are encoded once, so that they tie exactly; batches hold texts of similar length, as the tower may cut
+/// the padding after the longest.
+///
+/// # Errors
+/// When the model has no text tower, its vocabulary is not CLIP's, or an embedding is not finite.
+pub fn encode_texts<S: AsRef<str>>(
+    model: &Clip,
+    texts: &[S],
+    options: &EvalOptions,
+) -> Result<Tensor, EvalError> {
+    let config = model.config.text.as_ref().ok_or(EvalError::NoTextTower)?;
+    let (context, device) = (config.context_length as usize, model.store.device());
+    let tokenizer = Tokenizer::new(config.vocab_size as usize, context)?;
+
+    let mut seen = HashMap::new();
+    let mut unique: Vec<&str> = Vec::new();
+    let rows: Vec<i64> = texts
+        .iter()
+        .map(|text| {
+            *seen.entry(text.as_ref()).or_insert_with(|| {
+                unique.push(text.as_ref());
+                unique.len() as i64 - 1
+            })
+        })
+        .collect();
+
+    let tokens: Vec<Vec<i64>> = unique.iter().map(|text| tokenizer.encode(text)).collect();
+    let length = |i: &usize| tokens[*i].iter().rposition(|&token| token != 0);
+    let mut order: Vec<usize> = (0..unique.len()).collect();
+    order.sort_by_key(length);
+
+    let mut parts = Vec::new();
+    let mut place = vec![0i64; unique.len()];
+    options.report("texts", 0, unique.len());
+    for (chunk, members) in order.chunks(options.batch).enumerate() {
+        let flat: Vec<i64> = members.iter().flat_map(|&i| &tokens[i]).copied().collect();
+        let batch = Tensor::from_slice(&flat).view([-1, context as i64]).to_device(device);
+        let embeddings = options.forward(model, || model.encode_text(&batch));
+        finite(&embeddings, options, |row| format!("\"{}\"", unique[members[row]]))?;
+        parts.push(unit(&embeddings));
+        for (offset, &i) in members.iter().enumerate() {
+            place[i] = (chunk * options.batch + offset) as i64;
+        }
+        options.report("texts", chunk * options.batch + members.len(), unique.len());
+    }
+    if parts.is_empty() {
+        return Ok(Tensor::zeros([0, model.config.embed_dim as i64], (Kind::Float, device)));
+    }
+    let index: Vec<i64> = rows.iter().map(|&row| place[row as usize]).collect();
+    Ok(Tensor::cat(&parts, 0).index_select(0, &Tensor::from_slice(&index).to_device(device)))
+}

@@ -1,0 +1,140 @@
+//! Class names and templates: the words a zero-shot classifier is made of, as data beside the set.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use uta_data::Source;
+
+use crate::EvalError;
+
+/// Class names in label order, and templates with a hole for the name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompts {
+    /// A name for each label.
+    pub names: Vec<String>,
+    /// Sentences with `{}` (or CLIP_benchmark's `{c}`) where the name goes.
+    pub templates: Vec<String>,
+    /// Where the names come from, for the report.
+    pub names_from: String,
+    /// Where the templates come from, for the report.
+    pub templates_from: String,
+}
+
+/// File names under which class names are looked for, first match first.
+const NAMES: [&str; 1] = ["classnames.txt"];
+/// The same for templates; the second is CLIP_benchmark's.
+const TEMPLATES: [&str; 2] = ["templates.txt", "zeroshot_classification_templates.txt"];
+/// What is used where there is no file of templates.
+const PLAIN: &str = "a photo of a {}.";
+
+impl Prompts {
+    /// Names and templates from memory.
+    ///
+    /// # Errors
+    /// When a list is empty or a template has no hole.
+    pub fn new(names: Vec<String>, templates: Vec<String>) -> Result<Prompts, EvalError> {
+        let given = "given".to_string();
+        Prompts { names, templates, names_from: given.clone(), templates_from: given }.checked()
+    }
+
+    /// The prompts of a set: the files given, else `classnames.txt` and `templates.txt` in the folder of `spec` (what
+    /// [`uta_data::open`] takes) or in its parent, else the set's class folders and one plain template.
+    ///
+    /// # Errors
+    /// When there are no names, when a file cannot be read, or when the names don't number the set's class folders.
+    pub fn find(
+        spec: &str,
+        source: &dyn Source,
+        names: Option<&Path>,
+        templates: Option<&Path>,
+    ) -> Result<Prompts, EvalError> {
+        let folders = source.class_names();
+        let (names, names_from) = match (names.map(Path::to_path_buf).or(beside(spec, &NAMES)), folders) {
+            (Some(path), _) => (lines(&path)?, path.display().to_string()),
+            (None, Some(folders)) => (folders.to_vec(), "class folders".to_string()),
+            (None, None) => {
+                return Err(EvalError::Prompts {
+                    path: spec.into(),
+                    message: "no classnames.txt in its folder or above it, and no class folders; \
+                              give --classnames, a name a line in label order"
+                        .into(),
+                });
+            }
+        };
+        if let Some(folders) = folders
+            && folders.len() != names.len()
+        {
+            let message = format!(
+                "{} names for a set of {} class folders; one name a folder is needed, in sorted order",
+                names.len(),
+                folders.len()
+            );
+            return Err(EvalError::Prompts { path: names_from, message });
+        }
+        let (templates, templates_from) =
+            match templates.map(Path::to_path_buf).or(beside(spec, &TEMPLATES)) {
+                Some(path) => (lines(&path)?, path.display().to_string()),
+                None => (vec![PLAIN.to_string()], format!("default \"{PLAIN}\"")),
+            };
+        Prompts { names, templates, names_from, templates_from }.checked()
+    }
+
+    fn checked(self) -> Result<Prompts, EvalError> {
+        let fail = |path: &str, message: String| Err(EvalError::Prompts { path: path.into(), message });
+        if self.names.is_empty() {
+            return fail(&self.names_from, "no class names; a name a line is needed".into());
+        }
+        if self.templates.is_empty() {
+            return fail(&self.templates_from, "no templates; a line with {} for the name is needed".into());
+        }
+        match self.templates.iter().find(|t| !t.contains("{}") && !t.contains("{c}")) {
+            Some(bad) => {
+                let message = format!("template \"{bad}\" has no {{}} where the name goes");
+                fail(&self.templates_from, message)
+            }
+            None => Ok(self),
+        }
+    }
+
+    /// Every name in every template: all sentences of the first name, then of the second.
+    pub fn sentences(&self) -> Vec<String> {
+        let fill = |t: &String, name: &String| t.replace("{c}", name).replace("{}", name);
+        self.names.iter().flat_map(|name| self.templates.iter().map(move |t| fill(t, name))).collect()
+    }
+
+    /// Names that several classes share, and how many do; such classes tie.
+    pub fn duplicates(&self) -> Vec<(&str, usize)> {
+        let mut counts = BTreeMap::new();
+        for name in &self.names {
+            *counts.entry(name.as_str()).or_insert(0) += 1;
+        }
+        counts.into_iter().filter(|&(_, n)| n > 1).collect()
+    }
+}
+
+/// The first of `files` that lies in the folder of `spec` or in its parent.
+fn beside(spec: &str, files: &[&str]) -> Option<PathBuf> {
+    let path = Path::new(spec);
+    // A relative path of one component has the parent "", and a folder such as "." none that names its parent.
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let folder = if path.is_dir() { Some(path.as_path()) } else { path.parent() };
+    let near = [folder, folder.and_then(Path::parent)];
+    near.into_iter()
+        .flatten()
+        .flat_map(|dir| files.iter().map(move |file| dir.join(file)))
+        .find(|candidate| candidate.is_file())
+}
+
+/// The lines of a list; blank ones at the end don't count, a blank one between is refused, as it would shift labels.
+fn lines(path: &Path) -> Result<Vec<String>, EvalError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| EvalError::Read { path: path.to_path_buf(), source })?;
+    let lines: Vec<String> = text.trim_end().lines().map(|line| line.trim().to_string()).collect();
+    match lines.iter().position(String::is_empty) {
+        Some(at) => Err(EvalError::Prompts {
+            path: path.display().to_string(),
+            message: format!("line {} is empty; one entry a line is needed", at + 1),
+        }),
+        None => Ok(lines),
+    }
+}

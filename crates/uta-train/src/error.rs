@@ -1,0 +1,87 @@
+//! What can end a run early.
+
+use std::path::{Path, PathBuf};
+
+use crate::RecipeError;
+use uta_data::DataError;
+use uta_model::ModelError;
+
+/// What can end a run early.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The recipe can't be run.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// The data can't be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A checkpoint or a network can't be used.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// libtorch refused; out of memory, mostly.
+    #[error("libtorch: {0}")]
+    Torch(String),
+    /// The run directory can't be used as asked.
+    #[error("{path}: {message}")]
+    Run {
+        /// The run directory or a file in it.
+        path: PathBuf,
+        /// What was found and what to do.
+        message: String,
+    },
+    /// A file of the run directory can't be read or written.
+    #[error("{path}: {source}{}", hint(.source))]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// Too many steps in a row had a loss or gradient that is no number.
+    #[error(
+        "stopped at step {step}: {in_a_row} steps in a row had a non-finite loss or gradient and were skipped; \
+         lower optim.lr or raise schedule.warmup, then resume from {last}"
+    )]
+    NonFinite {
+        /// Steps done.
+        step: u64,
+        /// Skipped steps up to here.
+        in_a_row: u64,
+        /// The newest checkpoint.
+        last: String,
+    },
+    /// An evaluator failed.
+    #[error("evaluation {name}: {source}")]
+    Evaluation {
+        /// The evaluator's name.
+        name: String,
+        /// Its reason.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl TrainError {
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> TrainError {
+        let path = path.to_owned();
+        move |source| TrainError::Io { path, source }
+    }
+
+    pub(crate) fn run(path: &Path, message: impl Into<String>) -> TrainError {
+        TrainError::Run { path: path.to_owned(), message: message.into() }
+    }
+}
+
+impl From<tch::TchError> for TrainError {
+    fn from(e: tch::TchError) -> TrainError {
+        TrainError::Torch(e.to_string().lines().next().unwrap_or_default().to_owned())
+    }
+}
+
+fn hint(source: &std::io::Error) -> &'static str {
+    match source.kind() {
+        std::io::ErrorKind::StorageFull => {
+            "; free some space, then --resume: the newest checkpoint is whole"
+        }
+        _ => "",
+    }
+}

@@ -1,0 +1,38 @@
+//! The one place that draws progress bars, so that log lines and bars don't overwrite each other.
+
+use std::io::Write;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
+/// A bar over `length` of `unit`, already at `done`; invisible when standard error is no terminal.
+pub fn bar(length: u64, done: u64, unit: &str) -> ProgressBar {
+    let template = format!(
+        "{{prefix:>9.bold}} {{bar:28.cyan/black.bright}} {{pos}}/{{len}} {unit}  {{msg}}  [{{elapsed_precise}} < {{eta_precise}}]"
+    );
+    let style = ProgressStyle::with_template(&template)
+        .expect("a fixed template")
+        .progress_chars("━╸━");
+    let bar = BARS.add(ProgressBar::new(length).with_style(style).with_position(done));
+    bar.reset_eta();
+    bar.enable_steady_tick(Duration::from_millis(500));
+    bar
+}
+
+/// Standard error for log lines: bars step aside while one is written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LogWriter;
+
+impl Write for LogWriter {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        BARS.suspend(|| std::io::stderr().write_all(line))?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}

@@ -1,0 +1,731 @@
+//! One TOML file a run: what to train, on what, how. Read strictly, with every default written out again into the run
+//! directory, so that a run can be repeated from its own folder.
+//!
+//! `extends = "other.toml"` (relative to the file) lays this file over another one; `--set key.path=value` lays single
+//! values over both.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+use torch_ext::Precision;
+use uta_data::TrainTransform;
+use uta_model::{TextConfig, VitConfig};
+
+use crate::mask::MaskKind;
+
+/// A recipe that can't be run: where, which key, and what is allowed.
+#[derive(Debug, thiserror::Error)]
+#[error("{origin}: {message}")]
+pub struct RecipeError {
+    /// The file, or what was being read.
+    pub origin: String,
+    /// Key, value, and what is allowed.
+    pub message: String,
+}
+
+/// What a run trains; each is a [`crate::Task`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TaskKind {
+    /// Unmasked Token Alignment to a frozen CLIP.
+    Align,
+    /// Image-text contrastive learning.
+    Contrastive,
+}
+
+/// A whole run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// What is trained.
+    pub task: TaskKind,
+    /// The network that is trained.
+    pub model: Model,
+    /// The frozen CLIP (align).
+    pub teacher: Option<Teacher>,
+    /// Pictures.
+    pub data: Data,
+    /// Which patches the student sees (align).
+    #[serde(default)]
+    pub mask: Mask,
+    /// The contrastive loss (contrastive).
+    #[serde(default)]
+    pub contrastive: Contrastive,
+    /// The optimiser.
+    #[serde(default)]
+    pub optim: Optim,
+    /// The learning rate over time.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Length, batch, precision, seed.
+    pub train: Train,
+    /// How often the run is saved.
+    #[serde(default)]
+    pub checkpoint: Checkpoint,
+    /// Evaluations from inside the run.
+    #[serde(default)]
+    pub eval: Eval,
+    /// Results to expect, with their source; for people.
+    #[serde(default, skip_serializing_if = "Table::is_empty")]
+    pub expected: Table,
+}
+
+/// `[model]`: a preset, or every size, or a preset with some sizes changed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Table", into = "Table")]
+pub struct Model {
+    /// `"random"`, or a checkpoint (anything that `--model` takes) to start from.
+    pub init: String,
+    /// The vision transformer.
+    pub vision: VitConfig,
+    /// The text tower (contrastive).
+    pub text: Option<TextConfig>,
+}
+
+impl TryFrom<Table> for Model {
+    type Error = String;
+
+    fn try_from(mut table: Table) -> Result<Model, String> {
+        let init = match table.remove("init") {
+            None => "random".to_owned(),
+            Some(Value::String(init)) => init,
+            Some(other) => return Err(format!("model.init: {other} is no text")),
+        };
+        let text = table
+            .remove("text")
+            .map(|text| text.try_into().map_err(|e| format!("model.text: {}", brief(&e))))
+            .transpose()?;
+        let mut sizes = match table.remove("preset") {
+            None => Table::new(),
+            Some(Value::String(name)) => {
+                let preset =
+                    VitConfig::preset(&name).map_err(|e| format!("model.preset: {e}"))?;
+                Table::try_from(preset).map_err(|e| e.to_string())?
+            }
+            Some(other) => return Err(format!("model.preset: {other} is no text")),
+        };
+        sizes.extend(table);
+        let vision: VitConfig =
+            sizes.try_into().map_err(|e| format!("model: {}", brief(&e)))?;
+        vision.check().map_err(|e| format!("model: {e}"))?;
+        Ok(Model { init, vision, text })
+    }
+}
+
+impl From<Model> for Table {
+    fn from(model: Model) -> Table {
+        let plain = "sizes are plain numbers and words";
+        let mut table = Table::try_from(model.vision).expect(plain);
+        table.insert("init".into(), model.init.into());
+        if let Some(text) = model.text {
+            table.insert("text".into(), Value::try_from(text).expect(plain));
+        }
+        table
+    }
+}
+
+/// `[teacher]`: one of the two.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Teacher {
+    /// Anything that `--model` takes.
+    pub path: Option<PathBuf>,
+    /// A preset with random weights, to measure speed without a checkpoint.
+    pub arch: Option<String>,
+}
+
+/// `[data]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// Shards (globs and brace lists too) or folders to train on.
+    pub train: Vec<String>,
+    /// The same, for the validation loss.
+    #[serde(default)]
+    pub val: Vec<String>,
+    /// Side of the images, in pixels; the model's own when left out.
+    #[serde(default)]
+    pub image_size: u32,
+    /// Threads that decode and augment; 0 means one a core.
+    #[serde(default)]
+    pub workers: usize,
+    /// Batches decoded ahead.
+    #[serde(default = "two")]
+    pub prefetch: usize,
+    /// The run stops when more than this share of recent samples can't be read.
+    #[serde(default = "tenth")]
+    pub max_rejected: f64,
+    /// Crops, flips, colours.
+    #[serde(default)]
+    pub transforms: TrainTransform,
+}
+
+/// `[mask]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Mask {
+    /// The shape of the hidden part.
+    pub kind: MaskKind,
+    /// The share of patches hidden from the student.
+    pub ratio: f64,
+}
+
+impl Default for Mask {
+    /// The paper's choice for ViT-L (section 3).
+    fn default() -> Mask {
+        Mask { kind: MaskKind::BlockReversed, ratio: 0.5 }
+    }
+}
+
+/// `[contrastive]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Contrastive {
+    /// The softmax temperature at the start.
+    pub temperature: f64,
+    /// Whether the temperature is learned (never below 0.01) or stays.
+    pub learn_temperature: bool,
+    /// Share of the target spread over all pairs of the batch.
+    pub label_smoothing: f64,
+}
+
+impl Default for Contrastive {
+    /// CLIP's: 0.07, learned.
+    fn default() -> Contrastive {
+        Contrastive { temperature: 0.07, learn_temperature: true, label_smoothing: 0.0 }
+    }
+}
+
+/// `[optim]`: AdamW.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Optim {
+    /// Only `adamw`.
+    pub name: OptimName,
+    /// Peak learning rate, as it is: not scaled by the batch.
+    pub lr: f64,
+    /// Decay rates of the two moments.
+    pub betas: (f64, f64),
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay of matrices; vectors, biases, position embedding and `[CLS]` have none.
+    pub weight_decay: f64,
+    /// Each block's rate is this share of the next one's; 1 gives all the same.
+    pub layer_decay: f64,
+    /// Largest global norm of the gradient; 0 doesn't clip.
+    pub clip: f64,
+}
+
+/// The optimisers there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimName {
+    /// Adam with decoupled weight decay.
+    AdamW,
+}
+
+impl Default for Optim {
+    /// EVA-02's pre-training (facts 2.2), which the paper builds on.
+    fn default() -> Optim {
+        Optim {
+            name: OptimName::AdamW,
+            lr: 1.5e-3,
+            betas: (0.9, 0.98),
+            eps: 1e-6,
+            weight_decay: 0.05,
+            layer_decay: 1.0,
+            clip: 3.0,
+        }
+    }
+}
+
+/// `[schedule]`: linear from 0 to the peak, then half a cosine down to the minimum.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Schedule {
+    /// Warm-up, in steps.
+    pub warmup: u64,
+    /// Warm-up in epochs instead; `warmup` is worked out from it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warmup_epochs: Option<f64>,
+    /// Where the cosine ends.
+    pub min_lr: f64,
+}
+
+impl Default for Schedule {
+    fn default() -> Schedule {
+        Schedule { warmup: 0, warmup_epochs: None, min_lr: 1e-5 }
+    }
+}
+
+/// `[train]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Train {
+    /// Optimiser steps; or `epochs`, or `samples`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// Passes over the training data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<f64>,
+    /// Training images seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples: Option<u64>,
+    /// Images in one optimiser step, over all ranks and micro-batches.
+    pub batch: usize,
+    /// Micro-batches in a step; the gradient is the whole batch's.
+    #[serde(default = "one")]
+    pub accumulate: usize,
+    /// Type of matrix products.
+    #[serde(default)]
+    pub precision: PrecisionName,
+    /// `auto` (CUDA when there is one), `cpu`, `cuda` or `cuda:N`.
+    #[serde(default = "auto")]
+    pub device: String,
+    /// Of everything random in the run.
+    #[serde(default)]
+    pub seed: u64,
+    /// Steps between lines of metrics.jsonl.
+    #[serde(default = "ten")]
+    pub log_every: u64,
+    /// Decay of a moving average of the weights, which is then evaluated and exported; 0 keeps none.
+    #[serde(default)]
+    pub ema: f64,
+    /// Steps in a row with a non-finite loss or gradient (each is skipped) after which the run stops.
+    #[serde(default = "ten")]
+    pub max_skipped: u64,
+}
+
+/// Precision as recipes spell it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrecisionName {
+    /// bfloat16 products under autocast; weights, norms and losses in f32.
+    Bf16,
+    /// Everything in f32.
+    #[default]
+    F32,
+}
+
+impl From<PrecisionName> for Precision {
+    fn from(name: PrecisionName) -> Precision {
+        match name {
+            PrecisionName::Bf16 => Precision::Bf16,
+            PrecisionName::F32 => Precision::F32,
+        }
+    }
+}
+
+/// `[checkpoint]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Checkpoint {
+    /// Steps between checkpoints.
+    pub every: u64,
+    /// How many are kept, the newest.
+    pub keep: usize,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Checkpoint {
+        Checkpoint { every: 1000, keep: 2 }
+    }
+}
+
+/// `[eval]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Eval {
+    /// Steps between evaluations; 0 evaluates before the first step and after the last only.
+    pub every: u64,
+    /// What is evaluated.
+    pub sets: Vec<EvalSet>,
+}
+
+/// One `[[eval.sets]]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalSet {
+    /// Its name in metrics and reports.
+    pub name: String,
+    /// What is measured.
+    pub kind: EvalKind,
+    /// Shards or folder.
+    pub data: String,
+    /// A class name a line; beside the data when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classnames: Option<PathBuf>,
+    /// A template with `{}` a line; beside the data when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub templates: Option<PathBuf>,
+}
+
+/// The evaluators there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EvalKind {
+    /// Zero-shot classification.
+    Zeroshot,
+    /// Image-text retrieval.
+    Retrieval,
+}
+
+fn one() -> usize {
+    1
+}
+fn two() -> usize {
+    2
+}
+fn ten() -> u64 {
+    10
+}
+fn tenth() -> f64 {
+    0.1
+}
+fn auto() -> String {
+    "auto".into()
+}
+
+impl Recipe {
+    /// Reads a recipe and what it extends, lays `sets` (`key.path=value`) over it, and checks every value.
+    ///
+    /// # Errors
+    /// Names the file, the key, the value and what is allowed.
+    pub fn load(path: &Path, sets: &[String]) -> Result<Recipe, RecipeError> {
+        let mut table = read_extended(path, 0)?;
+        for set in sets {
+            let fail = |message| RecipeError { origin: format!("--set {set}"), message };
+            apply_set(&mut table, set).map_err(fail)?;
+        }
+        Recipe::from_table(table)
+            .map_err(|message| RecipeError { origin: path.display().to_string(), message })
+    }
+
+    /// A recipe from its table.
+    ///
+    /// # Errors
+    /// Names the key, the value and what is allowed.
+    pub fn from_table(table: Table) -> Result<Recipe, String> {
+        let mut recipe: Recipe =
+            serde_path_to_error::deserialize(Value::Table(table)).map_err(|e| {
+                let path = e.path().to_string();
+                let message = brief(e.inner());
+                if path == "." { message } else { format!("{path}: {message}") }
+            })?;
+        recipe.resolve()?;
+        Ok(recipe)
+    }
+
+    /// Works out what follows from other keys, and checks what types can't.
+    fn resolve(&mut self) -> Result<(), String> {
+        let size = self.model.vision.image_size as u32;
+        if self.data.image_size == 0 {
+            self.data.image_size = size;
+        }
+        require(
+            "data.image_size",
+            self.data.image_size,
+            self.data.image_size == size,
+            &format!("the model's image_size, {size} (change model.image_size too)"),
+        )?;
+        self.data.transforms.size = size;
+        self.data.transforms.validate().map_err(|e| format!("data.transforms: {e}"))?;
+        require("data.train", "[]", !self.data.train.is_empty(), "at least one path")?;
+        in_range("data.max_rejected", self.data.max_rejected, 0.0, 1.0)?;
+        require("data.prefetch", 0, self.data.prefetch > 0, "1 or more")?;
+        if self.data.workers == 0 {
+            self.data.workers = std::thread::available_parallelism().map_or(1, usize::from);
+        }
+
+        in_range("mask.ratio", self.mask.ratio, 0.0, 0.95)?;
+        in_range("contrastive.temperature", self.contrastive.temperature, 0.01, 10.0)?;
+        in_range("contrastive.label_smoothing", self.contrastive.label_smoothing, 0.0, 0.9)?;
+
+        let o = &self.optim;
+        require("optim.lr", o.lr, o.lr > 0.0 && o.lr.is_finite(), "a number above 0")?;
+        in_range("optim.betas", o.betas.0, 0.0, 0.999_999)?;
+        in_range("optim.betas", o.betas.1, 0.0, 0.999_999)?;
+        require("optim.eps", o.eps, o.eps > 0.0, "a number above 0")?;
+        in_range("optim.weight_decay", o.weight_decay, 0.0, 10.0)?;
+        in_range("optim.layer_decay", o.layer_decay, 0.01, 1.0)?;
+        in_range("optim.clip", o.clip, 0.0, f64::MAX)?;
+        in_range("schedule.min_lr", self.schedule.min_lr, 0.0, o.lr)?;
+
+        let t = &self.train;
+        require("train.batch", t.batch, t.batch > 0, "1 or more")?;
+        require("train.accumulate", t.accumulate, t.accumulate > 0, "1 or more")?;
+        require(
+            "train.accumulate",
+            t.accumulate,
+            t.accumulate > 0 && t.batch.is_multiple_of(t.accumulate),
+            &format!("a divisor of train.batch, {}", t.batch),
+        )?;
+        require("train.log_every", t.log_every, t.log_every > 0, "1 or more")?;
+        require("train.max_skipped", t.max_skipped, t.max_skipped > 0, "1 or more")?;
+        in_range("train.ema", t.ema, 0.0, 0.999_999_9)?;
+        let lengths = [t.steps.is_some(), t.epochs.is_some(), t.samples.is_some()];
+        if lengths.iter().filter(|&&given| given).count() != 1 {
+            return Err("train: give one of steps, epochs and samples".into());
+        }
+        require("train.epochs", "0", t.epochs.is_none_or(|e| e > 0.0), "a number above 0")?;
+        device(&t.device).map_err(|e| format!("train.device: {e}"))?;
+
+        require("checkpoint.every", 0, self.checkpoint.every > 0, "1 or more")?;
+        require("checkpoint.keep", 0, self.checkpoint.keep > 0, "1 or more")?;
+
+        match self.task {
+            TaskKind::Align => match &self.teacher {
+                Some(Teacher { path: Some(_), arch: None } | Teacher { path: None, arch: Some(_) }) => {}
+                _ => return Err("teacher: task \"align\" needs either teacher.path or teacher.arch".into()),
+            },
+            TaskKind::Contrastive => {
+                if self.model.text.is_none() {
+                    return Err("model.text: task \"contrastive\" needs a text tower".into());
+                }
+                require(
+                    "train.accumulate",
+                    t.accumulate,
+                    t.accumulate == 1,
+                    "1 for task \"contrastive\": each pair is compared with the whole batch",
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Turns epochs and samples into steps, once the size of the training data is known.
+    pub fn settle(&mut self, samples: usize) {
+        let batch = self.train.batch as f64;
+        let per_epoch = samples as f64 / batch;
+        let steps = match (self.train.steps, self.train.epochs, self.train.samples) {
+            (Some(steps), ..) => steps,
+            (_, Some(epochs), _) => (epochs * per_epoch).ceil() as u64,
+            (.., Some(samples)) => (samples as f64 / batch).ceil() as u64,
+            _ => 0,
+        };
+        (self.train.epochs, self.train.samples) = (None, None);
+        self.train.steps = Some(steps);
+        if let Some(epochs) = self.schedule.warmup_epochs.take() {
+            self.schedule.warmup = (epochs * per_epoch).round() as u64;
+        }
+    }
+
+    /// Optimiser steps of the whole run; 0 before [`Recipe::settle`] where the recipe counts otherwise.
+    pub fn steps(&self) -> u64 {
+        self.train.steps.unwrap_or(0)
+    }
+
+    /// The resolved recipe as TOML, every default written out.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("a recipe is plain data")
+    }
+}
+
+/// The device a name stands for.
+///
+/// # Errors
+/// When the name is none, or there is no such device.
+pub fn device(name: &str) -> Result<tch::Device, String> {
+    let count = tch::Cuda::device_count();
+    match name {
+        "auto" => Ok(tch::Device::cuda_if_available()),
+        "cpu" => Ok(tch::Device::Cpu),
+        _ => {
+            let index = match name.strip_prefix("cuda") {
+                Some("") => Some(0),
+                Some(rest) => rest.strip_prefix(':').and_then(|n| n.parse::<usize>().ok()),
+                None => None,
+            };
+            match index {
+                None => Err(format!("{name:?} is none of auto, cpu, cuda, cuda:N")),
+                Some(n) if (n as i64) < count => Ok(tch::Device::Cuda(n)),
+                Some(_) => Err(format!("{name:?} was asked for, but {count} GPUs were found")),
+            }
+        }
+    }
+}
+
+fn require(
+    key: &str,
+    value: impl std::fmt::Display,
+    ok: bool,
+    allowed: &str,
+) -> Result<(), String> {
+    if ok { Ok(()) } else { Err(format!("{key} = {value}: must be {allowed}")) }
+}
+
+fn in_range(key: &str, value: f64, lo: f64, hi: f64) -> Result<(), String> {
+    let allowed = match hi {
+        f64::MAX => format!("{lo} or more"),
+        _ => format!("from {lo} to {hi}"),
+    };
+    require(key, value, (lo..=hi).contains(&value), &allowed)
+}
+
+/// serde's words on one line, with the nearest known key where an unknown one was given.
+fn brief(error: &toml::de::Error) -> String {
+    let message = error.message().trim().replace('\n', " ");
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    if let (true, Some(unknown)) = (message.starts_with("unknown "), quoted.next()) {
+        let nearest = quoted
+            .map(|known| (strsim::jaro_winkler(unknown, known), known))
+            .filter(|&(likeness, _)| likeness > 0.7)
+            .max_by(|a, b| a.0.total_cmp(&b.0));
+        if let Some((_, known)) = nearest {
+            return format!("{message}; did you mean `{known}`?");
+        }
+    }
+    message
+}
+
+/// Reads a file and lays it over the one that it extends.
+fn read_extended(path: &Path, depth: usize) -> Result<Table, RecipeError> {
+    let fail = |message: String| RecipeError { origin: path.display().to_string(), message };
+    if depth > 8 {
+        return Err(fail("extends more than eight files; is there a circle?".into()));
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| fail(format!("can't be read: {e}")))?;
+    let mut table: Table = text.parse().map_err(|e: toml::de::Error| {
+        let line = e.span().map_or(0, |s| text[..s.start.min(text.len())].matches('\n').count() + 1);
+        fail(format!("line {line}: {}", e.message().trim().replace('\n', " ")))
+    })?;
+    match table.remove("extends") {
+        None => Ok(table),
+        Some(Value::String(base)) => {
+            let base = path.parent().unwrap_or(Path::new("")).join(base);
+            let mut under = read_extended(&base, depth + 1)?;
+            lay_over(&mut under, table);
+            Ok(under)
+        }
+        Some(other) => Err(fail(format!("extends = {other}: must be the path of a recipe"))),
+    }
+}
+
+/// Tables merge key by key; anything else replaces.
+fn lay_over(under: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (under.get_mut(&key), value) {
+            (Some(Value::Table(under)), Value::Table(over)) => lay_over(under, over),
+            (_, value) => {
+                under.insert(key, value);
+            }
+        }
+    }
+}
+
+/// Sets one value: `train.steps=60`, `data.train=a,b` is one string, `data.train=["a","b"]` a list, text needs no quotes.
+fn apply_set(table: &mut Table, set: &str) -> Result<(), String> {
+    let (path, text) = set.split_once('=').ok_or("must look like key.path=value")?;
+    let value = match format!("v = {text}").parse::<Table>() {
+        Ok(mut parsed) => parsed.remove("v").ok_or("has no value")?,
+        Err(_) => Value::String(text.to_owned()),
+    };
+    let (parents, last) = path.rsplit_once('.').map_or((None, path), |(p, l)| (Some(p), l));
+    let mut at = table;
+    for part in parents.into_iter().flat_map(|p| p.split('.')) {
+        at = at
+            .entry(part)
+            .or_insert_with(|| Value::Table(Table::new()))
+            .as_table_mut()
+            .ok_or_else(|| format!("{part} is a value, not a table"))?;
+    }
+    // A single path given for a list of paths means a list of one.
+    let list = matches!(path, "data.train" | "data.val") && value.is_str();
+    // Asking for one measure of length replaces the recipe's own.
+    if ["train.steps", "train.epochs", "train.samples"].contains(&path) {
+        ["steps", "epochs", "samples"].map(|measure| at.remove(measure));
+    }
+    at.insert(last.to_owned(), if list { Value::Array(vec![value]) } else { value });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const SMALL: &str = r#"
+        task = "align"
+        [model]
+        image_size = 48
+        patch_size = 12
+        width = 64
+        depth = 2
+        heads = 1
+        hidden = 128
+        out = 32
+        ffn = "swiglu"
+        rope = true
+        [teacher]
+        path = "teacher"
+        [data]
+        train = ["shards"]
+        [train]
+        steps = 10
+        batch = 8
+    "#;
+
+    fn load(text: &str, sets: &[&str]) -> Result<Recipe, RecipeError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("r.toml");
+        std::fs::write(&path, text).unwrap();
+        let sets: Vec<String> = sets.iter().map(|&s| s.to_owned()).collect();
+        Recipe::load(&path, &sets)
+    }
+
+    #[test]
+    fn the_resolved_recipe_reads_back_as_itself() {
+        let mut recipe = load(SMALL, &["train.epochs=2", "schedule.warmup_epochs=0.5"]).unwrap();
+        recipe.settle(80);
+        assert_eq!((recipe.steps(), recipe.schedule.warmup), (20, 5));
+        let again = Recipe::from_table(recipe.to_toml().parse().unwrap()).unwrap();
+        assert_eq!(again, recipe);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_the_nearest_known_one() {
+        let e = load(SMALL, &["train.stepz=3"]).unwrap_err().to_string();
+        assert!(e.contains("train") && e.contains("did you mean `steps`"), "{e}");
+        let e = load(SMALL, &["model.widht=3"]).unwrap_err().to_string();
+        assert!(e.contains("model") && e.contains("did you mean `width`"), "{e}");
+        assert!(!e.contains('\n'), "{e}");
+    }
+
+    #[test]
+    fn a_value_out_of_range_is_named_with_what_is_allowed() {
+        for (set, words) in [
+            ("mask.ratio=1.5", "mask.ratio = 1.5: must be from 0 to 0.95"),
+            ("train.batch=0", "train.batch = 0: must be 1 or more"),
+            ("train.accumulate=3", "a divisor of train.batch, 8"),
+            ("mask.kind=blocks", "block-reversed"),
+            ("train.device=tpu", "none of auto, cpu, cuda, cuda:N"),
+            ("data.image_size=64", "the model's image_size, 48"),
+            ("task=contrastive", "needs a text tower"),
+            ("train.steps=many", "train.steps"),
+        ] {
+            let e = load(SMALL, &[set]).unwrap_err().to_string();
+            assert!(e.contains(words), "{set}: {e}");
+        }
+    }
+
+    #[test]
+    fn set_overrides_extends_and_one_measure_of_length_replaces_another() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("base.toml"), SMALL).unwrap();
+        let path = dir.path().join("r.toml");
+        std::fs::write(&path, "extends = \"base.toml\"\n[train]\nbatch = 16\n").unwrap();
+        let recipe =
+            Recipe::load(&path, &["train.samples=64".into(), "data.train=a/b".into()]).unwrap();
+        assert_eq!((recipe.train.batch, recipe.train.steps), (16, None));
+        assert_eq!(recipe.data.train, ["a/b"]);
+    }
+
+    #[test]
+    fn a_file_that_is_no_toml_is_named_with_its_line() {
+        let e = load("task = \"align\"\n[train\n", &[]).unwrap_err().to_string();
+        assert!(e.contains("r.toml: line 2"), "{e}");
+        let e = Recipe::load(Path::new("/no/such.toml"), &[]).unwrap_err().to_string();
+        assert!(e.contains("/no/such.toml: can't be read"), "{e}");
+    }
+}

@@ -1,0 +1,326 @@
+//! The run directory (DESIGN section 5): recipe, environment, metrics, checkpoints. Everything in it is written beside,
+//! synced and renamed, so that a run killed at any instant leaves whole files only.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use tch::Tensor;
+use uta_model::safetensors_io;
+
+use crate::tensorboard::EventWriter;
+use crate::{Recipe, TrainError};
+
+/// An open run directory; locked, so that two processes never write the same run.
+pub struct RunDir {
+    path: PathBuf,
+    metrics: BufWriter<File>,
+    events: EventWriter,
+    _lock: File,
+}
+
+/// What a checkpoint says of itself, in `state.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Training images seen.
+    pub samples: u64,
+    /// Bytes of the files beside it; a file of another length was cut short.
+    pub bytes: Map<String, Value>,
+}
+
+const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+
+impl RunDir {
+    /// Starts a new run in `path`.
+    ///
+    /// # Errors
+    /// When there is a run already, or nothing can be written.
+    pub fn create(path: &Path, recipe: &Recipe) -> Result<RunDir, TrainError> {
+        if path.join("recipe.toml").exists() {
+            return Err(TrainError::run(
+                path,
+                "holds a run already; give another --out, or continue it with --resume",
+            ));
+        }
+        fs::create_dir_all(path.join("checkpoints")).map_err(TrainError::io(path))?;
+        let lock = lock(path)?;
+        write_atomically(&path.join("environment.json"), environment(recipe).as_bytes())?;
+        write_atomically(&path.join("recipe.toml"), recipe.to_toml().as_bytes())?;
+        RunDir::open_files(path, lock)
+    }
+
+    /// Goes on with the run in `path` after `step`: later lines of the metrics are dropped, they will be made again.
+    ///
+    /// # Errors
+    /// When another process has the run open, or nothing can be written.
+    pub fn reopen(path: &Path, step: u64) -> Result<RunDir, TrainError> {
+        let lock = lock(path)?;
+        let file = path.join("metrics.jsonl");
+        let text = match fs::read_to_string(&file) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            other => other.map_err(TrainError::io(&file))?,
+        };
+        let kept: String = text
+            .lines()
+            .filter(|line| {
+                let value: Result<Value, _> = serde_json::from_str(line);
+                value.is_ok_and(|v| v["step"].as_u64().is_some_and(|s| s <= step))
+            })
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        write_atomically(&file, kept.as_bytes())?;
+        RunDir::open_files(path, lock)
+    }
+
+    fn open_files(path: &Path, lock: File) -> Result<RunDir, TrainError> {
+        let file = path.join("metrics.jsonl");
+        let metrics = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&file)
+            .map_err(TrainError::io(&file))?;
+        let tensorboard = path.join("tensorboard");
+        let events = EventWriter::create(&tensorboard).map_err(TrainError::io(&tensorboard))?;
+        Ok(RunDir { path: path.to_owned(), metrics: BufWriter::new(metrics), events, _lock: lock })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The resolved recipe of the run in `path`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn recipe(path: &Path, sets: &[String]) -> Result<Recipe, TrainError> {
+        let file = path.join("recipe.toml");
+        if !file.exists() {
+            return Err(TrainError::run(path, "holds no run (no recipe.toml) to resume"));
+        }
+        Ok(Recipe::load(&file, sets)?)
+    }
+
+    /// Adds a line to metrics.jsonl, and its numbers to TensorBoard under their names, after `group` if one is given.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn log(&mut self, group: Option<&str>, line: &Map<String, Value>) -> Result<(), TrainError> {
+        let file = self.path.join("metrics.jsonl");
+        serde_json::to_writer(&mut self.metrics, line)
+            .map_err(|e| TrainError::io(&file)(e.into()))?;
+        self.metrics
+            .write_all(b"\n")
+            .and_then(|()| self.metrics.flush())
+            .map_err(TrainError::io(&file))?;
+        let step = line.get("step").and_then(Value::as_u64).unwrap_or(0) as i64;
+        let now = seconds_since_epoch();
+        for (name, value) in line {
+            let Some(value) = value.as_f64().filter(|_| name != "step") else { continue };
+            let tag = group.map_or_else(|| name.clone(), |group| format!("{group}/{name}"));
+            self.events
+                .scalar(&tag, step, value as f32, now)
+                .map_err(TrainError::io(&self.path.join("tensorboard")))?;
+        }
+        self.events.flush().map_err(TrainError::io(&self.path.join("tensorboard")))
+    }
+
+    /// Writes checkpoint `step-…`, makes it the latest, and removes all but the newest `keep`.
+    ///
+    /// # Errors
+    /// When it can't be written; the former checkpoints are then as they were.
+    pub fn save_checkpoint(
+        &mut self,
+        step: u64,
+        samples: u64,
+        model: &[(String, Tensor)],
+        optimizer: &[(String, Tensor)],
+        keep: usize,
+    ) -> Result<(), TrainError> {
+        self.metrics
+            .flush()
+            .and_then(|()| self.metrics.get_ref().sync_data())
+            .map_err(TrainError::io(&self.path.join("metrics.jsonl")))?;
+        let folder = self.path.join("checkpoints");
+        let name = checkpoint_name(step);
+        let (beside, whole) = (folder.join(format!(".{name}.tmp")), folder.join(&name));
+        let written = self.write_checkpoint(&beside, step, samples, model, optimizer);
+        if written.is_err() {
+            // What was begun only takes room that the next try may need.
+            let _ = fs::remove_dir_all(&beside);
+        }
+        written?;
+        if whole.exists() {
+            fs::remove_dir_all(&whole).map_err(TrainError::io(&whole))?;
+        }
+        fs::rename(&beside, &whole).map_err(TrainError::io(&whole))?;
+        sync_dir(&folder)?;
+        write_atomically(&folder.join("latest"), name.as_bytes())?;
+        for old in checkpoints(&self.path).into_iter().rev().skip(keep) {
+            let old = folder.join(checkpoint_name(old));
+            fs::remove_dir_all(&old).map_err(TrainError::io(&old))?;
+        }
+        Ok(())
+    }
+
+    fn write_checkpoint(
+        &self,
+        dir: &Path,
+        step: u64,
+        samples: u64,
+        model: &[(String, Tensor)],
+        optimizer: &[(String, Tensor)],
+    ) -> Result<(), TrainError> {
+        if dir.exists() {
+            fs::remove_dir_all(dir).map_err(TrainError::io(dir))?;
+        }
+        fs::create_dir_all(dir).map_err(TrainError::io(dir))?;
+        let mut bytes = Map::new();
+        for (file, tensors) in [(MODEL, model), (OPTIMIZER, optimizer)] {
+            let file_path = dir.join(file);
+            safetensors_io::save(tensors, &file_path, &Default::default(), None)?;
+            let length = fs::metadata(&file_path).map_err(TrainError::io(&file_path))?.len();
+            bytes.insert(file.into(), length.into());
+        }
+        let state = serde_json::to_string_pretty(&State { step, samples, bytes });
+        write_atomically(&dir.join("state.json"), state.expect("plain data").as_bytes())?;
+        sync_dir(dir)
+    }
+
+    /// Fills `model` and `optimizer` from the newest whole checkpoint of the run in `path` and returns its state; `None`
+    /// when the run has none yet. A damaged one is named in the log and the one before it is taken.
+    ///
+    /// # Errors
+    /// When there are checkpoints and none is whole.
+    pub fn load_checkpoint(
+        path: &Path,
+        model: &[(String, Tensor)],
+        optimizer: &[(String, Tensor)],
+    ) -> Result<Option<State>, TrainError> {
+        let steps = checkpoints(path);
+        for &step in steps.iter().rev() {
+            let dir = path.join("checkpoints").join(checkpoint_name(step));
+            match read_checkpoint(&dir, model, optimizer) {
+                Ok(state) => return Ok(Some(state)),
+                Err(e) => tracing::warn!("damaged checkpoint passed over: {e}"),
+            }
+        }
+        if steps.is_empty() {
+            return Ok(None);
+        }
+        Err(TrainError::run(
+            &path.join("checkpoints"),
+            "no checkpoint is whole; start again with another --out",
+        ))
+    }
+}
+
+fn read_checkpoint(
+    dir: &Path,
+    model: &[(String, Tensor)],
+    optimizer: &[(String, Tensor)],
+) -> Result<State, TrainError> {
+    let file = dir.join("state.json");
+    let text = fs::read_to_string(&file).map_err(TrainError::io(&file))?;
+    let state: State =
+        serde_json::from_str(&text).map_err(|e| TrainError::run(&file, e.to_string()))?;
+    for (name, expected) in &state.bytes {
+        let file = dir.join(name);
+        let found = fs::metadata(&file).map_err(TrainError::io(&file))?.len();
+        if expected.as_u64() != Some(found) {
+            let message = format!("cut short: {found} bytes of {expected}");
+            return Err(TrainError::run(&file, message));
+        }
+    }
+    safetensors_io::load_into(&dir.join(MODEL), model)?;
+    safetensors_io::load_into(&dir.join(OPTIMIZER), optimizer)?;
+    Ok(state)
+}
+
+fn checkpoint_name(step: u64) -> String {
+    format!("step-{step:08}")
+}
+
+/// The steps of the checkpoints of a run, oldest first.
+pub(crate) fn checkpoints(run: &Path) -> Vec<u64> {
+    let Ok(entries) = fs::read_dir(run.join("checkpoints")) else { return vec![] };
+    let mut steps: Vec<u64> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok())
+        .collect();
+    steps.sort_unstable();
+    steps
+}
+
+/// Holds `RUN/.lock` until dropped.
+fn lock(path: &Path) -> Result<File, TrainError> {
+    let file = path.join(".lock");
+    let lock = File::create(&file).map_err(TrainError::io(&file))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(fs::TryLockError::WouldBlock) => {
+            Err(TrainError::run(path, "another process is training in this run directory"))
+        }
+        Err(fs::TryLockError::Error(e)) => Err(TrainError::io(&file)(e)),
+    }
+}
+
+/// Written beside, synced, renamed.
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".tmp");
+    let beside = PathBuf::from(beside);
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)
+    };
+    write().map_err(TrainError::io(path))?;
+    sync_dir(path.parent().unwrap_or(Path::new(".")))
+}
+
+fn sync_dir(path: &Path) -> Result<(), TrainError> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(TrainError::io(path))
+}
+
+pub(crate) fn seconds_since_epoch() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+}
+
+/// What the run ran on.
+fn environment(recipe: &Recipe) -> String {
+    let commit = std::process::Command::new("git")
+        .args(["rev-parse", "HEAD"])
+        .stderr(std::process::Stdio::null())
+        .output()
+        .ok()
+        .filter(|output| output.status.success())
+        .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    let cpu = fs::read_to_string("/proc/cpuinfo").ok().and_then(|info| {
+        let line = info.lines().find(|line| line.starts_with("model name"))?;
+        Some(line.split(':').nth(1)?.trim().to_owned())
+    });
+    let environment = json!({
+        "uta": env!("CARGO_PKG_VERSION"),
+        "libtorch": "2.13.0",
+        "device": recipe.train.device,
+        "cuda_devices": tch::Cuda::device_count(),
+        "cpu": cpu,
+        "cores": std::thread::available_parallelism().map_or(0, usize::from),
+        "threads": tch::get_num_threads(),
+        "git_commit": commit,
+        "seed": recipe.train.seed,
+        "world_size": 1,
+        "started": seconds_since_epoch(),
+        "command": std::env::args().collect::<Vec<_>>(),
+    });
+    serde_json::to_string_pretty(&environment).expect("plain data")
+}

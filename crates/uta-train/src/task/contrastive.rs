@@ -1,0 +1,131 @@
+//! Image-text contrastive learning: CLIP's symmetric cross-entropy over the pairs of a batch.
+
+use tch::{Device, Kind, Reduction, Tensor, no_grad};
+use uta_data::{Batch, Tokenizer};
+use uta_model::{Clip, ClipConfig};
+
+use super::{Mode, Output, Task, initialise, parameters_of, to_device, upload};
+use crate::recipe::{self, Recipe};
+use crate::{Parameter, RecipeError, TrainError};
+
+/// CLIP's pixel statistics (facts 1.10).
+const MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
+const STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
+
+/// The largest logit scale: CLIP's bound on the temperature, 1 / 100.
+const MAX_LOGIT_SCALE: f64 = 100.0;
+
+/// Captions are encoded in this many parts, shortest first, so that few tokens are padding.
+const TEXT_PARTS: usize = 4;
+
+/// Contrastive training of a vision transformer and a text tower.
+pub struct Contrastive {
+    clip: Clip,
+    tokenizer: Tokenizer,
+    options: recipe::Contrastive,
+}
+
+impl Contrastive {
+    /// # Errors
+    /// When the checkpoint to start from can't be loaded, or the towers' widths differ.
+    pub fn new(recipe: &Recipe, device: Device) -> Result<Contrastive, TrainError> {
+        let text = recipe.model.text.clone().ok_or_else(|| RecipeError {
+            origin: "recipe".into(),
+            message: "model.text: task \"contrastive\" needs a text tower".into(),
+        })?;
+        let tokenizer = Tokenizer::new(text.vocab_size as usize, text.context_length as usize)?;
+        let vision = recipe.model.vision.clone();
+        let config =
+            ClipConfig { embed_dim: vision.out, vision, text: Some(text), mean: MEAN, std: STD };
+        config.check()?;
+        let clip = Clip::new(&config, device);
+        initialise(&clip, &recipe.model.init)?;
+        if let Some(scale) = &clip.logit_scale {
+            let start = (1.0 / recipe.contrastive.temperature).ln();
+            no_grad(|| scale.shallow_clone().fill_(start));
+            let _ = scale.set_requires_grad(recipe.contrastive.learn_temperature);
+        }
+        Ok(Contrastive { clip, tokenizer, options: recipe.contrastive.clone() })
+    }
+
+    /// Text embeddings [B, E], in the order of `captions`. Causal attention and pooling at the end of the text make the
+    /// result independent of padding, so each part is cut to its longest caption.
+    fn encode_captions(&self, captions: &[&str], device: Device) -> Option<Tensor> {
+        let rows: Vec<Vec<i64>> = captions.iter().map(|c| self.tokenizer.encode(c)).collect();
+        let length = |row: &[i64]| row.iter().rposition(|&t| t != 0).map_or(0, |i| i + 1);
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        order.sort_by_key(|&i| length(&rows[i]));
+        let text = self.clip.text.as_ref()?;
+        let parts: Vec<Tensor> = order
+            .chunks(rows.len().div_ceil(TEXT_PARTS).max(1))
+            .map(|part| {
+                let longest = part.iter().map(|&i| length(&rows[i])).max().unwrap_or(1);
+                let tokens: Vec<i64> =
+                    part.iter().flat_map(|&i| rows[i][..longest].iter().copied()).collect();
+                let tokens = Tensor::from_slice(&tokens).view([part.len() as i64, longest as i64]);
+                text.forward(&to_device(tokens, device))
+            })
+            .collect();
+        let mut place = vec![0i64; order.len()];
+        for (at, &i) in order.iter().enumerate() {
+            place[i] = at as i64;
+        }
+        let place = to_device(Tensor::from_slice(&place), device);
+        Some(Tensor::cat(&parts, 0).index_select(0, &place))
+    }
+}
+
+impl Task for Contrastive {
+    fn parameters(&self) -> Vec<Parameter> {
+        let prefixes: &[&str] = match self.options.learn_temperature {
+            true => &["visual.", "text.", "logit_scale"],
+            false => &["visual.", "text."],
+        };
+        parameters_of(&self.clip, prefixes)
+    }
+
+    fn forward(&self, batch: &Batch, mode: Mode) -> Result<Output, TrainError> {
+        let device = self.clip.store.device();
+        let captions: Vec<&str> =
+            batch.items.iter().map(|item| item.caption.as_deref().unwrap_or("")).collect();
+        let images = self.clip.normalise(&upload(batch, device)); // [B, 3, S, S]
+        let image = unit(&self.clip.visual.cls_t(&images, mode == Mode::Train)); // [B, E]
+        let text = self.encode_captions(&captions, device).expect("checked when the task was made");
+        let text = unit(&text); // [B, E]
+        let scale = self.clip.logit_scale.as_ref().expect("a pair has a temperature").exp();
+
+        // The similarities are f32 products even under autocast: they are divided by a small temperature.
+        let logits = torch_ext::autocast(device, torch_ext::Precision::F32, || {
+            scale * image.matmul(&text.tr()) // [B, B]
+        });
+        let own = Tensor::arange(batch.len() as i64, (Kind::Int64, device));
+        let smoothing = self.options.label_smoothing;
+        let entropy = |logits: &Tensor| {
+            logits.cross_entropy_loss::<Tensor>(&own, None, Reduction::Mean, -100, smoothing)
+        };
+        let loss = (entropy(&logits) + entropy(&logits.tr())) / 2.0;
+        let found = logits.detach().argmax(1, false).eq_tensor(&own).to_kind(Kind::Float);
+        let scale = self.clip.logit_scale.as_ref().map(|s| s.detach().exp());
+        let mut metrics = vec![("batch_top1", found.mean(Kind::Float))];
+        metrics.extend(scale.map(|scale| ("logit_scale", scale)));
+        Ok(Output { loss, metrics })
+    }
+
+    fn clip(&self) -> &Clip {
+        &self.clip
+    }
+
+    fn constrain(&self) {
+        if let Some(scale) = &self.clip.logit_scale {
+            no_grad(|| {
+                let _ = scale.shallow_clone().clamp_max_(MAX_LOGIT_SCALE.ln());
+            });
+        }
+    }
+}
+
+/// Rows of length 1, in f32.
+fn unit(x: &Tensor) -> Tensor {
+    let x = x.to_kind(Kind::Float);
+    &x / x.norm_scalaropt_dim(2.0, [-1i64], true).clamp_min(1e-12)
+}

@@ -1,0 +1,105 @@
+//! The seam between a model and the loop: a task owns the trainable model, the frozen teacher and the loss.
+
+mod align;
+mod contrastive;
+
+use std::path::Path;
+
+use tch::{Device, Tensor};
+use uta_data::Batch;
+use uta_model::Clip;
+
+pub use align::Align;
+pub use contrastive::Contrastive;
+
+use crate::recipe::{Recipe, TaskKind};
+use crate::{Parameter, TrainError};
+
+/// Whether a forward pass is for learning or for measuring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Drop path on; the task's own masks.
+    Train,
+    /// Drop path off; masks that don't depend on the recipe, so that losses of different runs compare.
+    Validate,
+}
+
+/// What a batch gives.
+#[derive(Debug)]
+pub struct Output {
+    /// The mean over the batch, an f32 scalar on the device.
+    pub loss: Tensor,
+    /// Further named means, f32 scalars on the device, for the log.
+    pub metrics: Vec<(&'static str, Tensor)>,
+}
+
+/// A model in training.
+pub trait Task {
+    /// What the optimiser changes.
+    fn parameters(&self) -> Vec<Parameter>;
+
+    /// The loss of a batch. Called under the run's autocast; randomness inside (drop path) comes from libtorch's
+    /// generator, which the trainer seeds anew for every step.
+    ///
+    /// # Errors
+    /// When the batch lacks what the task needs.
+    fn forward(&self, batch: &Batch, mode: Mode) -> Result<Output, TrainError>;
+
+    /// What is evaluated and exported: image and text encoder of one space.
+    fn clip(&self) -> &Clip;
+
+    /// Called after each optimiser step, for constraints on parameters.
+    fn constrain(&self) {}
+}
+
+/// The task of a recipe on `device`, its model at its initial weights. Reseeds libtorch's generator.
+///
+/// # Errors
+/// When a checkpoint can't be loaded or doesn't fit.
+pub fn build(recipe: &Recipe, device: Device) -> Result<Box<dyn Task>, TrainError> {
+    tch::manual_seed(recipe.train.seed as i64);
+    Ok(match recipe.task {
+        TaskKind::Align => Box::new(Align::new(recipe, device)?),
+        TaskKind::Contrastive => Box::new(Contrastive::new(recipe, device)?),
+    })
+}
+
+/// Copies what `init` names into the model; `"random"` leaves it as it is.
+fn initialise(clip: &Clip, init: &str) -> Result<(), TrainError> {
+    if init == "random" {
+        return Ok(());
+    }
+    let source = Clip::load(Path::new(init), clip.store.device())?;
+    clip.copy_from(&source, "visual.")?;
+    if clip.text.is_some() && source.text.is_some() {
+        clip.copy_from(&source, "text.")?;
+    }
+    Ok(())
+}
+
+/// The trainable parameters of a store whose key starts with one of `prefixes`.
+fn parameters_of(clip: &Clip, prefixes: &[&str]) -> Vec<Parameter> {
+    let mut parameters: Vec<Parameter> = clip
+        .store
+        .variables()
+        .into_iter()
+        .filter(|(name, _)| prefixes.iter().any(|prefix| name.starts_with(prefix)))
+        .map(|(name, tensor)| Parameter { name, tensor })
+        .collect();
+    parameters.sort_by(|a, b| a.name.cmp(&b.name));
+    parameters
+}
+
+/// The pixels of a batch as u8 [B, S, S, 3] on `device`; to a GPU through pinned memory, without waiting.
+fn upload(batch: &Batch, device: Device) -> Tensor {
+    let (b, s) = (batch.len() as i64, batch.size as i64);
+    to_device(Tensor::from_slice(&batch.pixels), device).view([b, s, s, 3])
+}
+
+fn to_device(tensor: Tensor, device: Device) -> Tensor {
+    if !device.is_cuda() {
+        return tensor;
+    }
+    let kind = tensor.kind();
+    tensor.pin_memory(device).to_device_(device, kind, true, false)
+}

@@ -1,0 +1,464 @@
+//! The loop. One step reads: seed, forward and backward of every micro-batch, clip and update, average; then, when it is
+//! time, log, evaluate, save. It knows no task by name.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use indicatif::ProgressBar;
+use serde_json::{Map, Value};
+use tch::{Device, Kind, Tensor, no_grad};
+use torch_ext::{Precision, autocast};
+use uta_data::rng::{Purpose, Rng};
+use uta_data::{Batch, EvalTransform, Source, Stream, StreamOptions};
+use uta_model::Clip;
+
+use crate::run::{RunDir, State};
+use crate::{CosineSchedule, Ema, Mode, Optimizer, Recipe, Task, TrainError, progress};
+
+/// Measures a model; plugged into a run by name, and run from the command line.
+pub trait Evaluator {
+    /// Its name in metrics and reports.
+    fn name(&self) -> &str;
+
+    /// Named numbers.
+    ///
+    /// # Errors
+    /// When its data can't be read.
+    fn evaluate(
+        &mut self,
+        model: &Clip,
+    ) -> Result<Vec<(String, f64)>, Box<dyn std::error::Error + Send + Sync>>;
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Outcome {
+    /// Optimiser steps done, over all sittings.
+    pub step: u64,
+    /// Whether all steps of the recipe are done; otherwise it was interrupted and can be resumed.
+    pub finished: bool,
+    /// Seconds of this sitting, evaluations included.
+    pub seconds: f64,
+    /// Training images a second, evaluations and checkpoints left out.
+    pub images_per_second: f64,
+}
+
+/// A run: a task, its data, its evaluators, its directory.
+pub struct Trainer {
+    recipe: Recipe,
+    device: Device,
+    task: Box<dyn Task>,
+    optimizer: Optimizer,
+    ema: Option<Ema>,
+    schedule: CosineSchedule,
+    train: Arc<dyn Source>,
+    val: Option<Arc<dyn Source>>,
+    evaluators: Vec<Box<dyn Evaluator>>,
+    run: RunDir,
+    step: u64,
+    stop: Arc<AtomicBool>,
+}
+
+impl Trainer {
+    /// A run of `recipe` in `out`: new, or gone on with from its newest whole checkpoint. When `stop` becomes true the
+    /// run saves itself and ends after the step in progress.
+    ///
+    /// # Errors
+    /// When the data, a checkpoint or the directory can't be used.
+    pub fn new(
+        mut recipe: Recipe,
+        out: &Path,
+        resume: bool,
+        stop: Arc<AtomicBool>,
+    ) -> Result<Trainer, TrainError> {
+        let device = crate::recipe::device(&recipe.train.device)
+            .map_err(|message| crate::RecipeError { origin: "train.device".into(), message })?;
+        let train = uta_data::open_all(&recipe.data.train)?;
+        let val = match recipe.data.val.is_empty() {
+            true => None,
+            false => Some(uta_data::open_all(&recipe.data.val)?),
+        };
+        recipe.settle(train.len());
+        let task = crate::task::build(&recipe, device)?;
+        let params = task.parameters();
+        let optimizer = Optimizer::new(&params, &recipe.optim);
+        let ema = (recipe.train.ema > 0.0).then(|| Ema::new(&params, recipe.train.ema));
+        let schedule = CosineSchedule {
+            lr: recipe.optim.lr,
+            min_lr: recipe.schedule.min_lr,
+            warmup: recipe.schedule.warmup,
+            steps: recipe.steps(),
+        };
+        let state = match resume {
+            true => {
+                let model = named(&params);
+                RunDir::load_checkpoint(out, &model, &saved_state(&optimizer, ema.as_ref()))?
+            }
+            false => None,
+        };
+        let step = state.as_ref().map_or(0, |state: &State| state.step);
+        let run = match resume {
+            true => RunDir::reopen(out, step)?,
+            false => RunDir::create(out, &recipe)?,
+        };
+        Ok(Trainer {
+            recipe,
+            device,
+            task,
+            optimizer,
+            ema,
+            schedule,
+            train,
+            val,
+            evaluators: vec![],
+            run,
+            step,
+            stop,
+        })
+    }
+
+    /// Adds an evaluator to the run.
+    pub fn add_evaluator(&mut self, evaluator: Box<dyn Evaluator>) {
+        self.evaluators.push(evaluator);
+    }
+
+    /// The task, for what the program shows of it.
+    pub fn task(&self) -> &dyn Task {
+        self.task.as_ref()
+    }
+
+    /// The resolved recipe.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// Steps done.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Trains to the end of the recipe, or until stopped.
+    ///
+    /// # Errors
+    /// See [`TrainError`]. Whatever happens, the newest checkpoint is whole.
+    pub fn run(mut self) -> Result<Outcome, TrainError> {
+        let began = Instant::now();
+        let steps = self.recipe.steps();
+        if self.step == 0 {
+            self.evaluate()?;
+        }
+        let bar = progress::bar(steps, self.step, "steps");
+        bar.set_prefix("train");
+        let mut stream = self.stream()?;
+        let mut clock = Clock::default();
+        while self.step < steps && !self.stop.load(Ordering::Relaxed) {
+            let lr = self.schedule.lr(self.step);
+            let measured = self.one_step(&mut stream, lr, &mut clock)?;
+            self.step += 1;
+            clock.step(self.recipe.train.batch);
+            let last = self.step == steps;
+            if last || self.step.is_multiple_of(self.recipe.train.log_every) {
+                self.log(lr, &measured, &mut clock, &bar)?;
+            }
+            bar.inc(1);
+            let due = |every: u64| every > 0 && self.step.is_multiple_of(every);
+            let (evaluate, save) = (due(self.recipe.eval.every), due(self.recipe.checkpoint.every));
+            if evaluate || last {
+                clock.paused(|| self.evaluate())?;
+            }
+            if save || last {
+                clock.paused(|| self.save())?;
+            }
+        }
+        bar.finish_and_clear();
+        let finished = self.step >= steps;
+        if finished {
+            self.export()?;
+        } else {
+            self.save()?;
+        }
+        Ok(Outcome {
+            step: self.step,
+            finished,
+            seconds: began.elapsed().as_secs_f64(),
+            images_per_second: clock.overall(),
+        })
+    }
+
+    fn stream(&self) -> Result<Stream, TrainError> {
+        let (data, train) = (&self.recipe.data, &self.recipe.train);
+        let options = StreamOptions {
+            batch: train.batch / train.accumulate,
+            seed: train.seed,
+            workers: data.workers,
+            prefetch: data.prefetch,
+            rank: 0,
+            world: 1,
+            captions: self.recipe.task == crate::recipe::TaskKind::Contrastive,
+            max_rejected: data.max_rejected,
+        };
+        let first = self.step * train.accumulate as u64;
+        Ok(Stream::new(self.train.clone(), data.transforms.clone(), options, first)?)
+    }
+
+    /// Forward and backward of every micro-batch, then the update. Nothing here waits for the device.
+    fn one_step(
+        &mut self,
+        stream: &mut Stream,
+        lr: f64,
+        clock: &mut Clock,
+    ) -> Result<Measured, TrainError> {
+        let train = &self.recipe.train;
+        let parts = train.accumulate as f64;
+        let draw = Rng::new(train.seed, Purpose::DropPath, &[self.step]).next_u64();
+        tch::manual_seed((draw >> 1) as i64);
+        let mut measured = Measured::default();
+        let task = self.task.as_ref();
+        autocast(self.device, Precision::from(train.precision), || {
+            for _ in 0..train.accumulate {
+                let batch = clock.waiting(|| stream.next_batch())?;
+                report_rejected(&batch);
+                measured.epoch = batch.epoch;
+                let output = task.forward(&batch, Mode::Train)?;
+                (&output.loss / parts).backward();
+                measured.add("loss", &output.loss.detach(), parts);
+                for (name, value) in &output.metrics {
+                    measured.add(name, value, parts);
+                }
+            }
+            Ok::<(), TrainError>(())
+        })?;
+        measured.add("grad_norm", &self.optimizer.step(lr)?, 1.0);
+        self.task.constrain();
+        if let Some(ema) = &self.ema {
+            ema.update(self.step)?;
+        }
+        Ok(measured)
+    }
+
+    /// One line of metrics: the numbers of this step alone, so that a resumed run repeats them to the bit.
+    fn log(
+        &mut self,
+        lr: f64,
+        measured: &Measured,
+        clock: &mut Clock,
+        bar: &ProgressBar,
+    ) -> Result<(), TrainError> {
+        let (skipped, in_a_row) = self.optimizer.skipped();
+        if in_a_row >= self.recipe.train.max_skipped {
+            let last = crate::run::checkpoints(self.run.path()).last().map_or_else(
+                || "the start".to_owned(),
+                |step| format!("step {step}"),
+            );
+            return Err(TrainError::NonFinite { step: self.step, in_a_row, last });
+        }
+        let (images_per_second, data_wait) = clock.lap();
+        let mut line = Map::new();
+        line.insert("step".into(), self.step.into());
+        line.insert("samples".into(), (self.step * self.recipe.train.batch as u64).into());
+        line.insert("epoch".into(), measured.epoch.into());
+        for (name, value) in &measured.means {
+            line.insert((*name).into(), value.double_value(&[]).into());
+        }
+        line.insert("lr".into(), lr.into());
+        line.insert("skipped_steps".into(), skipped.into());
+        line.insert("images_per_second".into(), round(images_per_second, 1).into());
+        line.insert("data_wait".into(), round(data_wait, 4).into());
+        let loss = line["loss"].as_f64().unwrap_or(f64::NAN);
+        let summary = format!("loss {loss:.4}  {images_per_second:.0} images/s");
+        if bar.is_hidden() {
+            tracing::info!("step {}/{}  {summary}", self.step, self.recipe.steps());
+        }
+        bar.set_message(summary);
+        self.run.log(None, &line)
+    }
+
+    /// Validation loss and every evaluator, on the averaged weights where there are any.
+    fn evaluate(&mut self) -> Result<(), TrainError> {
+        if let Some(ema) = &self.ema {
+            ema.swap();
+        }
+        let result = self.evaluate_present_weights();
+        if let Some(ema) = &self.ema {
+            ema.swap();
+        }
+        result
+    }
+
+    fn evaluate_present_weights(&mut self) -> Result<(), TrainError> {
+        if let Some(val) = self.val.clone() {
+            let line = self.validate(val)?;
+            self.log_evaluation("validation", line)?;
+        }
+        let mut evaluators = std::mem::take(&mut self.evaluators);
+        let result = evaluators.iter_mut().try_for_each(|evaluator| {
+            let name = evaluator.name().to_owned();
+            let numbers = evaluator
+                .evaluate(self.task.clip())
+                .map_err(|source| TrainError::Evaluation { name: name.clone(), source })?;
+            self.log_evaluation(&name, numbers)
+        });
+        self.evaluators = evaluators;
+        result
+    }
+
+    /// The task's loss over the whole validation set.
+    fn validate(&self, val: Arc<dyn Source>) -> Result<Vec<(String, f64)>, TrainError> {
+        let batch = self.recipe.train.batch / self.recipe.train.accumulate;
+        let transform = EvalTransform { size: self.recipe.data.image_size };
+        let precision = Precision::from(self.recipe.train.precision);
+        let (mut sums, mut count) = (Vec::<(String, f64)>::new(), 0.0);
+        for batch in uta_data::sweep(val, transform, batch, self.recipe.data.workers) {
+            let batch = batch?;
+            report_rejected(&batch);
+            if batch.is_empty() {
+                continue;
+            }
+            let output = no_grad(|| {
+                autocast(self.device, precision, || self.task.forward(&batch, Mode::Validate))
+            })?;
+            let n = batch.len() as f64;
+            count += n;
+            let all = std::iter::once(("loss", output.loss)).chain(output.metrics);
+            for (i, (name, value)) in all.enumerate() {
+                if sums.len() == i {
+                    sums.push((name.to_owned(), 0.0));
+                }
+                sums[i].1 += n * value.double_value(&[]);
+            }
+        }
+        Ok(sums.into_iter().map(|(name, sum)| (name, sum / f64::max(count, 1.0))).collect())
+    }
+
+    fn log_evaluation(
+        &mut self,
+        name: &str,
+        numbers: Vec<(String, f64)>,
+    ) -> Result<(), TrainError> {
+        let shown: Vec<String> =
+            numbers.iter().map(|(key, value)| format!("{key} {value:.4}")).collect();
+        tracing::info!("step {}  {name}: {}", self.step, shown.join("  "));
+        let mut line = Map::new();
+        line.insert("step".into(), self.step.into());
+        line.insert("eval".into(), name.into());
+        line.extend(numbers.into_iter().map(|(key, value)| (key, Value::from(value))));
+        self.run.log(Some(name), &line)
+    }
+
+    fn save(&mut self) -> Result<(), TrainError> {
+        let samples = self.step * self.recipe.train.batch as u64;
+        let model = named(&self.task.parameters());
+        let state = saved_state(&self.optimizer, self.ema.as_ref());
+        self.run.save_checkpoint(self.step, samples, &model, &state, self.recipe.checkpoint.keep)
+    }
+
+    /// RUN/model.safetensors and RUN/config.json: the averaged weights where there are any.
+    fn export(&self) -> Result<(), TrainError> {
+        if let Some(ema) = &self.ema {
+            ema.swap();
+        }
+        let saved = self.task.clip().save(self.run.path(), Kind::Float);
+        if let Some(ema) = &self.ema {
+            ema.swap();
+        }
+        Ok(saved?)
+    }
+}
+
+fn named(params: &[crate::Parameter]) -> Vec<(String, Tensor)> {
+    params.iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect()
+}
+
+fn saved_state(optimizer: &Optimizer, ema: Option<&Ema>) -> Vec<(String, Tensor)> {
+    let mut state = optimizer.state();
+    state.extend(ema.map(Ema::state).unwrap_or_default());
+    state
+}
+
+fn report_rejected(batch: &Batch) {
+    for rejected in &batch.rejected {
+        tracing::warn!("unusable sample {}: {}", rejected.key, rejected.reason);
+    }
+}
+
+fn round(value: f64, digits: i32) -> f64 {
+    let unit = 10f64.powi(digits);
+    (value * unit).round() / unit
+}
+
+/// The numbers of one step, still on the device.
+#[derive(Default)]
+struct Measured {
+    epoch: f64,
+    means: Vec<(&'static str, Tensor)>,
+}
+
+impl Measured {
+    fn add(&mut self, name: &'static str, value: &Tensor, parts: f64) {
+        let share = value / parts;
+        match self.means.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, sum)) => *sum = &*sum + share,
+            None => self.means.push((name, share)),
+        }
+    }
+}
+
+/// Where the time goes: steps, waiting for data, and neither (evaluation, saving).
+struct Clock {
+    lap_began: Instant,
+    lap_images: usize,
+    lap_waited: f64,
+    lap_paused: f64,
+    seconds: f64,
+    images: usize,
+}
+
+impl Default for Clock {
+    fn default() -> Clock {
+        Clock {
+            lap_began: Instant::now(),
+            lap_images: 0,
+            lap_waited: 0.0,
+            lap_paused: 0.0,
+            seconds: 0.0,
+            images: 0,
+        }
+    }
+}
+
+impl Clock {
+    fn step(&mut self, images: usize) {
+        self.lap_images += images;
+    }
+
+    fn waiting<T>(&mut self, f: impl FnOnce() -> T) -> T {
+        let began = Instant::now();
+        let result = f();
+        self.lap_waited += began.elapsed().as_secs_f64();
+        result
+    }
+
+    fn paused<T>(&mut self, f: impl FnOnce() -> T) -> T {
+        let began = Instant::now();
+        let result = f();
+        self.lap_paused += began.elapsed().as_secs_f64();
+        result
+    }
+
+    /// (images a second, share of the time spent waiting for data) since the last call.
+    fn lap(&mut self) -> (f64, f64) {
+        let seconds = (self.lap_began.elapsed().as_secs_f64() - self.lap_paused).max(1e-9);
+        let result = (self.lap_images as f64 / seconds, self.lap_waited / seconds);
+        self.seconds += seconds;
+        self.images += self.lap_images;
+        (self.lap_began, self.lap_images) = (Instant::now(), 0);
+        (self.lap_waited, self.lap_paused) = (0.0, 0.0);
+        result
+    }
+
+    fn overall(&self) -> f64 {
+        self.images as f64 / self.seconds.max(1e-9)
+    }
+}

@@ -18,9 +18,9 @@ use std::{
     env,
     ffi::OsString,
     fs::{self, File, TryLockError},
-    io::{self, Write},
+    io::Write,
     os::unix::fs::symlink,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -67,8 +67,14 @@ impl Flavour {
 /// Does nothing when it is, or when the user brings a libtorch of his own.
 pub fn run(root: &Path, wanted: Option<Flavour>) -> Result<()> {
     check_compiler()?;
-    if let Some(own) = own_libtorch(root) {
-        eprintln!("setup: {own} is set, so nothing is fetched");
+    if let Some((variable, value)) = own_libtorch(root) {
+        let split = env::var_os("LIBTORCH_LIB").is_some();
+        ensure!(
+            variable != "LIBTORCH" || split || Path::new(&value).join("lib").is_dir(),
+            "LIBTORCH={0}: there is no {0}/lib; let it name a libtorch {TORCH_VERSION}, or unset it",
+            value.display()
+        );
+        eprintln!("setup: {variable}={} is set, so nothing is fetched", value.display());
         return Ok(());
     }
     let place = root.join(".libtorch");
@@ -96,13 +102,14 @@ pub fn run(root: &Path, wanted: Option<Flavour>) -> Result<()> {
 
 /// The user's own choice of libtorch, if he made one, as he made it. It is seen in the environment, where cargo also
 /// puts the LIBTORCH of `.cargo/config.toml` before it runs this program: that one is ours.
-pub fn own_libtorch(root: &Path) -> Option<String> {
-    // torch-sys asks whether it is set, not to what.
-    if let Some(value) = env::var_os("LIBTORCH_USE_PYTORCH") {
-        return Some(format!("LIBTORCH_USE_PYTORCH={}", value.display()));
-    }
-    let own = env::var_os("LIBTORCH").filter(|value| Path::new(value) != root.join(".libtorch"))?;
-    Some(format!("LIBTORCH={}", own.display()))
+fn own_libtorch(root: &Path) -> Option<(&'static str, OsString)> {
+    // torch-sys asks first whether this is set, and not to what.
+    let ours =
+        |name: &str, value: &OsString| name == "LIBTORCH" && *value == root.join(".libtorch");
+    ["LIBTORCH_USE_PYTORCH", "LIBTORCH"]
+        .into_iter()
+        .filter_map(|name| Some((name, env::var_os(name)?)))
+        .find(|(name, value)| !ours(name, value))
 }
 
 /// The cargo that runs us, in the repository's root, with the LIBTORCH that a cargo typed by hand would see. Inherited,
@@ -154,7 +161,15 @@ fn finish(fresh: &Path, flavour: Flavour) -> Result<()> {
     if flavour == Flavour::Cpu {
         // torch-sys links -ltorch; the wheel's own would bring libtorch_cuda.so in.
         let built = compiler()
-            .args(["-shared", "-nostdlib", "-Wl,-soname,libtorch.so", "-x", "c++", "/dev/null", "-o"])
+            .args([
+                "-shared",
+                "-nostdlib",
+                "-Wl,-soname,libtorch.so",
+                "-x",
+                "c++",
+                "/dev/null",
+                "-o",
+            ])
             .arg(fresh.join("torch/lib/libtorch.so"))
             .status()?;
         ensure!(built.success(), "the C++ compiler could not link an empty libtorch.so");
@@ -215,7 +230,9 @@ fn lock(path: &Path) -> Result<File> {
 fn report(flavour: Flavour) {
     let gpu = Path::new("/dev/nvidiactl").exists() || Path::new("/dev/dxg").exists();
     let hint = match (flavour, gpu) {
-        (Flavour::Cuda, false) => "; no NVIDIA GPU was found on this machine, so it computes on the CPU",
+        (Flavour::Cuda, false) => {
+            "; no NVIDIA GPU was found on this machine, so it computes on the CPU"
+        }
         (Flavour::Cpu, true) => "; for this machine's GPU, `cargo xtask setup --cuda`",
         _ => "",
     };
@@ -252,14 +269,21 @@ fn check_compiler() -> Result<()> {
         .spawn()
         .and_then(|mut child| {
             // Closed at once, so that the compiler sees the end of its input.
-            child.stdin.take().map_or(Ok(()), |mut input| input.write_all(b"#include <concepts>\n"))?;
+            child
+                .stdin
+                .take()
+                .map_or(Ok(()), |mut input| input.write_all(b"#include <concepts>\n"))?;
             child.wait()
         });
     let name = compiler().get_program().display().to_string();
     match checked {
         Ok(status) if status.success() => Ok(()),
-        Ok(_) => bail!("{name} does not compile C++20: install g++ 10 or clang 10 or newer, or set CXX"),
-        Err(_) => bail!("no C++ compiler ({name}) was found: install g++ 10 or clang 10 or newer, or set CXX"),
+        Ok(_) => {
+            bail!("{name} does not compile C++20: install g++ 10 or clang 10 or newer, or set CXX")
+        }
+        Err(_) => bail!(
+            "no C++ compiler ({name}) was found: install g++ 10 or clang 10 or newer, or set CXX"
+        ),
     }
 }
 
@@ -344,7 +368,8 @@ mod tests {
     fn the_cpu_flavour_takes_no_cuda_library() {
         for wheel in &WHEELS {
             for name in wheel.keep_cpu {
-                assert!(!name.contains("cuda") && *name != "torch/lib/", "{name}");
+                let cuda = name.contains("libtorch_cuda") || *name == "torch/lib/";
+                assert!(!cuda && *name != "nvidia/", "{name}");
             }
         }
         assert_eq!(Flavour::Cpu.manifest().lines().count(), 4);

@@ -19,7 +19,7 @@ pub fn unpack(wheel: &Path, keep: &[&str], into: &Path) -> Result<()> {
     let mut used = vec![false; keep.len()];
     for index in 0..archive.len() {
         let mut member = archive.by_index(index).with_context(reading)?;
-        let Some(name) = member.enclosed_name().map(Path::to_owned) else {
+        let Some(name) = member.enclosed_name() else {
             bail!("{}: member {:?} leaves the archive's folder", wheel.display(), member.name());
         };
         let Some(entry) = keep.iter().position(|kept| match kept.strip_suffix('/') {
@@ -53,7 +53,7 @@ mod tests {
     use std::path::PathBuf;
 
     use tempfile::TempDir;
-    use zip::{ZipWriter, write::FileOptions};
+    use zip::{ZipWriter, write::SimpleFileOptions};
 
     use super::*;
 
@@ -62,7 +62,7 @@ mod tests {
         let path = dir.path().join("a.whl");
         let mut zip = ZipWriter::new(File::create(&path).unwrap());
         for (name, text) in members {
-            zip.start_file(*name, FileOptions::default()).unwrap();
+            zip.start_file(*name, SimpleFileOptions::default()).unwrap();
             zip.write_all(text.as_bytes()).unwrap();
         }
         zip.finish().unwrap();

@@ -113,7 +113,10 @@ pub fn pip_download(wheel: &Wheel, dir: &Path) -> Result<()> {
         .args(["--disable-pip-version-check", "--no-input"])
         .args(["--python-version", "3.11", "--implementation", "cp"])
         // pip takes platform tags literally: a manylinux_2_17 wheel is not found under manylinux_2_28.
-        .args((17..=28).flat_map(|glibc| ["--platform".into(), format!("manylinux_2_{glibc}_x86_64")]))
+        .args(
+            (17..=28)
+                .flat_map(|glibc| ["--platform".into(), format!("manylinux_2_{glibc}_x86_64")]),
+        )
         .args(["--platform", "manylinux2014_x86_64", "--dest"])
         .arg(dir)
         .arg(format!("{package}=={version}"))
@@ -129,8 +132,11 @@ pub fn pip_download(wheel: &Wheel, dir: &Path) -> Result<()> {
     let said = BufReader::new(child.stderr.take().expect("piped above"));
     let error = said.lines().map_while(Result::ok).filter(|line| line.starts_with("ERROR")).last();
     if !child.wait().context("waiting for pip")?.success() {
-        let error = error.unwrap_or_else(|| "pip gave no reason".into());
-        bail!("pip could not fetch {package} {version}: {}", error.trim_start_matches("ERROR: "));
+        let error = error.unwrap_or_else(|| "it gave no reason".into());
+        bail!(
+            "pip could not fetch {package} {version}: {}; can this machine reach the package index?",
+            error.trim_start_matches("ERROR: ")
+        );
     }
     Ok(())
 }
@@ -152,10 +158,18 @@ fn only_wheel(dir: &Path) -> Result<PathBuf> {
 }
 
 fn digest(path: &Path) -> Result<String> {
+    let reading = || format!("reading {}", path.display());
+    let mut file = BufReader::with_capacity(1 << 20, File::open(path).with_context(reading)?);
     let mut hash = Sha256::new();
-    File::open(path)
-        .and_then(|mut file| io::copy(&mut file, &mut hash))
-        .with_context(|| format!("reading {}", path.display()))?;
+    loop {
+        let chunk = file.fill_buf().with_context(reading)?;
+        if chunk.is_empty() {
+            break;
+        }
+        hash.update(chunk);
+        let read = chunk.len();
+        file.consume(read);
+    }
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
@@ -222,7 +236,11 @@ mod tests {
         for wheel in &WHEELS {
             let hex = wheel.sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
             assert!(hex && wheel.sha256.len() == 64, "{}", wheel.package);
-            assert!(wheel.version.bytes().all(|b| b.is_ascii_digit() || b == b'.'), "{}", wheel.package);
+            assert!(
+                wheel.version.bytes().all(|b| b.is_ascii_digit() || b == b'.'),
+                "{}",
+                wheel.package
+            );
             assert!(wheel.megabytes > 0 && !wheel.keep_cuda.is_empty(), "{}", wheel.package);
         }
     }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use tch::{Kind, Tensor};
 use uta_data::{Rejected, Source};
 use uta_model::Clip;
-use uta_train::MaskGenerator;
+use uta_train::mask::MaskGenerator;
 
 use crate::embed::{finite, sweep, unit};
 use crate::ranking::to_vec;
@@ -84,7 +84,8 @@ impl Align {
         let rejected = sweep(model, &self.source, &self.options, |batch, pixels| {
             let kept = self.mask.as_ref().map(|(mask, seed)| {
                 kept_count = mask.kept_count();
-                let positions: Vec<u64> = batch.items.iter().map(|item| item.index as u64).collect();
+                let positions: Vec<u64> =
+                    batch.items.iter().map(|item| item.index as u64).collect();
                 let kept = Tensor::from_slice(&mask.batch(*seed, &positions));
                 kept.view([positions.len() as i64, kept_count as i64]).to_device(device)
             });
@@ -121,7 +122,13 @@ impl Align {
 
     /// Cosines f32 [B,1+K] of the tokens of `pixels` u8 [B,S,S,3]; each model normalises them its own way, and the teacher
     /// sees the whole image.
-    fn cosine(&self, model: &Clip, teacher: &Clip, pixels: &Tensor, kept: Option<&Tensor>) -> Tensor {
+    fn cosine(
+        &self,
+        model: &Clip,
+        teacher: &Clip,
+        pixels: &Tensor,
+        kept: Option<&Tensor>,
+    ) -> Tensor {
         let tokens = |clip: &Clip, kept: Option<&Tensor>| {
             let pixels = pixels.to_device(clip.store.device());
             let forward = || clip.visual.forward_t(&clip.normalise(&pixels), kept, false);
@@ -139,19 +146,23 @@ impl Align {
     fn check(&self, model: &Clip) -> Result<(), EvalError> {
         let (student, teacher) = (&model.config, &self.teacher.config);
         let differ = |what, left: String, right: String, hint| {
-            if left == right { Ok(()) } else { Err(EvalError::Mismatch { what, left, right, hint }) }
+            if left == right {
+                Ok(())
+            } else {
+                Err(EvalError::Mismatch { what, left, right, hint })
+            }
         };
         let side = |n: i64| format!("{n} x {n}");
         differ(
             "image sizes of student and teacher",
-            side(student.vision.image_size as i64),
-            side(teacher.vision.image_size as i64),
+            side(student.vision.image_size),
+            side(teacher.vision.image_size),
             "resize one of them",
         )?;
         differ(
             "patch grids of student and teacher",
-            side(student.vision.grid() as i64),
-            side(teacher.vision.grid() as i64),
+            side(student.vision.grid()),
+            side(teacher.vision.grid()),
             "tokens correspond only on one grid",
         )?;
         differ(
@@ -186,7 +197,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::testing::{Pictures, clip, naive_pixels, options};
-    use uta_train::MaskKind;
+    use uta_train::mask::MaskKind;
 
     #[test]
     fn a_model_agrees_with_itself_wholly() {
@@ -210,12 +221,18 @@ mod tests {
             let (mut cls, mut patches, mut all) = (0.0, 0.0, 0.0);
             for i in 0..5 {
                 let x = naive_pixels(&student, source.as_ref(), i);
-                let kept = if masked { mask.batch(9, &[i as u64]) } else { (0..(grid * grid) as i64).collect() };
+                let kept = if masked {
+                    mask.batch(9, &[i as u64])
+                } else {
+                    (0..(grid * grid) as i64).collect()
+                };
                 let rows = Tensor::from_slice(&kept).unsqueeze(0);
-                let s = tch::no_grad(|| student.visual.forward_t(&x, masked.then_some(&rows), false));
+                let s =
+                    tch::no_grad(|| student.visual.forward_t(&x, masked.then_some(&rows), false));
                 let t = tch::no_grad(|| teacher.visual.forward_t(&x, None, false));
                 let cosine = |a: i64, b: i64| -> f64 {
-                    let (a, b): (Vec<f32>, Vec<f32>) = (to_vec(&s.get(0).get(a)), to_vec(&t.get(0).get(b)));
+                    let (a, b): (Vec<f32>, Vec<f32>) =
+                        (to_vec(&s.get(0).get(a)), to_vec(&t.get(0).get(b)));
                     let dot = |x: &[f32], y: &[f32]| -> f64 {
                         x.iter().zip(y).map(|(x, y)| f64::from(x * y)).sum()
                     };
@@ -229,7 +246,10 @@ mod tests {
             assert!((report.cosine - all).abs() < 1e-5, "{} {all}", report.cosine);
             assert!((report.cosine_cls - cls).abs() < 1e-5, "{} {cls}", report.cosine_cls);
             assert!((report.cosine_patches - patches).abs() < 1e-5);
-            assert!((all - cls).abs() > 1e-3, "the parts must differ for the test to tell them apart");
+            assert!(
+                (all - cls).abs() > 1e-3,
+                "the parts must differ for the test to tell them apart"
+            );
         }
     }
 

@@ -63,13 +63,13 @@ pub(crate) fn sweep(
     let size = model.config.vision.image_size;
     let (mut rejected, mut done, total) = (Vec::new(), 0, source.len());
     options.report("images", 0, total);
-    let transform = EvalTransform { size };
+    let transform = EvalTransform { size: size as u32 };
     for batch in uta_data::sweep(source.clone(), transform, options.batch, options.workers) {
         let mut batch = batch?;
         rejected.append(&mut batch.rejected);
         done += batch.items.len();
         if !batch.items.is_empty() {
-            let shape = [batch.items.len() as i64, size as i64, size as i64, 3];
+            let shape = [batch.items.len() as i64, size, size, 3];
             let pixels = Tensor::from_slice(&batch.pixels).view(shape);
             each(&batch, &pixels.to_device(model.store.device()))?;
         }
@@ -148,7 +148,9 @@ pub fn encode_texts<S: AsRef<str>>(
     for (chunk, members) in order.chunks(options.batch).enumerate() {
         let flat: Vec<i64> = members.iter().flat_map(|&i| &tokens[i]).copied().collect();
         let batch = Tensor::from_slice(&flat).view([-1, context as i64]).to_device(device);
-        let embeddings = options.forward(model, || model.encode_text(&batch));
+        let encode =
+            || model.encode_text(&batch).expect("a model with a text config has the tower");
+        let embeddings = options.forward(model, encode);
         finite(&embeddings, options, |row| format!("\"{}\"", unique[members[row]]))?;
         parts.push(unit(&embeddings));
         for (offset, &i) in members.iter().enumerate() {
@@ -157,7 +159,7 @@ pub fn encode_texts<S: AsRef<str>>(
         options.report("texts", chunk * options.batch + members.len(), unique.len());
     }
     if parts.is_empty() {
-        return Ok(Tensor::zeros([0, model.config.embed_dim as i64], (Kind::Float, device)));
+        return Ok(Tensor::zeros([0, model.config.embed_dim], (Kind::Float, device)));
     }
     let index: Vec<i64> = rows.iter().map(|&row| place[row as usize]).collect();
     Ok(Tensor::cat(&parts, 0).index_select(0, &Tensor::from_slice(&index).to_device(device)))

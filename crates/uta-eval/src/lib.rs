@@ -63,7 +63,9 @@ pub enum EvalError {
         hint: &'static str,
     },
     /// A label outside the list of classes.
-    #[error("{key}: class {class} is outside the {names} class names; give the set's own list (--classnames)")]
+    #[error(
+        "{key}: class {class} is outside the {names} class names; give the set's own list (--classnames)"
+    )]
     Label {
         /// The sample.
         key: String,
@@ -83,7 +85,9 @@ pub enum EvalError {
         want: &'static str,
     },
     /// The model put out NaN or infinity.
-    #[error("the model's output for {key} is not finite; its weights are broken, or {precision:?} is too narrow")]
+    #[error(
+        "the model's output for {key} is not finite; its weights are broken, or {precision:?} is too narrow"
+    )]
     NonFinite {
         /// The first sample or text concerned.
         key: String,

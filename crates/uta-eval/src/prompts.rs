@@ -49,18 +49,20 @@ impl Prompts {
         templates: Option<&Path>,
     ) -> Result<Prompts, EvalError> {
         let folders = source.class_names();
-        let (names, names_from) = match (names.map(Path::to_path_buf).or(beside(spec, &NAMES)), folders) {
-            (Some(path), _) => (lines(&path)?, path.display().to_string()),
-            (None, Some(folders)) => (folders.to_vec(), "class folders".to_string()),
-            (None, None) => {
-                return Err(EvalError::Prompts {
-                    path: spec.into(),
-                    message: "no classnames.txt in its folder or above it, and no class folders; \
+        let (names, names_from) =
+            match (names.map(Path::to_path_buf).or(beside(spec, &NAMES)), folders) {
+                (Some(path), _) => (lines(&path)?, path.display().to_string()),
+                (None, Some(folders)) => (folders.to_vec(), "class folders".to_string()),
+                (None, None) => {
+                    return Err(EvalError::Prompts {
+                        path: spec.into(),
+                        message:
+                            "no classnames.txt in its folder or above it, and no class folders; \
                               give --classnames, a name a line in label order"
-                        .into(),
-                });
-            }
-        };
+                                .into(),
+                    });
+                }
+            };
         if let Some(folders) = folders
             && folders.len() != names.len()
         {
@@ -80,12 +82,16 @@ impl Prompts {
     }
 
     fn checked(self) -> Result<Prompts, EvalError> {
-        let fail = |path: &str, message: String| Err(EvalError::Prompts { path: path.into(), message });
+        let fail =
+            |path: &str, message: String| Err(EvalError::Prompts { path: path.into(), message });
         if self.names.is_empty() {
             return fail(&self.names_from, "no class names; a name a line is needed".into());
         }
         if self.templates.is_empty() {
-            return fail(&self.templates_from, "no templates; a line with {} for the name is needed".into());
+            return fail(
+                &self.templates_from,
+                "no templates; a line with {} for the name is needed".into(),
+            );
         }
         match self.templates.iter().find(|t| !t.contains("{}") && !t.contains("{c}")) {
             Some(bad) => {
@@ -99,7 +105,10 @@ impl Prompts {
     /// Every name in every template: all sentences of the first name, then of the second.
     pub fn sentences(&self) -> Vec<String> {
         let fill = |t: &String, name: &String| t.replace("{c}", name).replace("{}", name);
-        self.names.iter().flat_map(|name| self.templates.iter().map(move |t| fill(t, name))).collect()
+        self.names
+            .iter()
+            .flat_map(|name| self.templates.iter().map(move |t| fill(t, name)))
+            .collect()
     }
 
     /// Names that several classes share, and how many do; such classes tie.

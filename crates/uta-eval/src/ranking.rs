@@ -25,11 +25,14 @@ pub fn expected_hit(greater: u64, tied: u64, right: u64, k: u64) -> f64 {
 /// How the best right answer of every query stands, for `scores` [Q,C] and the mask `right` [Q,C] of right answers (at
 /// least one a row): (greater, tied, right among the tied), each a list of Q, as [`expected_hit`] takes them.
 pub fn standings(scores: &Tensor, right: &Tensor) -> Vec<(u64, u64, u64)> {
-    let best = scores.masked_fill(&right.logical_not(), f64::NEG_INFINITY).amax([1i64].as_slice(), true);
+    let best =
+        scores.masked_fill(&right.logical_not(), f64::NEG_INFINITY).amax([1i64].as_slice(), true);
     let tied = scores.eq_tensor(&best);
     let count = |mask: &Tensor| mask.sum_dim_intlist([1i64].as_slice(), false, Kind::Int64);
-    let table =
-        Tensor::stack(&[count(&scores.gt_tensor(&best)), count(&tied), count(&tied.logical_and(right))], 1);
+    let table = Tensor::stack(
+        &[count(&scores.gt_tensor(&best)), count(&tied), count(&tied.logical_and(right))],
+        1,
+    );
     let flat: Vec<i64> = to_vec(&table);
     flat.chunks_exact(3).map(|row| (row[0] as u64, row[1] as u64, row[2] as u64)).collect()
 }
@@ -95,8 +98,7 @@ mod tests {
                 for greater in 0..3 {
                     for k in 1..=6 {
                         let want = brute_force(greater, tied, right, k);
-                        let got =
-                            expected_hit(greater as u64, tied as u64, right as u64, k as u64);
+                        let got = expected_hit(greater as u64, tied as u64, right as u64, k as u64);
                         assert!((got - want).abs() < 1e-12, "{greater} {tied} {right} {k}");
                     }
                 }
@@ -107,7 +109,8 @@ mod tests {
     #[test]
     fn standings_count_by_the_best_right_answer() {
         let scores = Tensor::from_slice(&[0.9f32, 0.5, 0.5, 0.1, 0.2, 0.2, 0.2, 0.2]).view([2, 4]);
-        let right = Tensor::from_slice(&[0i64, 1, 0, 1, 1, 1, 0, 0]).view([2, 4]).to_kind(Kind::Bool);
+        let right =
+            Tensor::from_slice(&[0i64, 1, 0, 1, 1, 1, 0, 0]).view([2, 4]).to_kind(Kind::Bool);
         assert_eq!(standings(&scores, &right), [(1, 2, 1), (0, 4, 2)]);
     }
 

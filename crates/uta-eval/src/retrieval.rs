@@ -53,7 +53,11 @@ pub struct RetrievalReport {
 
 impl Retrieval {
     /// An evaluation called `name` of `source`.
-    pub fn new(name: impl Into<String>, source: Arc<dyn Source>, options: EvalOptions) -> Retrieval {
+    pub fn new(
+        name: impl Into<String>,
+        source: Arc<dyn Source>,
+        options: EvalOptions,
+    ) -> Retrieval {
         Retrieval { name: name.into(), source, text: None, options }
     }
 
@@ -93,7 +97,8 @@ impl Retrieval {
             }
             if !rows.is_empty() {
                 let all = encode_images(model, batch, pixels, &self.options)?;
-                images.push(all.index_select(0, &Tensor::from_slice(&rows).to_device(all.device())));
+                images
+                    .push(all.index_select(0, &Tensor::from_slice(&rows).to_device(all.device())));
             }
             Ok(())
         })?;
@@ -127,7 +132,8 @@ impl uta_train::Evaluator for Retrieval {
         model: &Clip,
     ) -> Result<Vec<(String, f64)>, Box<dyn std::error::Error + Send + Sync>> {
         let report = self.run(model)?;
-        let ways = [("text_to_image", report.text_to_image), ("image_to_text", report.image_to_text)];
+        let ways =
+            [("text_to_image", report.text_to_image), ("image_to_text", report.image_to_text)];
         Ok(ways
             .into_iter()
             .flat_map(|(way, Recall { r1, r5, r10 })| {
@@ -194,6 +200,10 @@ impl Source for Captioned {
     fn class_names(&self) -> Option<&[String]> {
         self.inner.class_names()
     }
+
+    fn problems(&self) -> Vec<String> {
+        self.inner.problems()
+    }
 }
 
 #[cfg(test)]
@@ -212,13 +222,11 @@ mod tests {
     }
 
     /// Shares of queries with a right answer among the k that score highest, by sorting.
-    fn oracle(
-        queries: &[(Vec<f32>, usize)],
-        candidates: &[(Vec<f32>, usize)],
-    ) -> Recall {
+    fn oracle(queries: &[(Vec<f32>, usize)], candidates: &[(Vec<f32>, usize)]) -> Recall {
         let at = |k: usize| {
             let hit = |(query, owner): &&(Vec<f32>, usize)| {
-                let score = |c: &(Vec<f32>, usize)| query.iter().zip(&c.0).map(|(a, b)| a * b).sum::<f32>();
+                let score =
+                    |c: &(Vec<f32>, usize)| query.iter().zip(&c.0).map(|(a, b)| a * b).sum::<f32>();
                 let mut order: Vec<&(Vec<f32>, usize)> = candidates.iter().collect();
                 order.sort_by(|a, b| score(b).total_cmp(&score(a)));
                 order.iter().take(k).any(|c| c.1 == *owner)

@@ -151,14 +151,17 @@ impl ZeroShot {
             let rows: Vec<i64> = labelled.iter().map(|&(row, _)| row as i64).collect();
             let labels: Vec<i64> = labelled.iter().map(|&(_, class)| i64::from(class)).collect();
             let device = images.device();
-            let scores =
-                images.index_select(0, &Tensor::from_slice(&rows).to_device(device)).matmul(&columns);
+            let scores = images
+                .index_select(0, &Tensor::from_slice(&rows).to_device(device))
+                .matmul(&columns);
             let right = scores.zeros_like().to_kind(Kind::Bool).scatter_value(
                 1,
                 &Tensor::from_slice(&labels).to_device(device).unsqueeze(1),
                 1,
             );
-            for (&(_, class), (greater, tied, right)) in labelled.iter().zip(standings(&scores, &right)) {
+            for (&(_, class), (greater, tied, right)) in
+                labelled.iter().zip(standings(&scores, &right))
+            {
                 let first = expected_hit(greater, tied, right, 1);
                 top1 += first;
                 top5 += expected_hit(greater, tied, right, 5);
@@ -304,10 +307,9 @@ struct ClassifierKey {
 /// Sums over the bits of every text weight, in all, weighted by row and weighted by column: whether training has moved
 /// the tower, at the price of reading it once.
 fn fingerprint(model: &Clip) -> Vec<i64> {
-    let mut weights: Vec<(String, Tensor)> =
-        model.store.variables().into_iter().filter(|(name, _)| name.starts_with("text.")).collect();
-    weights.sort_by(|a, b| a.0.cmp(&b.0));
-    let sums = weights.iter().flat_map(|(_, weight)| {
+    let weights = model.variables();
+    let weights = weights.iter().filter(|(name, _)| name.starts_with("text."));
+    let sums = weights.flat_map(|(_, weight)| {
         let bits = match weight.kind() {
             Kind::Half | Kind::BFloat16 => weight.detach().view_dtype(Kind::Int16),
             Kind::Float => weight.detach().view_dtype(Kind::Int),
@@ -399,7 +401,8 @@ mod tests {
         pictures.samples[4].image = b"not an image".to_vec();
         pictures.samples[7].class = None;
         pictures.samples[8].class = None;
-        let report = ZeroShot::new("set", pictures.shared(), prompts(4), options(5)).run(&clip(1)).unwrap();
+        let report =
+            ZeroShot::new("set", pictures.shared(), prompts(4), options(5)).run(&clip(1)).unwrap();
         assert_eq!((report.n, report.unlabelled, report.rejected.len()), (9, 2, 1));
         assert_eq!(report.rejected[0].key, "picture-4");
         assert_eq!(report.empty_classes, ["thing 3"]);
@@ -410,8 +413,9 @@ mod tests {
     fn classes_of_one_name_tie_and_share_the_credit() {
         let prompts = Prompts::new(vec!["same".into(); 3], vec!["{}".into()]).unwrap();
         assert_eq!(prompts.duplicates(), [("same", 3)]);
-        let report =
-            ZeroShot::new("set", Pictures::new(11, 3).shared(), prompts, options(4)).run(&clip(1)).unwrap();
+        let report = ZeroShot::new("set", Pictures::new(11, 3).shared(), prompts, options(4))
+            .run(&clip(1))
+            .unwrap();
         assert!((report.top1 - 1.0 / 3.0).abs() < 1e-12, "{}", report.top1);
         assert_eq!(report.top5, 1.0);
     }
@@ -449,8 +453,9 @@ mod tests {
         assert!(matches!(error, EvalError::Label { class: 2, names: 2, .. }), "{error}");
         let mut pictures = Pictures::new(3, 3);
         pictures.samples.iter_mut().for_each(|sample| sample.class = None);
-        let error =
-            ZeroShot::new("set", pictures.shared(), prompts(3), options(4)).run(&clip(1)).unwrap_err();
+        let error = ZeroShot::new("set", pictures.shared(), prompts(3), options(4))
+            .run(&clip(1))
+            .unwrap_err();
         assert!(matches!(error, EvalError::Empty { len: 3, .. }), "{error}");
     }
 
@@ -460,6 +465,8 @@ mod tests {
         let mut head = model.store.variables().remove("visual.head.bias").unwrap();
         tch::no_grad(|| head.fill_(f64::NAN));
         let task = ZeroShot::new("set", Pictures::new(3, 3).shared(), prompts(3), options(4));
-        assert!(matches!(task.run(&model), Err(EvalError::NonFinite { key, .. }) if key == "picture-0"));
+        assert!(
+            matches!(task.run(&model), Err(EvalError::NonFinite { key, .. }) if key == "picture-0")
+        );
     }
 }

@@ -1,23 +1,223 @@
-//! Clip
-use std::path::Path;
-use tch::{Device, Kind, Tensor, nn};
-use crate::{ClipConfig, ModelError, TextTower, Vit};
-/// Pair
+//! An image encoder and a text encoder of one space, and their files: `config.json` beside `model.safetensors`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tch::{Device, Kind, Tensor, nn, no_grad};
+
+use crate::{ClipConfig, ModelError, TextTower, Vit, safetensors_io};
+
+/// A CLIP: facts 1.2. Keys are `visual.*`, `text.*` and `logit_scale`, as in the official checkpoints.
 #[derive(Debug)]
-#[allow(missing_docs)]
 pub struct Clip {
+    /// Its sizes.
     pub config: ClipConfig,
+    /// The image encoder.
     pub visual: Vit,
+    /// The text encoder, where there is one.
     pub text: Option<TextTower>,
+    /// The logarithm of the logit scale, where there is a text encoder.
     pub logit_scale: Option<Tensor>,
+    /// All variables by key.
     pub store: nn::VarStore,
+    mean: Tensor, // [3]
+    std: Tensor,  // [3]
 }
-#[allow(missing_docs)]
+
 impl Clip {
-    pub fn new(_config: &ClipConfig, _device: Device) -> Clip { todo!() }
-    pub fn load(_path: &Path, _device: Device) -> Result<Clip, ModelError> { todo!() }
-    pub fn save(&self, _dir: &Path, _kind: Kind) -> Result<(), ModelError> { todo!() }
-    pub fn normalise(&self, _pixels: &Tensor) -> Tensor { todo!() }
-    pub fn encode_image(&self, _images: &Tensor) -> Tensor { todo!() }
-    pub fn encode_text(&self, _tokens: &Tensor) -> Option<Tensor> { todo!() }
+    /// A CLIP with random weights, from libtorch's generator.
+    ///
+    /// # Panics
+    /// When `config` doesn't pass [`ClipConfig::check`].
+    pub fn new(config: &ClipConfig, device: Device) -> Clip {
+        let store = nn::VarStore::new(device);
+        let root = store.root();
+        let visual = Vit::new(&(&root / "visual"), &config.vision);
+        let text = config.text.as_ref().map(|text| TextTower::new(&(&root / "text"), text));
+        // ln(1 / 0.07), facts 1.2.
+        let logit_scale = text
+            .is_some()
+            .then(|| root.var("logit_scale", &[], nn::Init::Const((1.0 / 0.07f64).ln())));
+        let statistic =
+            |values: [f64; 3]| Tensor::from_slice(&values.map(|v| v as f32)).to_device(device);
+        Clip {
+            visual,
+            text,
+            logit_scale,
+            mean: statistic(config.mean),
+            std: statistic(config.std),
+            config: config.clone(),
+            store,
+        }
+    }
+
+    /// Reads a CLIP from a run directory or any folder with `config.json` and `model.safetensors` (or from that file).
+    ///
+    /// # Errors
+    /// Says what was looked for, or which names don't fit.
+    pub fn load(path: &Path, device: Device) -> Result<Clip, ModelError> {
+        let dir = if path.is_file() { path.parent().unwrap_or(Path::new("")) } else { path };
+        let (config, weights) = (dir.join("config.json"), dir.join("model.safetensors"));
+        for wanted in [&config, &weights] {
+            if !wanted.is_file() {
+                let name = wanted.file_name().unwrap_or_default().to_string_lossy();
+                let found = if dir.is_dir() { "there is none" } else { "there is no such folder" };
+                let unfinished = match dir.join("checkpoints").is_dir() {
+                    true => "; the run isn't finished: continue it with --resume",
+                    false => "",
+                };
+                let message = format!("a model needs {name} here, and {found}{unfinished}");
+                return Err(ModelError::format(dir, message));
+            }
+        }
+        let text = fs::read_to_string(&config).map_err(ModelError::io(&config))?;
+        let parsed: ClipConfig =
+            serde_json::from_str(&text).map_err(|e| ModelError::format(&config, e.to_string()))?;
+        parsed.check().map_err(|e| ModelError::format(&config, e.to_string()))?;
+        let clip = Clip::new(&parsed, device);
+        safetensors_io::load_into(&weights, &clip.variables())?;
+        Ok(clip)
+    }
+
+    /// Writes `config.json` and `model.safetensors` into `dir`, the weights as `kind`.
+    ///
+    /// # Errors
+    /// When they can't be written.
+    pub fn save(&self, dir: &Path, kind: Kind) -> Result<(), ModelError> {
+        fs::create_dir_all(dir).map_err(ModelError::io(dir))?;
+        self.save_config(dir)?;
+        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+        safetensors_io::save(
+            &self.variables(),
+            &dir.join("model.safetensors"),
+            &metadata,
+            Some(kind),
+        )
+    }
+
+    /// Writes `config.json` alone.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn save_config(&self, dir: &Path) -> Result<(), ModelError> {
+        let path: PathBuf = dir.join("config.json");
+        let beside = dir.join("config.json.tmp");
+        let text = serde_json::to_string_pretty(&self.config).expect("sizes are plain data") + "\n";
+        fs::write(&beside, text)
+            .and_then(|()| fs::rename(&beside, &path))
+            .map_err(ModelError::io(&path))
+    }
+
+    /// All variables, sorted by key.
+    pub fn variables(&self) -> Vec<(String, Tensor)> {
+        let mut variables: Vec<(String, Tensor)> = self.store.variables().into_iter().collect();
+        variables.sort_by(|a, b| a.0.cmp(&b.0));
+        variables
+    }
+
+    /// Takes over another's variables whose key starts with `prefix`.
+    ///
+    /// # Errors
+    /// When names or shapes differ.
+    pub fn copy_from(&self, other: &Clip, prefix: &str) -> Result<(), ModelError> {
+        let theirs = other.store.variables();
+        for (name, ours) in self.variables() {
+            if !name.starts_with(prefix) {
+                continue;
+            }
+            match theirs.get(&name).filter(|theirs| theirs.size() == ours.size()) {
+                Some(theirs) => no_grad(|| ours.shallow_clone().copy_(theirs)),
+                None => {
+                    let message =
+                        format!("{name} {:?}: the other model has none such", ours.size());
+                    return Err(ModelError::Config(message));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Pixels u8 [B, S, S, 3] on the model's device to what the image encoder sees, f32 [B, 3, S, S].
+    pub fn normalise(&self, pixels: &Tensor) -> Tensor {
+        ((pixels.to_kind(Kind::Float) / 255.0 - &self.mean) / &self.std)
+            .permute([0, 3, 1, 2])
+            .contiguous()
+    }
+
+    /// Image embeddings [B, E], not normalised, of `images` [B, 3, S, S].
+    pub fn encode_image(&self, images: &Tensor) -> Tensor {
+        self.visual.encode(images)
+    }
+
+    /// Text embeddings [B, E], not normalised, of `tokens` [B, T]; `None` without a text encoder.
+    pub fn encode_text(&self, tokens: &Tensor) -> Option<Tensor> {
+        self.text.as_ref().map(|text| text.forward(tokens))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::{TextConfig, VitConfig};
+
+    fn small() -> ClipConfig {
+        let vision = VitConfig {
+            image_size: 16,
+            patch_size: 8,
+            width: 16,
+            depth: 1,
+            heads: 2,
+            hidden: 24,
+            out: 8,
+            ..VitConfig::preset("uta-b14").unwrap()
+        };
+        let text = TextConfig {
+            context_length: 8,
+            vocab_size: 600,
+            width: 16,
+            heads: 2,
+            layers: 1,
+            out: 8,
+        };
+        ClipConfig::new(vision, Some(text))
+    }
+
+    #[test]
+    fn a_saved_clip_loads_to_the_same_embeddings() {
+        let dir = tempfile::tempdir().unwrap();
+        let clip = Clip::new(&small(), Device::Cpu);
+        clip.save(dir.path(), Kind::Float).unwrap();
+        let again = Clip::load(dir.path(), Device::Cpu).unwrap();
+        let images = Tensor::randn([2, 3, 16, 16], (Kind::Float, Device::Cpu));
+        let tokens = Tensor::from_slice(&[598i64, 3, 599, 0]).view([1, 4]);
+        assert_eq!(clip.encode_image(&images), again.encode_image(&images));
+        assert_eq!(clip.encode_text(&tokens), again.encode_text(&tokens));
+        assert_eq!(clip.config, again.config);
+        assert!((again.logit_scale.unwrap().double_value(&[]) - 2.6592).abs() < 1e-3);
+    }
+
+    #[test]
+    fn a_folder_without_a_model_says_what_was_looked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let e = Clip::load(dir.path(), Device::Cpu).unwrap_err().to_string();
+        assert!(e.contains("config.json") && e.contains("there is none"), "{e}");
+        fs::create_dir(dir.path().join("checkpoints")).unwrap();
+        let e = Clip::load(dir.path(), Device::Cpu).unwrap_err().to_string();
+        assert!(e.contains("--resume"), "{e}");
+    }
+
+    #[test]
+    fn pixels_are_normalised_as_clips() {
+        let clip = Clip::new(&small(), Device::Cpu);
+        let pixels =
+            Tensor::from_slice(&[255u8, 0, 128]).view([1, 1, 1, 3]).expand([1, 16, 16, 3], false);
+        let images = clip.normalise(&pixels);
+        assert_eq!(images.size(), [1, 3, 16, 16]);
+        for (channel, value) in [(0, (1.0 - 0.48145466) / 0.26862954), (1, -0.4578275 / 0.26130258)]
+        {
+            assert!((images.double_value(&[0, channel, 3, 3]) - value).abs() < 1e-5);
+        }
+    }
 }

@@ -1,75 +1,296 @@
-//! Sizes.
+//! Sizes of the networks: what a recipe says, what `config.json` holds, and the presets of the paper.
+
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
+
 use crate::ModelError;
 
-/// Feed-forward network of a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The presets, as data: facts 1.3, 1.8, 2.1 and 2.6. Ti and S have the paper's family of blocks (an inner LayerNorm in
+/// the SwiGLU), unlike EVA-02's own Ti and S, which go without it.
+const PRESETS: &str = include_str!("presets.json");
+
+/// CLIP's pixel statistics (facts 1.10).
+const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
+const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
+
+/// The feed-forward network of a block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ffn {
-    /// SwiGLU with an inner LayerNorm.
+    /// `w3(LN(SiLU(w1 x) * (w2 x)))`: EVA-02, UTA.
+    #[default]
     SwiGlu,
-    /// Two linear layers around an exact GELU.
+    /// `fc2(GELU(fc1 x))`: EVA-01, the paper's teacher.
     Gelu,
 }
 
-/// Vision transformer.
+/// A vision transformer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct VitConfig {
+    /// Side of the image, in pixels.
     pub image_size: i64,
+    /// Side of a patch, in pixels.
     pub patch_size: i64,
+    /// Channels of a token, D.
     pub width: i64,
+    /// Blocks, L.
     pub depth: i64,
+    /// Attention heads, H.
     pub heads: i64,
+    /// Channels inside the feed-forward network.
     pub hidden: i64,
+    /// Channels of the head: the width of the space shared with text, E.
     pub out: i64,
+    /// The feed-forward network.
+    #[serde(default)]
     pub ffn: Ffn,
+    /// Whether queries and keys of patches are rotated by their row and column.
+    #[serde(default = "yes")]
     pub rope: bool,
+    /// The share of residual branches dropped in the last block while training; rises linearly from 0 at the first.
     #[serde(default)]
     pub drop_path: f64,
-    #[serde(default = "one")]
+    /// The share of the gradient that reaches the patch embedding; EVA-02 trains with 0.1 (facts 2.2).
+    #[serde(default = "whole")]
     pub patch_grad: f64,
 }
-fn one() -> f64 { 1.0 }
 
-#[allow(missing_docs)]
-impl VitConfig {
-    pub fn preset(_name: &str) -> Result<VitConfig, ModelError> { todo!() }
-    pub fn grid(&self) -> i64 { self.image_size / self.patch_size }
-    pub fn num_patches(&self) -> i64 { self.grid() * self.grid() }
-    pub fn head_width(&self) -> i64 { self.width / self.heads }
-    pub fn check(&self) -> Result<(), ModelError> { todo!() }
+fn yes() -> bool {
+    true
+}
+fn whole() -> f64 {
+    1.0
 }
 
-/// Text tower.
+impl VitConfig {
+    /// A preset of the paper.
+    ///
+    /// # Errors
+    /// When there is none of that name; lists those there are.
+    pub fn preset(name: &str) -> Result<VitConfig, ModelError> {
+        presets().remove(name).ok_or_else(|| {
+            let names = preset_names().join(", ");
+            ModelError::Config(format!("no preset {name:?}; there are {names}"))
+        })
+    }
+
+    /// Patches along a side.
+    pub fn grid(&self) -> i64 {
+        self.image_size / self.patch_size
+    }
+
+    /// Patches of an image, N.
+    pub fn num_patches(&self) -> i64 {
+        self.grid() * self.grid()
+    }
+
+    /// Channels of a head.
+    pub fn head_width(&self) -> i64 {
+        self.width / self.heads
+    }
+
+    /// Parameters, head included (facts 1.8).
+    pub fn parameters(&self) -> i64 {
+        let (d, h, n) = (self.width, self.hidden, self.num_patches());
+        let ffn = match self.ffn {
+            Ffn::SwiGlu => 2 * (d * h + h) + 2 * h + h * d + d,
+            Ffn::Gelu => d * h + h + h * d + d,
+        };
+        // q, k, v, projection; biases of q, v and the projection; two norms.
+        let block = 4 * d * d + 3 * d + 4 * d + ffn;
+        let embedding = 3 * self.patch_size * self.patch_size * d + d + d + (1 + n) * d;
+        embedding + self.depth * block + 2 * d + d * self.out + self.out
+    }
+
+    /// # Errors
+    /// Names the size that makes no network, and what is allowed.
+    pub fn check(&self) -> Result<(), ModelError> {
+        let sizes = [
+            ("image_size", self.image_size),
+            ("patch_size", self.patch_size),
+            ("width", self.width),
+            ("depth", self.depth),
+            ("heads", self.heads),
+            ("hidden", self.hidden),
+            ("out", self.out),
+        ];
+        positive(&sizes)?;
+        divides("image_size", self.image_size, "patch_size", self.patch_size)?;
+        divides("width", self.width, "heads", self.heads)?;
+        if self.rope && self.head_width() % 4 != 0 {
+            let message = format!(
+                "width / heads = {}: must be a multiple of 4 for the rotary embedding",
+                self.head_width()
+            );
+            return Err(ModelError::Config(message));
+        }
+        share("drop_path", self.drop_path, 0.99)?;
+        share("patch_grad", self.patch_grad, 1.0)
+    }
+}
+
+/// A text tower: CLIP's causal transformer (facts 1.7).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct TextConfig {
+    /// Longest text, in tokens with the two markers.
     pub context_length: i64,
+    /// Tokens; fewer than CLIP's 49408 mean its first merges only.
     pub vocab_size: i64,
+    /// Channels.
     pub width: i64,
+    /// Attention heads.
     pub heads: i64,
+    /// Blocks.
     pub layers: i64,
+    /// Width of the space shared with images.
     pub out: i64,
 }
 
-/// Pair.
+impl TextConfig {
+    /// # Errors
+    /// Names the size that makes no network, and what is allowed.
+    pub fn check(&self) -> Result<(), ModelError> {
+        positive(&[
+            ("context_length", self.context_length),
+            ("vocab_size", self.vocab_size),
+            ("width", self.width),
+            ("heads", self.heads),
+            ("layers", self.layers),
+            ("out", self.out),
+        ])?;
+        divides("width", self.width, "heads", self.heads)
+    }
+}
+
+/// An image encoder and, mostly, a text encoder of one space. This is `config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct ClipConfig {
+    /// Width of the shared space, E.
     pub embed_dim: i64,
+    /// The image encoder.
     pub vision: VitConfig,
+    /// The text encoder.
     pub text: Option<TextConfig>,
+    /// Mean of red, green and blue in 0..1, taken from the pixels.
+    #[serde(default = "clip_mean")]
     pub mean: [f64; 3],
+    /// What the pixels are then divided by.
+    #[serde(default = "clip_std")]
     pub std: [f64; 3],
 }
-#[allow(missing_docs)]
-impl ClipConfig {
-    pub fn preset(_name: &str) -> Result<ClipConfig, ModelError> { todo!() }
-    pub fn check(&self) -> Result<(), ModelError> { todo!() }
+
+fn clip_mean() -> [f64; 3] {
+    CLIP_MEAN
 }
-/// Names.
-pub fn preset_names() -> Vec<String> { todo!() }
+fn clip_std() -> [f64; 3] {
+    CLIP_STD
+}
+
+impl ClipConfig {
+    /// An image encoder and perhaps a text encoder, with CLIP's pixel statistics.
+    pub fn new(vision: VitConfig, text: Option<TextConfig>) -> ClipConfig {
+        ClipConfig { embed_dim: vision.out, vision, text, mean: CLIP_MEAN, std: CLIP_STD }
+    }
+
+    /// A preset's image encoder alone: what a teacher needs.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn preset(name: &str) -> Result<ClipConfig, ModelError> {
+        Ok(ClipConfig::new(VitConfig::preset(name)?, None))
+    }
+
+    /// # Errors
+    /// Names the size that makes no network, and what is allowed.
+    pub fn check(&self) -> Result<(), ModelError> {
+        self.vision.check()?;
+        let text = self.text.as_ref();
+        text.map_or(Ok(()), TextConfig::check)?;
+        for (what, out) in
+            [("vision.out", Some(self.vision.out)), ("text.out", text.map(|t| t.out))]
+        {
+            if let Some(out) = out.filter(|&out| out != self.embed_dim) {
+                let message = format!("{what} = {out}: must be embed_dim, {}", self.embed_dim);
+                return Err(ModelError::Config(message));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn presets() -> BTreeMap<String, VitConfig> {
+    serde_json::from_str(PRESETS).expect("the presets are tested")
+}
+
+/// The names of the presets.
+pub fn preset_names() -> Vec<String> {
+    presets().into_keys().collect()
+}
+
+fn positive(sizes: &[(&str, i64)]) -> Result<(), ModelError> {
+    match sizes.iter().find(|(_, size)| *size < 1) {
+        None => Ok(()),
+        Some((name, size)) => {
+            Err(ModelError::Config(format!("{name} = {size}: must be 1 or more")))
+        }
+    }
+}
+
+fn divides(what: &str, size: i64, by: &str, part: i64) -> Result<(), ModelError> {
+    if size % part == 0 {
+        return Ok(());
+    }
+    Err(ModelError::Config(format!("{what} = {size}: must be a multiple of {by}, {part}")))
+}
+
+fn share(name: &str, value: f64, most: f64) -> Result<(), ModelError> {
+    if (0.0..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(ModelError::Config(format!("{name} = {value}: must be from 0 to {most}")))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// Facts 1.8, in millions, head of 1024 included.
+    #[test]
+    fn parameter_counts_of_the_presets_are_the_published_ones() {
+        for (name, millions) in [
+            ("uta-b14", 86.55),
+            ("uta-b16", 86.64),
+            ("uta-l14", 304.32),
+            ("uta-l14-336", 304.65),
+            ("uta-g14", 1013.00),
+            ("uta-g14-336", 1013.45),
+            ("eva01-g-14-plus", 1012.59),
+        ] {
+            let config = VitConfig::preset(name).unwrap();
+            config.check().unwrap();
+            let found = config.parameters() as f64 / 1e6;
+            assert!((found - millions).abs() < 0.006, "{name}: {found} M");
+        }
+    }
+
+    #[test]
+    fn sizes_that_make_no_network_are_named() {
+        let good = VitConfig::preset("uta-b14").unwrap();
+        for (bad, words) in [
+            (VitConfig { width: 770, ..good.clone() }, "a multiple of heads, 12"),
+            (VitConfig { image_size: 225, ..good.clone() }, "a multiple of patch_size, 14"),
+            (VitConfig { depth: 0, ..good.clone() }, "depth = 0"),
+            (VitConfig { width: 72, ..good.clone() }, "a multiple of 4"),
+            (VitConfig { drop_path: 1.5, ..good.clone() }, "drop_path = 1.5"),
+        ] {
+            let e = bad.check().unwrap_err().to_string();
+            assert!(e.contains(words), "{e}");
+        }
+        assert!(VitConfig::preset("vit-b").unwrap_err().to_string().contains("uta-b14"));
+    }
+}

@@ -1,8 +1,16 @@
-//! The networks of the paper, one file each, and their checkpoints.
+//! The networks of Unmasked Token Alignment and their checkpoints: one file a model, which reads from its layers up to
+//! its forward pass, and in which the path of a variable is its key in a checkpoint.
+//!
+//! Model code is single-device and plain; precision (autocast) and distribution are applied from outside.
+//!
+//! - [`Vit`] is the student and, with other sizes, the vision half of the teacher; [`TextTower`] is the text half.
+//! - [`Clip`] is the pair as it is stored: `config.json` beside `model.safetensors`.
+//! - [`safetensors_io`] reads and writes tensors by name.
 
 mod clip;
 mod config;
 mod error;
+mod layers;
 pub mod safetensors_io;
 mod text;
 mod vit;

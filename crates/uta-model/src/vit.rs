@@ -1,12 +1,486 @@
-//! ViT
-use tch::{Tensor, nn};
-use crate::VitConfig;
-/// ViT
+//! The vision transformer of UTA: EVA-02's, with a head on every token (facts 1.3 to 1.5; the paper's Figure 2).
+//!
+//! Learned position embedding and 2-D rotary embedding together, [CLS] without rotation, biases on q and v only, SwiGLU
+//! with an inner LayerNorm, pre-norm, no layer scale. With [`Ffn::Gelu`] and without rotation it is EVA-01's. Field names
+//! are checkpoint keys.
+//!
+//! Shapes: B batch, N patches, K kept patches, T = 1 + K tokens, D width, H heads, E joint width.
+
+use tch::{Device, Kind, Tensor, nn};
+
+use crate::layers::{self, LayerNorm, Linear};
+use crate::{Ffn, VitConfig};
+
+/// LayerNorm's epsilon (facts 1.3).
+const EPS: f64 = 1e-6;
+
+/// A vision transformer that can look at some of the patches only.
 #[derive(Debug)]
-pub struct Vit;
-#[allow(missing_docs)]
+pub struct Vit {
+    config: VitConfig,
+    patch_embed: PatchEmbed,
+    cls_token: Tensor, // [1, 1, D]
+    pos_embed: Tensor, // [1, 1+N, D], row 0 for [CLS]
+    rope: Option<Rope>,
+    blocks: Vec<Block>,
+    norm: LayerNorm,
+    head: Linear,
+}
+
 impl Vit {
-    pub fn new(_p: &nn::Path, _c: &VitConfig) -> Vit { todo!() }
-    pub fn forward_t(&self, _images: &Tensor, _kept: Option<&Tensor>, _train: bool) -> Tensor { todo!() }
-    pub fn encode(&self, _images: &Tensor) -> Tensor { todo!() }
+    /// A vision transformer with EVA-02's initial weights of pre-training (facts 2.1), its variables under `p`.
+    pub fn new(p: &nn::Path, config: &VitConfig) -> Vit {
+        let c = config;
+        let blocks = p / "blocks";
+        Vit {
+            config: c.clone(),
+            patch_embed: PatchEmbed::new(&(p / "patch_embed" / "proj"), c),
+            cls_token: layers::token(p, "cls_token", &[1, 1, c.width]),
+            pos_embed: layers::token(p, "pos_embed", &[1, 1 + c.num_patches(), c.width]),
+            rope: c.rope.then(|| Rope::new(c.grid(), c.head_width(), p.device())),
+            blocks: (0..c.depth).map(|i| Block::new(&(&blocks / i), c, i)).collect(),
+            norm: LayerNorm::new(&(p / "norm"), c.width, EPS),
+            head: Linear::new(&(p / "head"), c.width, c.out, true),
+        }
+    }
+
+    /// Every token after the final norm and the head: [B, 1+K, E], [CLS] first.
+    ///
+    /// `images` [B, 3, S, S] normalised; `kept` [B, K] i64 names the patches (row by row from the upper left) that are
+    /// embedded and processed, in any order, each at its own place; `None` keeps all N. Drop path is on while `train`.
+    pub fn forward_t(&self, images: &Tensor, kept: Option<&Tensor>, train: bool) -> Tensor {
+        self.norm.forward(&self.hidden_t(images, kept, train)).apply(&self.head)
+    }
+
+    /// The embedding of [CLS]: [B, E].
+    pub fn cls_t(&self, images: &Tensor, train: bool) -> Tensor {
+        let cls = self.hidden_t(images, None, train).select(1, 0);
+        self.norm.forward(&cls).apply(&self.head)
+    }
+
+    /// The embedding of [CLS] of whole images, as used zero-shot: [B, E].
+    pub fn encode(&self, images: &Tensor) -> Tensor {
+        self.cls_t(images, false)
+    }
+
+    /// Tokens after the last block, before the final norm: [B, 1+K, D].
+    fn hidden_t(&self, images: &Tensor, kept: Option<&Tensor>, train: bool) -> Tensor {
+        let patches = self.patch_embed.patches(images); // [B, N, 3PP]
+        let pos_patches = self.pos_embed.narrow(1, 1, self.config.num_patches()); // [1, N, D]
+        let (patches, pos, rotation) = match kept {
+            Some(kept) => (
+                gather_rows(&patches, kept),
+                rows_of(&pos_patches.squeeze_dim(0), kept), // [B, K, D]
+                self.rope.as_ref().map(|rope| rope.rotation(Some(kept))),
+            ),
+            None => (patches, pos_patches, self.rope.as_ref().map(|rope| rope.rotation(None))),
+        };
+        let x = self.patch_embed.embed(&patches) + pos; // [B, K, D]
+        let cls =
+            (&self.cls_token + self.pos_embed.narrow(1, 0, 1)).expand([x.size()[0], 1, -1], false);
+        let mut x = Tensor::cat(&[cls, x], 1); // [B, 1+K, D]
+        for block in &self.blocks {
+            x = block.forward_t(&x, rotation.as_ref(), train);
+        }
+        x
+    }
+}
+
+/// A patch's pixels times one matrix: the convolution of stride P, for the patches that are wanted only.
+#[derive(Debug)]
+struct PatchEmbed {
+    weight: Tensor, // [D, 3, P, P]
+    bias: Tensor,   // [D]
+    patch: i64,
+    grad: f64,
+}
+
+impl PatchEmbed {
+    fn new(p: &nn::Path, c: &VitConfig) -> PatchEmbed {
+        let fan = (3 * c.patch_size * c.patch_size, c.width);
+        PatchEmbed {
+            weight: layers::xavier_uniform(
+                p,
+                "weight",
+                &[c.width, 3, c.patch_size, c.patch_size],
+                fan,
+            ),
+            bias: p.zeros("bias", &[c.width]),
+            patch: c.patch_size,
+            grad: c.patch_grad,
+        }
+    }
+
+    /// [B, 3, S, S] -> [B, N, 3PP], channels slowest, as in the convolution's weight.
+    fn patches(&self, images: &Tensor) -> Tensor {
+        let (b, c, s, _) = images.size4().expect("images are [B, 3, S, S]");
+        let (p, g) = (self.patch, s / self.patch);
+        images
+            .view([b, c, g, p, g, p])
+            .permute([0, 2, 4, 1, 3, 5]) // [B, g, g, 3, P, P]
+            .reshape([b, g * g, c * p * p])
+    }
+
+    /// [B, K, 3PP] -> [B, K, D].
+    fn embed(&self, patches: &Tensor) -> Tensor {
+        let x = patches.linear(&self.weight.flatten(1, -1), Some(&self.bias));
+        match self.grad {
+            1.0 => x,
+            share => x.detach() * (1.0 - share) + x * share,
+        }
+    }
+}
+
+/// The 2-D rotary embedding (facts 1.5). A pair of channels is a complex number, and a rotation its product with another:
+/// the first half of a head turns with the row, the second with the column. Row 0 of the table is [CLS]: no turn.
+#[derive(Debug)]
+struct Rope {
+    table: Tensor, // complex [1+N, head_width / 2]
+}
+
+/// The grid that positions are measured in, whatever the model's own: 16 x 16, that of pre-training.
+const PRETRAINING_GRID: f64 = 16.0;
+const THETA: f64 = 10_000.0;
+
+impl Rope {
+    fn new(grid: i64, head_width: i64, device: Device) -> Rope {
+        let half = head_width / 2; // real channels of an axis
+        let angle = |position: i64, j: i64| {
+            let t = position as f64 / grid as f64 * PRETRAINING_GRID;
+            t * THETA.powf(-2.0 * j as f64 / half as f64)
+        };
+        let mut table = vec![[1f32, 0.0]; half as usize];
+        for row in 0..grid {
+            for column in 0..grid {
+                for position in [row, column] {
+                    for j in 0..half / 2 {
+                        let (sin, cos) = angle(position, j).sin_cos();
+                        table.push([cos as f32, sin as f32]);
+                    }
+                }
+            }
+        }
+        let table = Tensor::from_slice(table.as_flattened()).view([1 + grid * grid, half, 2]);
+        Rope { table: table.to_device(device).view_as_complex() }
+    }
+
+    /// What queries and keys are multiplied by: [B or 1, T, 1, head_width / 2].
+    fn rotation(&self, kept: Option<&Tensor>) -> Tensor {
+        let rows = match kept {
+            None => self.table.unsqueeze(0),
+            Some(kept) => {
+                let cls = Tensor::zeros([kept.size()[0], 1], (Kind::Int64, kept.device()));
+                rows_of(&self.table, &Tensor::cat(&[cls, kept + 1], 1))
+            }
+        };
+        rows.unsqueeze(2)
+    }
+
+    /// Rotates x [B, T, H, head_width].
+    fn apply(x: &Tensor, rotation: &Tensor) -> Tensor {
+        let kind = x.kind();
+        let pairs = x.to_kind(Kind::Float).unflatten(-1, [-1, 2]).view_as_complex();
+        (pairs * rotation).view_as_real().flatten(-2, -1).to_kind(kind)
+    }
+}
+
+/// x += attention(norm1(x)); x += mlp(norm2(x)), each branch dropped for some samples while training.
+#[derive(Debug)]
+struct Block {
+    norm1: LayerNorm,
+    attn: Attention,
+    norm2: LayerNorm,
+    mlp: Mlp,
+    drop_path: f64,
+}
+
+impl Block {
+    fn new(p: &nn::Path, c: &VitConfig, index: i64) -> Block {
+        Block {
+            norm1: LayerNorm::new(&(p / "norm1"), c.width, EPS),
+            attn: Attention::new(&(p / "attn"), c),
+            norm2: LayerNorm::new(&(p / "norm2"), c.width, EPS),
+            mlp: Mlp::new(&(p / "mlp"), c),
+            drop_path: c.drop_path * index as f64 / (c.depth - 1).max(1) as f64,
+        }
+    }
+
+    fn forward_t(&self, x: &Tensor, rotation: Option<&Tensor>, train: bool) -> Tensor {
+        let x = x + self.drop(self.attn.forward(&self.norm1.forward(x), rotation), train);
+        &x + self.drop(self.mlp.forward(&self.norm2.forward(&x)), train)
+    }
+
+    /// Stochastic depth: a whole branch of a sample, by libtorch's generator.
+    fn drop(&self, branch: Tensor, train: bool) -> Tensor {
+        if !train || self.drop_path == 0.0 {
+            return branch;
+        }
+        let keep = 1.0 - self.drop_path;
+        let (b, device) = (branch.size()[0], branch.device());
+        let kept = Tensor::rand([b, 1, 1], (Kind::Float, device)).lt(keep).to_kind(branch.kind());
+        branch * (kept / keep)
+    }
+}
+
+#[derive(Debug)]
+struct Attention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    q_bias: Tensor, // [D]
+    v_bias: Tensor, // [D]
+    proj: Linear,
+    heads: i64,
+}
+
+impl Attention {
+    fn new(p: &nn::Path, c: &VitConfig) -> Attention {
+        let (d, gain) = (c.width, sub_ln_gain(c));
+        Attention {
+            q_proj: Linear::new(&(p / "q_proj"), d, d, false),
+            k_proj: Linear::new(&(p / "k_proj"), d, d, false),
+            v_proj: Linear::new(&(p / "v_proj"), d, d, false).scaled(gain),
+            q_bias: p.zeros("q_bias", &[d]),
+            v_bias: p.zeros("v_bias", &[d]),
+            proj: Linear::new(&(p / "proj"), d, d, true).scaled(gain),
+            heads: c.heads,
+        }
+    }
+
+    /// [B, T, D] -> [B, T, D].
+    fn forward(&self, x: &Tensor, rotation: Option<&Tensor>) -> Tensor {
+        let split = |x: Tensor| x.unflatten(-1, [self.heads, -1]); // [B, T, H, head_width]
+        let q = split(x.linear(&self.q_proj.weight, Some(&self.q_bias)));
+        let k = split(x.apply(&self.k_proj));
+        let v = split(x.linear(&self.v_proj.weight, Some(&self.v_bias)));
+        let (q, k) = match rotation {
+            Some(rotation) => (Rope::apply(&q, rotation), Rope::apply(&k, rotation)),
+            None => (q, k),
+        };
+        let heads_first = |x: Tensor| x.transpose(1, 2); // [B, H, T, head_width]
+        let out = layers::attention(&heads_first(q), &heads_first(k), &heads_first(v), false);
+        out.transpose(1, 2).flatten(2, 3).apply(&self.proj)
+    }
+}
+
+#[derive(Debug)]
+enum Mlp {
+    SwiGlu { w1: Linear, w2: Linear, ffn_ln: LayerNorm, w3: Linear },
+    Gelu { fc1: Linear, fc2: Linear },
+}
+
+impl Mlp {
+    fn new(p: &nn::Path, c: &VitConfig) -> Mlp {
+        let (d, h, gain) = (c.width, c.hidden, sub_ln_gain(c));
+        match c.ffn {
+            Ffn::SwiGlu => Mlp::SwiGlu {
+                w1: Linear::new(&(p / "w1"), d, h, true).scaled(gain),
+                w2: Linear::new(&(p / "w2"), d, h, true).scaled(gain),
+                ffn_ln: LayerNorm::new(&(p / "ffn_ln"), h, EPS),
+                w3: Linear::new(&(p / "w3"), h, d, true).scaled(gain),
+            },
+            Ffn::Gelu => Mlp::Gelu {
+                fc1: Linear::new(&(p / "fc1"), d, h, true),
+                fc2: Linear::new(&(p / "fc2"), h, d, true),
+            },
+        }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        match self {
+            Mlp::SwiGlu { w1, w2, ffn_ln, w3 } => {
+                ffn_ln.forward(&(x.apply(w1).silu() * x.apply(w2))).apply(w3)
+            }
+            Mlp::Gelu { fc1, fc2 } => x.apply(fc1).gelu("none").apply(fc2),
+        }
+    }
+}
+
+/// What networks with an inner LayerNorm multiply some weights by at the start (facts 2.1).
+fn sub_ln_gain(c: &VitConfig) -> f64 {
+    match c.ffn {
+        Ffn::SwiGlu => (2.0 * c.depth as f64).ln().sqrt(),
+        Ffn::Gelu => 1.0,
+    }
+}
+
+/// For each sample the named rows of its own table: [B, N, C], [B, K] -> [B, K, C].
+fn gather_rows(tables: &Tensor, rows: &Tensor) -> Tensor {
+    tables.gather(1, &rows.unsqueeze(-1).expand([-1, -1, tables.size()[2]], false), false)
+}
+
+/// For each sample the named rows of one table: [N, C], [B, K] -> [B, K, C].
+fn rows_of(table: &Tensor, rows: &Tensor) -> Tensor {
+    table.index_select(0, &rows.flatten(0, -1)).unflatten(0, rows.size())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn small() -> VitConfig {
+        VitConfig {
+            image_size: 32,
+            patch_size: 8,
+            width: 32,
+            depth: 3,
+            heads: 2,
+            hidden: 48,
+            out: 24,
+            ffn: Ffn::SwiGlu,
+            rope: true,
+            drop_path: 0.0,
+            patch_grad: 1.0,
+        }
+    }
+
+    /// Facts 6.1: (head width, grid) and, for the patch in row 3, column 5, cos and sin at pairs 0, 1, 2 of the half that
+    /// turns with the row, then of the half that turns with the column.
+    #[test]
+    fn rotary_rows_are_evas() {
+        type Turns = [[f64; 3]; 4];
+        let cases: [(i64, i64, Turns); 4] = [
+            (
+                64,
+                16,
+                [
+                    [-0.989992, -0.115966, 0.582754],
+                    [0.141120, 0.993253, 0.812649],
+                    [0.283662, -0.946079, -0.010342],
+                    [-0.958924, 0.323935, 0.999947],
+                ],
+            ),
+            (
+                64,
+                14,
+                [
+                    [-0.959103, -0.349681, 0.467612],
+                    [-0.283056, 0.936869, 0.883934],
+                    [0.842494, -0.997424, -0.234029],
+                    [-0.538705, -0.071725, 0.972230],
+                ],
+            ),
+            (
+                64,
+                24,
+                [
+                    [-0.416147, 0.431463, 0.806578],
+                    [0.909297, 0.902131, 0.591127],
+                    [-0.981674, -0.299029, 0.494017],
+                    [-0.190568, 0.954244, 0.869452],
+                ],
+            ),
+            (
+                88,
+                16,
+                [
+                    [-0.989992, -0.392183, 0.268820],
+                    [0.141120, 0.919887, 0.963190],
+                    [0.283662, -0.989057, -0.559336],
+                    [-0.958924, -0.147533, 0.828941],
+                ],
+            ),
+        ];
+        for (head_width, grid, expected) in cases {
+            let rope = Rope::new(grid, head_width, Device::Cpu);
+            let row = rope.table.view_as_real().get(1 + 3 * grid + 5); // [head_width / 2, 2]
+            for (i, values) in expected.iter().enumerate() {
+                let (axis, part) = (i as i64 / 2, i as i64 % 2);
+                for (pair, value) in values.iter().enumerate() {
+                    let found = row.double_value(&[axis * head_width / 4 + pair as i64, part]);
+                    assert!(
+                        (found - value).abs() < 1e-6,
+                        "{head_width}/{grid} {i} {pair}: {found}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn all_patches_kept_in_any_order_equal_the_whole_image() {
+        tch::manual_seed(1);
+        let vs = nn::VarStore::new(Device::Cpu);
+        let vit = Vit::new(&vs.root(), &small());
+        let images = Tensor::randn([2, 3, 32, 32], (Kind::Float, Device::Cpu));
+        let whole = vit.forward_t(&images, None, false);
+        let order = Tensor::randperm(16, (Kind::Int64, Device::Cpu));
+        let kept = order.unsqueeze(0).expand([2, -1], false).contiguous();
+        let shuffled = vit.forward_t(&images, Some(&kept), false);
+        let same = Tensor::cat(&[Tensor::from_slice(&[0i64]), order + 1], 0);
+        let difference = (whole.index_select(1, &same) - shuffled).abs().max();
+        assert!(difference.double_value(&[]) < 1e-5, "{difference}");
+    }
+
+    #[test]
+    fn a_patch_that_is_not_kept_changes_nothing() {
+        tch::manual_seed(2);
+        let vs = nn::VarStore::new(Device::Cpu);
+        let vit = Vit::new(&vs.root(), &small());
+        let images = Tensor::randn([1, 3, 32, 32], (Kind::Float, Device::Cpu));
+        let kept = Tensor::from_slice(&[1i64, 6, 11]).view([1, 3]);
+        let before = vit.forward_t(&images, Some(&kept), false);
+        let mut corner = images.narrow(2, 0, 8).narrow(3, 0, 8); // patch 0
+        let _ = corner.fill_(9.0);
+        assert_eq!(before, vit.forward_t(&images, Some(&kept), false));
+        assert_eq!(before.size(), [1, 4, 24]);
+    }
+
+    #[test]
+    fn drop_path_acts_in_training_only_and_follows_the_seed() {
+        tch::manual_seed(3);
+        let vs = nn::VarStore::new(Device::Cpu);
+        let vit = Vit::new(&vs.root(), &VitConfig { drop_path: 0.5, ..small() });
+        let images = Tensor::randn([4, 3, 32, 32], (Kind::Float, Device::Cpu));
+        let run = |seed, train| {
+            tch::manual_seed(seed);
+            vit.forward_t(&images, None, train)
+        };
+        assert_eq!(run(7, true), run(7, true));
+        assert_ne!(run(7, true), run(8, true));
+        assert_eq!(run(7, false), run(8, false));
+    }
+
+    #[test]
+    fn variables_are_the_official_keys_with_their_shapes_and_count() {
+        let vs = nn::VarStore::new(Device::Cpu);
+        let config = small();
+        let _vit = Vit::new(&(vs.root() / "visual"), &config);
+        let variables = vs.variables();
+        let count: i64 = variables.values().map(|t| t.numel() as i64).sum();
+        assert_eq!(count, config.parameters());
+        for (name, shape) in [
+            ("visual.cls_token", &[1, 1, 32][..]),
+            ("visual.pos_embed", &[1, 17, 32]),
+            ("visual.patch_embed.proj.weight", &[32, 3, 8, 8]),
+            ("visual.blocks.2.attn.q_proj.weight", &[32, 32]),
+            ("visual.blocks.2.attn.q_bias", &[32]),
+            ("visual.blocks.2.attn.v_bias", &[32]),
+            ("visual.blocks.0.attn.proj.bias", &[32]),
+            ("visual.blocks.0.mlp.w1.weight", &[48, 32]),
+            ("visual.blocks.0.mlp.ffn_ln.weight", &[48]),
+            ("visual.blocks.0.mlp.w3.bias", &[32]),
+            ("visual.norm.weight", &[32]),
+            ("visual.head.weight", &[24, 32]),
+        ] {
+            assert_eq!(variables[name].size(), shape, "{name}");
+        }
+        assert!(
+            variables.keys().all(|name| !name.contains("rope") && !name.ends_with("k_proj.bias"))
+        );
+    }
+
+    #[test]
+    fn the_patch_embedding_gets_the_asked_share_of_the_gradient() {
+        let grad = |patch_grad| {
+            tch::manual_seed(4);
+            let vs = nn::VarStore::new(Device::Cpu);
+            let vit = Vit::new(&vs.root(), &VitConfig { patch_grad, ..small() });
+            let images = Tensor::ones([1, 3, 32, 32], (Kind::Float, Device::Cpu));
+            vit.forward_t(&images, None, true).square().sum(Kind::Float).backward();
+            vs.variables()["patch_embed.proj.bias"].grad().norm().double_value(&[])
+        };
+        assert!((grad(0.1) / grad(1.0) - 0.1).abs() < 1e-5);
+    }
 }

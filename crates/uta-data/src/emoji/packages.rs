@@ -291,11 +291,13 @@ mod tests {
     /// A stand-in for npm: a script that is run with npm's arguments, `$DIR` being the destination.
     #[cfg(unix)]
     fn npm(dir: &Path, body: &str) -> PathBuf {
-        use std::os::unix::fs::PermissionsExt as _;
-        let path = dir.join("npm");
+        let (text, path) = (dir.join("npm.sh"), dir.join("npm"));
         let head = "for a; do case $a in --pack-destination=*) DIR=${a#*=};; esac; done";
-        fs::write(&path, format!("#!/bin/sh\n{head}\n{body}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(&text, format!("#!/bin/sh\n{head}\n{body}\n")).unwrap();
+        // Another process writes the script that is run: had this one ever held it open for writing, a child that
+        // another test's thread forks meanwhile would hold it too, and running it would fail as "text file busy".
+        let installed = Command::new("install").args(["-m", "755"]).args([&text, &path]).status();
+        assert!(installed.unwrap().success());
         path
     }
 

@@ -1,0 +1,118 @@
+//! `uta data get|pack|stats`: sets made, packed and described. The work is uta-data's; here it meets the terminal.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde::Serialize;
+use uta_data::emoji;
+use uta_data::pack::{PackOptions, pack};
+use uta_data::shards::Limit;
+use uta_data::stats::stats;
+
+/// Make, pack and describe sets of pictures.
+#[derive(Debug, Subcommand)]
+pub enum Data {
+    /// Make a set of pictures and captions that is free to use
+    Get(GetArgs),
+    /// Pack a folder of images into WebDataset shards
+    Pack(PackArgs),
+    /// Say what is in a set
+    Stats(StatsArgs),
+}
+
+/// Arguments of `uta data get`.
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    /// Which set
+    #[arg(value_enum)]
+    set: Set,
+    /// The folder to make [default: data/emoji]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Side of the pictures in pixels, 16 to 1024 [default: 64]
+    #[arg(long, value_name = "N")]
+    size: Option<u32>,
+    /// Where downloaded packages are kept [default: data/cache/npm]
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// Use what was downloaded before, and nothing else
+    #[arg(long)]
+    offline: bool,
+    /// Print one JSON object on standard output and nothing else there
+    #[arg(long)]
+    json: bool,
+}
+
+/// The sets that `uta data get` knows.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Set {
+    /// Emoji drawn in seven styles, two of them held out, with names and tags (npm; 30 MB)
+    Emoji,
+}
+
+/// Arguments of `uta data pack`.
+#[derive(Debug, Args)]
+pub struct PackArgs {
+    /// Images, with captions in a .txt beside each, or in class folders
+    dir: PathBuf,
+    /// Where the shards go
+    #[arg(long, value_name = "SHARDS")]
+    out: PathBuf,
+    /// Samples a shard
+    #[arg(long, value_name = "N", default_value_t = Limit::default().samples)]
+    shard_samples: usize,
+    /// Bytes a shard
+    #[arg(long, value_name = "N", default_value_t = Limit::default().bytes)]
+    shard_bytes: u64,
+    /// Print one JSON object on standard output and nothing else there
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `uta data stats`.
+#[derive(Debug, Args)]
+pub struct StatsArgs {
+    /// Shards (a folder, a .tar, a pattern), a folder of images or of class folders; several are joined
+    #[arg(value_name = "D", required = true)]
+    data: Vec<String>,
+    /// Print one JSON object on standard output and nothing else there
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs a data command and prints what came of it.
+pub fn run(data: Data) -> anyhow::Result<()> {
+    match data {
+        Data::Get(GetArgs { set: Set::Emoji, out, size, cache, offline, json }) => {
+            let default = emoji::Options::default();
+            let report = emoji::get(&emoji::Options {
+                out: out.unwrap_or(default.out),
+                size: size.unwrap_or(default.size),
+                cache: cache.unwrap_or(default.cache),
+                offline,
+            })?;
+            print(json, &report, &report)
+        }
+        Data::Pack(args) => {
+            let limit = Limit { samples: args.shard_samples, bytes: args.shard_bytes };
+            let packed = pack(&args.dir, &args.out, &PackOptions { limit, progress: true })?;
+            print(args.json, &packed, &packed)
+        }
+        Data::Stats(args) => {
+            let source = uta_data::open_all(&args.data)?;
+            let stats = stats(source.as_ref(), true)?;
+            print(args.json, &stats, &stats)
+        }
+    }
+}
+
+fn print(json: bool, value: &impl Serialize, text: &impl std::fmt::Display) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    if json {
+        writeln!(out, "{}", serde_json::to_string(value)?)?;
+    } else {
+        writeln!(out, "{text}")?;
+    }
+    Ok(())
+}

@@ -100,7 +100,9 @@ fn open(bytes: &[u8]) -> Result<Opened<'_>, DataError> {
         ImageFormat::WebP => {
             Opened::WebP(WebPDecoder::new(Cursor::new(bytes)).map_err(|e| damaged("WebP", e))?)
         }
-        ImageFormat::Gif => Opened::Gif(GifDecoder::new(Cursor::new(bytes)).map_err(|e| damaged("GIF", e))?),
+        ImageFormat::Gif => {
+            Opened::Gif(GifDecoder::new(Cursor::new(bytes)).map_err(|e| damaged("GIF", e))?)
+        }
         _ => Opened::Png(PngDecoder::new(Cursor::new(bytes)).map_err(|e| damaged("PNG", e))?),
     };
     let (width, height) = match &opened {
@@ -123,7 +125,10 @@ fn open(bytes: &[u8]) -> Result<Opened<'_>, DataError> {
 fn damaged(format: &str, error: impl std::fmt::Display) -> DataError {
     // Decoders' messages may have several lines; an error here has one.
     let message = error.to_string();
-    DataError::Image(format!("damaged {format}: {}", message.split_whitespace().collect::<Vec<_>>().join(" ")))
+    DataError::Image(format!(
+        "damaged {format}: {}",
+        message.split_whitespace().collect::<Vec<_>>().join(" ")
+    ))
 }
 
 fn decode_jpeg(
@@ -165,7 +170,9 @@ fn decode_with(decoder: impl ImageDecoder) -> Result<Rgb, DataError> {
         ColorType::La16 => to_rgb::<2>(&high_bytes(&raw), true),
         ColorType::Rgb16 => high_bytes(&raw),
         ColorType::Rgba16 => to_rgb::<4>(&high_bytes(&raw), false),
-        other => return Err(DataError::Image(format!("pixels of type {other:?} are not supported"))),
+        other => {
+            return Err(DataError::Image(format!("pixels of type {other:?} are not supported")));
+        }
     };
     checked("image", width, height, pixels)
 }

@@ -35,6 +35,22 @@ pub enum DataError {
         /// What is there instead.
         found: String,
     },
+    /// Something is in the way and won't be overwritten.
+    #[error("{} is already there: remove it, or choose another folder", path.display())]
+    Exists {
+        /// It.
+        path: PathBuf,
+    },
+    /// Sets that can't be used together: they name their classes differently.
+    #[error(
+        "{first} and {second} name their classes differently, so a class index means two things: open them apart"
+    )]
+    ClassNames {
+        /// One set.
+        first: String,
+        /// The other.
+        second: String,
+    },
     /// A tar shard is not what it was when it was opened, or not a tar at all.
     #[error("shard {}: {reason}", path.display())]
     Shard {
@@ -55,7 +71,9 @@ pub enum DataError {
     #[error("{0}")]
     Image(String),
     /// Captions are needed and there are none.
-    #[error("no captions in the first {looked_at} samples (first: {key}): put a .txt with a caption a line beside each image")]
+    #[error(
+        "no captions in the first {looked_at} samples (first: {key}): put a .txt with a caption a line beside each image"
+    )]
     NoCaptions {
         /// How many samples were looked at.
         looked_at: usize,

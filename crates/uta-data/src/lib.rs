@@ -13,11 +13,14 @@ mod decode;
 pub mod emoji;
 mod error;
 pub mod pack;
+mod parallel;
 pub mod rng;
 pub mod shards;
 mod source;
 pub mod stats;
 mod stream;
+#[cfg(test)]
+mod testing;
 mod tokenizer;
 mod transform;
 
@@ -26,4 +29,4 @@ pub use error::DataError;
 pub use source::{Sample, Source, open, open_all};
 pub use stream::{Batch, Item, Rejected, Stream, StreamOptions, Sweep, sweep};
 pub use tokenizer::Tokenizer;
-pub use transform::{ColorJitter, CropBox, EvalTransform, TrainTransform};
+pub use transform::{ColorJitter, CropBox, EvalTransform, TrainTransform, resample};

@@ -1,11 +1,15 @@
 //! `uta data pack`: a folder of images to shards, with captions from the `.txt` beside them and classes from folders.
 
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use indicatif::ProgressBar;
 use serde::Serialize;
 
-use crate::shards::Limit;
-use crate::{DataError, Rejected};
+use crate::parallel::Ordered;
+use crate::shards::{Limit, ShardWriter};
+use crate::{DataError, Rejected, Sample, decode, open};
 
 /// How to pack.
 #[derive(Clone, Debug)]
@@ -44,6 +48,108 @@ pub struct Packed {
 /// # Errors
 /// A folder without images, shards already there, a disk that refuses.
 pub fn pack(dir: &Path, out: &Path, options: &PackOptions) -> Result<Packed, DataError> {
-    let _ = (dir, out, options);
-    todo!()
+    let source = open(&dir.to_string_lossy())?;
+    let whole = fs::canonicalize(dir).map_err(DataError::io("read", dir))?;
+    let prefix = whole.file_name().map_or("images".into(), |name| name.to_string_lossy());
+    let mut writer = ShardWriter::create(out, &prefix.replace('.', "-"), options.limit)?;
+    let bar = bar(source.len(), options.progress, "packing");
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let reader = Arc::clone(&source);
+    let samples = Ordered::new(workers, 64, 0..source.len() as u64, move |i| {
+        let checked = || {
+            let sample = reader.read(i as usize)?;
+            decode(&sample.image)?;
+            let format = crate::decode::format(&sample.image)?;
+            Ok((sample, format))
+        };
+        checked()
+            .map_err(|e: DataError| Rejected { key: reader.key(i as usize), reason: e.to_string() })
+    });
+    let (mut written, mut captioned, mut broken) = (0, 0, vec![]);
+    for (i, sample) in samples.enumerate() {
+        bar.inc(1);
+        match sample {
+            Ok((sample, format)) => {
+                captioned += usize::from(!sample.captions.is_empty());
+                write(&mut writer, i, &sample, format)?;
+                written += 1;
+            }
+            Err(rejected) => broken.push(rejected),
+        }
+    }
+    bar.finish_and_clear();
+    let shards = writer.finish()?;
+    if let Some(names) = source.class_names() {
+        let path = out.join("classnames.txt");
+        fs::write(&path, names.join("\n") + "\n").map_err(DataError::io("write", &path))?;
+    }
+    let sizes = shards.iter().map(|path| fs::metadata(path).map(|m| m.len()));
+    let bytes = sizes.sum::<std::io::Result<u64>>().map_err(DataError::io("read", out))?;
+    let classes = source.class_names().map(<[String]>::len);
+    Ok(Packed { samples: written, captioned, classes, shards, bytes, broken })
+}
+
+fn write(
+    writer: &mut ShardWriter,
+    i: usize,
+    sample: &Sample,
+    format: &str,
+) -> Result<(), DataError> {
+    // Two pictures may differ by their extension only, and names may hold dots: the number keeps keys apart.
+    let name = sample.key.rsplit('/').next().unwrap_or_default().replace('.', "-");
+    let captions = sample.captions.join("\n");
+    let class = sample.class.map(|class| class.to_string());
+    let mut members = vec![(format, sample.image.as_slice())];
+    if !captions.is_empty() {
+        members.push(("txt", captions.as_bytes()));
+    }
+    if let Some(class) = &class {
+        members.push(("cls", class.as_bytes()));
+    }
+    writer.write(&format!("{i:08}-{name}"), &members)
+}
+
+pub(crate) fn bar(length: usize, shown: bool, verb: &'static str) -> ProgressBar {
+    if !shown {
+        return ProgressBar::hidden();
+    }
+    let style = indicatif::ProgressStyle::with_template(
+        "{prefix:>9.bold} {bar:28.cyan/black.bright} {pos}/{len} images  [{elapsed_precise} < {eta_precise}]",
+    );
+    ProgressBar::new(length as u64)
+        .with_style(style.expect("a fixed template").progress_chars("━╸━"))
+        .with_prefix(verb)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::testing::png;
+
+    #[test]
+    fn a_packed_folder_reads_back_with_classes_and_captions_and_names_broken_images() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, out) = (dir.path().join("my.pictures"), dir.path().join("out"));
+        for (path, bytes) in [
+            ("cat/a.b.png", png(3, 3, [1, 1, 1])),
+            ("cat/a.txt", vec![]),
+            ("dog/d.png", png(3, 3, [2, 2, 2])),
+            ("dog/d.txt", b"a dog".to_vec()),
+            ("dog/broken.jpg", b"??".to_vec()),
+        ] {
+            let path = from.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+        let options = PackOptions { progress: false, ..PackOptions::default() };
+        let packed = pack(&from, &out, &options).unwrap();
+        assert_eq!((packed.samples, packed.captioned, packed.classes), (2, 1, Some(2)));
+        assert_eq!(packed.broken[0].key, "dog/broken");
+        let source = open(out.to_str().unwrap()).unwrap();
+        assert_eq!(source.class_names().unwrap(), ["cat", "dog"]);
+        let dog = source.read(1).unwrap();
+        assert_eq!((dog.class, dog.captions.as_slice()), (Some(1), &["a dog".to_owned()][..]));
+        assert!(pack(&from, &out, &options).is_err(), "shards are never overwritten");
+    }
 }

@@ -37,7 +37,8 @@ impl<T: Send + 'static> Ordered<T> {
         let work = Arc::new(work);
         let threads = (0..workers.max(1))
             .map(|i| {
-                let (queue, done, stop, work) = (queue.clone(), done.clone(), stop.clone(), work.clone());
+                let (queue, done, stop, work) =
+                    (queue.clone(), done.clone(), stop.clone(), work.clone());
                 let run = move || {
                     for job in queue {
                         if stop.load(Ordering::Relaxed) {
@@ -74,7 +75,11 @@ impl<T> Ordered<T> {
         let until = self.to_return.start.saturating_add(self.ahead).min(self.to_hand_out.end);
         while self.to_hand_out.start < until {
             let job = self.to_hand_out.start;
-            self.jobs.as_ref().expect("the queue is open until the drop").send(job).expect("workers outlive this");
+            self.jobs
+                .as_ref()
+                .expect("the queue is open until the drop")
+                .send(job)
+                .expect("workers outlive this");
             self.to_hand_out.start += 1;
         }
     }

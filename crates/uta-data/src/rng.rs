@@ -43,7 +43,8 @@ const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 impl Rng {
     /// The sequence of this seed, purpose and counters. Counters are ordered, and their number matters.
     pub fn new(seed: u64, purpose: Purpose, counters: &[u64]) -> Rng {
-        let absorb = |state: u64, word: u64| mix(state.wrapping_add(STEP) ^ mix(word.wrapping_add(STEP)));
+        let absorb =
+            |state: u64, word: u64| mix(state.wrapping_add(STEP) ^ mix(word.wrapping_add(STEP)));
         let head = absorb(absorb(mix(seed), purpose as u64), counters.len() as u64);
         Rng { state: counters.iter().fold(head, |state, &c| absorb(state, c)) }
     }

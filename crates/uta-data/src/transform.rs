@@ -1,5 +1,10 @@
 //! From a decoded image to the square a model sees: torchvision's training and evaluation transforms on bytes.
 
+use std::cell::RefCell;
+
+use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer};
 use serde::{Deserialize, Serialize};
 
 use crate::rng::Rng;
@@ -73,7 +78,28 @@ impl TrainTransform {
     /// # Errors
     /// Names the first field out of its range.
     pub fn validate(&self) -> Result<(), DataError> {
-        Ok(())
+        let check = |good: bool, field: &'static str, value: String, reason: &str| match good {
+            true => Ok(()),
+            false => Err(DataError::Option { field, value, reason: reason.to_owned() }),
+        };
+        let probability = |p: f64| (0.0..=1.0).contains(&p);
+        let spread = |x: f64| x.is_finite() && x >= 0.0;
+        let (low, high) = self.scale;
+        let value = format!("[{low}, {high}]");
+        check(0.0 < low && low <= high && high <= 1.0, "scale", value, "needs 0 < low <= high <= 1")?;
+        let (low, high) = self.ratio;
+        let value = format!("[{low}, {high}]");
+        check(0.0 < low && low <= high && high.is_finite(), "ratio", value, "needs 0 < low <= high")?;
+        check_size(self.size)?;
+        check(probability(self.hflip), "hflip", self.hflip.to_string(), "is a probability")?;
+        check(probability(self.grayscale), "grayscale", self.grayscale.to_string(), "is a probability")?;
+        let p = self.color_jitter_prob;
+        check(probability(p), "color_jitter_prob", p.to_string(), "is a probability")?;
+        let ColorJitter { brightness, contrast, saturation, hue } = self.color_jitter;
+        check(spread(brightness), "color_jitter.brightness", brightness.to_string(), "is 0 or more")?;
+        check(spread(contrast), "color_jitter.contrast", contrast.to_string(), "is 0 or more")?;
+        check(spread(saturation), "color_jitter.saturation", saturation.to_string(), "is 0 or more")?;
+        check((0.0..=0.5).contains(&hue), "color_jitter.hue", hue.to_string(), "is 0 to 0.5")
     }
 
     /// Draws a view: `[size, size, 3]` bytes.
@@ -81,12 +107,61 @@ impl TrainTransform {
     /// # Errors
     /// When the image has no pixels.
     pub fn apply(&self, image: &Rgb, rng: &mut Rng) -> Result<Vec<u8>, DataError> {
-        let _ = (image, rng);
-        todo!()
+        let crop = self.crop_box(image.width, image.height, rng);
+        let mut view = resample(image, crop, self.size)?;
+        // Every draw is taken whether or not it is used, so that switching one off leaves the others as they are.
+        let (flip, jitter, gray) = (rng.uniform(), rng.uniform(), rng.uniform());
+        if flip < self.hflip {
+            mirror(&mut view, self.size);
+        }
+        if self.color_jitter != ColorJitter::default() && jitter < self.color_jitter_prob {
+            self.color_jitter.apply(&mut view, rng);
+        }
+        if gray < self.grayscale {
+            adjust_saturation(&mut view, 0.0);
+        }
+        Ok(view)
+    }
+
+    /// The crop of a width x height image: torchvision's `RandomResizedCrop.get_params`.
+    ///
+    /// Ten tries at a crop of uniform area and log-uniform ratio; if none fits, the largest central one of an allowed ratio.
+    pub fn crop_box(&self, width: u32, height: u32, rng: &mut Rng) -> CropBox {
+        let (w, h) = (f64::from(width), f64::from(height));
+        for _ in 0..10 {
+            let area = w * h * rng.range(self.scale.0, self.scale.1);
+            let ratio = rng.range(self.ratio.0.ln(), self.ratio.1.ln()).exp();
+            // Python rounds halves to even.
+            let crop_w = (area * ratio).sqrt().round_ties_even();
+            let crop_h = (area / ratio).sqrt().round_ties_even();
+            if 0.0 < crop_w && crop_w <= w && 0.0 < crop_h && crop_h <= h {
+                let (crop_w, crop_h) = (crop_w as u32, crop_h as u32);
+                let top = rng.below(u64::from(height - crop_h) + 1) as u32;
+                let left = rng.below(u64::from(width - crop_w) + 1) as u32;
+                return CropBox { left, top, width: crop_w, height: crop_h };
+            }
+        }
+        let (crop_w, crop_h) = if w / h < self.ratio.0 {
+            (width, (w / self.ratio.0).round_ties_even() as u32)
+        } else if w / h > self.ratio.1 {
+            ((h * self.ratio.1).round_ties_even() as u32, height)
+        } else {
+            (width, height)
+        };
+        let (crop_w, crop_h) = (crop_w.clamp(1, width), crop_h.clamp(1, height));
+        CropBox { left: (width - crop_w) / 2, top: (height - crop_h) / 2, width: crop_w, height: crop_h }
     }
 }
 
-/// The evaluation transform: shorter side to `size` (bicubic, antialiased), centre crop.
+fn check_size(size: u32) -> Result<(), DataError> {
+    if (1..=8192).contains(&size) {
+        return Ok(());
+    }
+    Err(DataError::Option { field: "size", value: size.to_string(), reason: "is 1 to 8192 pixels".into() })
+}
+
+/// The evaluation transform: shorter side to `size` (bicubic, antialiased), centre crop; torchvision's
+/// `Resize(size, BICUBIC)` and `CenterCrop(size)` on a PIL image.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvalTransform {
@@ -101,12 +176,170 @@ impl Default for EvalTransform {
 }
 
 impl EvalTransform {
+    /// Checks the size.
+    ///
+    /// # Errors
+    /// When it is out of its range.
+    pub fn validate(&self) -> Result<(), DataError> {
+        check_size(self.size)
+    }
+
     /// The view: `[size, size, 3]` bytes.
     ///
     /// # Errors
     /// When the image has no pixels.
     pub fn apply(&self, image: &Rgb) -> Result<Vec<u8>, DataError> {
-        let _ = image;
-        todo!()
+        let (size, w, h) = (u64::from(self.size), u64::from(image.width), u64::from(image.height));
+        if w == 0 || h == 0 {
+            return Err(empty_image(image));
+        }
+        // Integer division, as torchvision's int(size * long / short).
+        let (resized_w, resized_h) = if w <= h { (size, size * h / w) } else { (size * w / h, size) };
+        // Only the centre is computed: what is cut away from a panorama may be a thousand times more.
+        let centre = |full: u64, source: u64| {
+            let start = ((full - size) as f64 / 2.0).round_ties_even();
+            let scale = source as f64 / full as f64;
+            (start * scale, size as f64 * scale)
+        };
+        let ((left, width), (top, height)) = (centre(resized_w, w), centre(resized_h, h));
+        bicubic(&pixels_of(image)?, (left, top, width, height), self.size)
+    }
+}
+
+/// `crop` of the image at `size` x `size`, bicubic and antialiased, as Pillow's `image.crop(..).resize(..)`: nothing
+/// outside the crop is looked at.
+///
+/// # Errors
+/// When the crop is empty or reaches beyond the image.
+pub fn resample(image: &Rgb, crop: CropBox, size: u32) -> Result<Vec<u8>, DataError> {
+    let CropBox { left, top, width, height } = crop;
+    let view = TypedCroppedImage::new(pixels_of(image)?, left, top, width, height)
+        .map_err(|e| DataError::Image(format!("crop {crop:?}: {e}")))?;
+    bicubic(&view, (0.0, 0.0, f64::from(width), f64::from(height)), size)
+}
+
+fn empty_image(image: &Rgb) -> DataError {
+    DataError::Image(format!("the image has {} x {} pixels", image.width, image.height))
+}
+
+fn pixels_of(image: &Rgb) -> Result<TypedImageRef<'_, U8x3>, DataError> {
+    TypedImageRef::from_buffer(image.width, image.height, &image.pixels).map_err(|_| empty_image(image))
+}
+
+/// `part` (left, top, width, height) of `view`, in source pixels and possibly between them, at `size` x `size`.
+fn bicubic(
+    view: &impl ImageView<Pixel = U8x3>,
+    part: (f64, f64, f64, f64),
+    size: u32,
+) -> Result<Vec<u8>, DataError> {
+    thread_local! {
+        /// Keeps its buffers from one image to the next.
+        static RESIZER: RefCell<Resizer> = RefCell::new(Resizer::new());
+    }
+    // Catmull-Rom is the cubic with a = -0.5, Pillow's BICUBIC; torch's own has a = -0.75 and is not meant here.
+    let options = ResizeOptions::new()
+        .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
+        .crop(part.0, part.1, part.2, part.3);
+    let mut pixels = vec![0; 3 * size as usize * size as usize];
+    let mut out = TypedImage::from_buffer(size, size, &mut pixels).map_err(|e| DataError::Image(e.to_string()))?;
+    RESIZER
+        .with_borrow_mut(|resizer| resizer.resize_typed(view, &mut out, &options))
+        .map_err(|e| DataError::Image(format!("cannot resize: {e}")))?;
+    Ok(pixels)
+}
+
+fn mirror(view: &mut [u8], size: u32) {
+    for row in view.chunks_exact_mut(3 * size as usize) {
+        let (pixels, _) = row.as_chunks_mut::<3>();
+        pixels.reverse();
+    }
+}
+
+impl ColorJitter {
+    /// Draws the order and the factors, as torchvision does, and applies them in place.
+    fn apply(&self, view: &mut [u8], rng: &mut Rng) {
+        let mut order = [0, 1, 2, 3];
+        for last in (1..order.len()).rev() {
+            order.swap(last, rng.below(last as u64 + 1) as usize);
+        }
+        let mut around_one = |spread: f64| rng.range((1.0 - spread).max(0.0), 1.0 + spread);
+        let factors = [around_one(self.brightness), around_one(self.contrast), around_one(self.saturation)];
+        let shift = rng.range(-self.hue, self.hue);
+        for which in order {
+            match which {
+                0 if self.brightness > 0.0 => adjust_brightness(view, factors[0] as f32),
+                1 if self.contrast > 0.0 => adjust_contrast(view, factors[1] as f32),
+                2 if self.saturation > 0.0 => adjust_saturation(view, factors[2] as f32),
+                3 if self.hue > 0.0 => adjust_hue(view, shift as f32),
+                _ => {}
+            }
+        }
+    }
+}
+
+// What follows is torchvision's arithmetic on uint8 tensors (transforms/_functional_tensor.py), in f32 and rounded towards
+// zero at the same places.
+
+fn blend(a: u8, b: f32, factor: f32) -> u8 {
+    // `as` saturates, like clamp.
+    (factor * f32::from(a) + (1.0 - factor) * b) as u8
+}
+
+fn luma([r, g, b]: [u8; 3]) -> u8 {
+    (0.2989 * f32::from(r) + 0.587 * f32::from(g) + 0.114 * f32::from(b)) as u8
+}
+
+fn adjust_brightness(view: &mut [u8], factor: f32) {
+    view.iter_mut().for_each(|channel| *channel = blend(*channel, 0.0, factor));
+}
+
+fn adjust_contrast(view: &mut [u8], factor: f32) {
+    let (pixels, _) = view.as_chunks::<3>();
+    let mean = pixels.iter().map(|&p| f64::from(luma(p))).sum::<f64>() / pixels.len() as f64;
+    view.iter_mut().for_each(|channel| *channel = blend(*channel, mean as f32, factor));
+}
+
+/// Factor 0 is torchvision's `Grayscale(3)`.
+fn adjust_saturation(view: &mut [u8], factor: f32) {
+    let (pixels, _) = view.as_chunks_mut::<3>();
+    for pixel in pixels {
+        let gray = f32::from(luma(*pixel));
+        *pixel = pixel.map(|channel| blend(channel, gray, factor));
+    }
+}
+
+fn adjust_hue(view: &mut [u8], shift: f32) {
+    let (pixels, _) = view.as_chunks_mut::<3>();
+    for pixel in pixels {
+        let [r, g, b] = pixel.map(|channel| f32::from(channel) / 255.0);
+        let (max, min) = (r.max(g).max(b), r.min(g).min(b));
+        let range = max - min;
+        let saturation = if range == 0.0 { 0.0 } else { range / max };
+        let divisor = if range == 0.0 { 1.0 } else { range };
+        let (rc, gc, bc) = ((max - r) / divisor, (max - g) / divisor, (max - b) / divisor);
+        let sixth = if max == r {
+            bc - gc
+        } else if max == g {
+            2.0 + rc - bc
+        } else {
+            4.0 + gc - rc
+        };
+        let hue = (sixth / 6.0 + 1.0) % 1.0;
+        let hue = (hue + shift).rem_euclid(1.0);
+        let (value, sector) = (max, (hue * 6.0).floor());
+        let fraction = hue * 6.0 - sector;
+        let p = (value * (1.0 - saturation)).clamp(0.0, 1.0);
+        let q = (value * (1.0 - saturation * fraction)).clamp(0.0, 1.0);
+        let t = (value * (1.0 - saturation * (1.0 - fraction))).clamp(0.0, 1.0);
+        let rgb = match sector as u32 % 6 {
+            0 => [value, t, p],
+            1 => [q, value, p],
+            2 => [p, value, t],
+            3 => [p, q, value],
+            4 => [t, p, value],
+            _ => [value, p, q],
+        };
+        // torchvision's convert_image_dtype: just below 256, so that 1.0 gives 255.
+        *pixel = rgb.map(|channel| (channel * (256.0 - 1e-3)) as u8);
     }
 }

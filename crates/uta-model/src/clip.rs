@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::Path;
 
 use tch::{Device, Kind, Tensor, nn, no_grad};
 
+use crate::layers::Scope;
 use crate::{ClipConfig, ModelError, TextTower, Vit, safetensors_io};
 
 /// A CLIP: facts 1.2. Keys are `visual.*`, `text.*` and `logit_scale`, as in the official checkpoints.
@@ -31,14 +33,18 @@ impl Clip {
     /// # Panics
     /// When `config` doesn't pass [`ClipConfig::check`].
     pub fn new(config: &ClipConfig, device: Device) -> Clip {
+        Clip::build(config, device, false)
+    }
+
+    /// `blank` leaves the weights undefined, because a checkpoint follows.
+    fn build(config: &ClipConfig, device: Device, blank: bool) -> Clip {
         let store = nn::VarStore::new(device);
-        let root = store.root();
-        let visual = Vit::new(&(&root / "visual"), &config.vision);
-        let text = config.text.as_ref().map(|text| TextTower::new(&(&root / "text"), text));
+        let root = Scope::new(&store.root(), blank);
+        let visual = Vit::build(&(&root / "visual"), &config.vision);
+        let text = config.text.as_ref().map(|text| TextTower::build(&(&root / "text"), text));
         // ln(1 / 0.07), facts 1.2.
-        let logit_scale = text
-            .is_some()
-            .then(|| root.var("logit_scale", &[], nn::Init::Const((1.0 / 0.07f64).ln())));
+        let logit_scale =
+            text.is_some().then(|| root.constant("logit_scale", &[], (1.0 / 0.07f64).ln()));
         let statistic =
             |values: [f64; 3]| Tensor::from_slice(&values.map(|v| v as f32)).to_device(device);
         Clip {
@@ -75,7 +81,7 @@ impl Clip {
         let parsed: ClipConfig =
             serde_json::from_str(&text).map_err(|e| ModelError::format(&config, e.to_string()))?;
         parsed.check().map_err(|e| ModelError::format(&config, e.to_string()))?;
-        let clip = Clip::new(&parsed, device);
+        let clip = Clip::build(&parsed, device, true);
         safetensors_io::load_into(&weights, &clip.variables())?;
         Ok(clip)
     }
@@ -101,12 +107,10 @@ impl Clip {
     /// # Errors
     /// When it can't be written.
     pub fn save_config(&self, dir: &Path) -> Result<(), ModelError> {
-        let path: PathBuf = dir.join("config.json");
-        let beside = dir.join("config.json.tmp");
         let text = serde_json::to_string_pretty(&self.config).expect("sizes are plain data") + "\n";
-        fs::write(&beside, text)
-            .and_then(|()| fs::rename(&beside, &path))
-            .map_err(ModelError::io(&path))
+        safetensors_io::write_atomically(&dir.join("config.json"), |file| {
+            file.write_all(text.as_bytes())
+        })
     }
 
     /// All variables, sorted by key.

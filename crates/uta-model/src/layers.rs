@@ -1,7 +1,76 @@
-//! The layers that the towers share, and their initial weights.
+//! The layers that the towers share, and how their weights start.
+
+use std::ops::Div;
 
 use tch::nn::{self, Module};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor};
+
+/// A place in the tree of variables: a prefix of checkpoint keys, to which `/` adds a segment.
+pub(crate) struct Scope<'a> {
+    path: nn::Path<'a>,
+    /// Variables get memory without values, because a checkpoint follows: a billion draws take ten seconds.
+    blank: bool,
+}
+
+impl<'a> Scope<'a> {
+    pub(crate) fn new(path: &nn::Path<'a>, blank: bool) -> Scope<'a> {
+        Scope { path: path.clone(), blank }
+    }
+
+    pub(crate) fn device(&self) -> Device {
+        self.path.device()
+    }
+
+    /// A variable whose value, where one is wanted, `draw` makes of an uninitialised tensor.
+    fn var(&self, name: &str, shape: &[i64], draw: impl FnOnce(Tensor) -> Tensor) -> Tensor {
+        let empty = Tensor::empty(shape, (Kind::Float, self.device()));
+        self.path.add(name, if self.blank { empty } else { draw(empty) }, true)
+    }
+
+    pub(crate) fn constant(&self, name: &str, shape: &[i64], value: f64) -> Tensor {
+        self.var(name, shape, |mut t| t.fill_(value))
+    }
+
+    pub(crate) fn zeros(&self, name: &str, shape: &[i64]) -> Tensor {
+        self.constant(name, shape, 0.0)
+    }
+
+    pub(crate) fn normal(&self, name: &str, shape: &[i64], std: f64) -> Tensor {
+        self.var(name, shape, |mut t| t.normal_(0.0, std))
+    }
+
+    /// Xavier's uniform draw for `fan` = (in, out).
+    pub(crate) fn xavier_uniform(&self, name: &str, shape: &[i64], fan: (i64, i64)) -> Tensor {
+        let bound = (6.0 / (fan.0 + fan.1) as f64).sqrt();
+        self.var(name, shape, |mut t| t.uniform_(-bound, bound))
+    }
+
+    /// A normal draw of std 0.02 cut off at one std: EVA's `[CLS]` and position embedding.
+    pub(crate) fn token(&self, name: &str, shape: &[i64]) -> Tensor {
+        const STD: f64 = 0.02;
+        // erf(1 / sqrt 2): a uniform draw within it goes through the inverse of the normal distribution.
+        const ONE_STD: f64 = 0.682_689_492_137_086;
+        self.var(name, shape, |mut t| {
+            t.uniform_(-ONE_STD, ONE_STD).erfinv() * (STD * std::f64::consts::SQRT_2)
+        })
+    }
+}
+
+impl<'a, T: ToString> Div<T> for &Scope<'a> {
+    type Output = Scope<'a>;
+
+    fn div(self, segment: T) -> Scope<'a> {
+        Scope { path: self.path.sub(segment), blank: self.blank }
+    }
+}
+
+impl<'a, T: ToString> Div<T> for Scope<'a> {
+    type Output = Scope<'a>;
+
+    fn div(self, segment: T) -> Scope<'a> {
+        &self / segment
+    }
+}
 
 /// `x W^T + b`.
 #[derive(Debug)]
@@ -11,32 +80,17 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    /// Xavier-normal weight, zero bias.
-    pub(crate) fn new(p: &nn::Path, width_in: i64, width_out: i64, bias: bool) -> Linear {
-        let std = (2.0 / (width_in + width_out) as f64).sqrt();
-        Linear::normal(p, width_in, width_out, bias, std)
+    /// Xavier-normal weight times `gain`, zero bias.
+    pub(crate) fn xavier(s: &Scope, fan: (i64, i64), bias: bool, gain: f64) -> Linear {
+        Linear::normal(s, fan, bias, gain * (2.0 / (fan.0 + fan.1) as f64).sqrt())
     }
 
-    /// Normal weight, zero bias.
-    pub(crate) fn normal(
-        p: &nn::Path,
-        width_in: i64,
-        width_out: i64,
-        bias: bool,
-        std: f64,
-    ) -> Linear {
+    /// Normal weight, zero bias; `fan` = (in, out).
+    pub(crate) fn normal(s: &Scope, fan: (i64, i64), bias: bool, std: f64) -> Linear {
         Linear {
-            weight: p.randn("weight", &[width_out, width_in], 0.0, std),
-            bias: bias.then(|| p.zeros("bias", &[width_out])),
+            weight: s.normal("weight", &[fan.1, fan.0], std),
+            bias: bias.then(|| s.zeros("bias", &[fan.1])),
         }
-    }
-
-    /// The same, its weight multiplied once.
-    pub(crate) fn scaled(self, gain: f64) -> Linear {
-        no_grad(|| {
-            let _ = self.weight.shallow_clone().g_mul_scalar_(gain);
-        });
-        self
     }
 }
 
@@ -54,28 +108,14 @@ pub(crate) struct LayerNorm {
 }
 
 impl LayerNorm {
-    pub(crate) fn new(p: &nn::Path, width: i64, eps: f64) -> LayerNorm {
-        LayerNorm { weight: p.ones("weight", &[width]), bias: p.zeros("bias", &[width]), eps }
+    pub(crate) fn new(s: &Scope, width: i64, eps: f64) -> LayerNorm {
+        let (weight, bias) = (s.constant("weight", &[width], 1.0), s.zeros("bias", &[width]));
+        LayerNorm { weight, bias, eps }
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
     }
-}
-
-/// A normal draw of std 0.02 cut off at one std: EVA's `[CLS]` and position embedding.
-pub(crate) fn token(p: &nn::Path, name: &str, shape: &[i64]) -> Tensor {
-    const STD: f64 = 0.02;
-    // erf(1 / sqrt 2): a uniform draw within it goes through the inverse of the normal distribution.
-    const ONE_STD: f64 = 0.682_689_492_137_086;
-    let uniform = Tensor::empty(shape, (Kind::Float, p.device())).uniform_(-ONE_STD, ONE_STD);
-    p.add(name, uniform.erfinv() * (STD * std::f64::consts::SQRT_2), true)
-}
-
-/// A uniform draw of Xavier's width for `fan` = (in, out).
-pub(crate) fn xavier_uniform(p: &nn::Path, name: &str, shape: &[i64], fan: (i64, i64)) -> Tensor {
-    let bound = (6.0 / (fan.0 + fan.1) as f64).sqrt();
-    p.uniform(name, shape, -bound, bound)
 }
 
 /// Softmax attention, scaled by the root of the head width; [B, H, T, head_width] each.
@@ -96,4 +136,23 @@ pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, causal: bool) -> Ten
         scores = scores.masked_fill(&ahead, f64::NEG_INFINITY);
     }
     scores.softmax(-1, scores.kind()).matmul(v)
+}
+
+/// Rows of a table [N, C] by index [...]: [..., C]. An embedding look-up rather than an index_select, because the sums of
+/// its gradient have a fixed order on CUDA too.
+pub(crate) fn rows(table: &Tensor, index: &Tensor) -> Tensor {
+    Tensor::embedding(table, index, -1, false, false)
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    /// Seeds libtorch's generator and keeps other tests off it: it is the process's only one.
+    pub(crate) fn seeded(seed: i64) -> MutexGuard<'static, ()> {
+        static GENERATOR: Mutex<()> = Mutex::new(());
+        let guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+        tch::manual_seed(seed);
+        guard
+    }
 }

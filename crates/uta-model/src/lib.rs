@@ -5,8 +5,9 @@
 //!
 //! - [`Vit`] is the student and, with other sizes, the vision half of the teacher; [`TextTower`] is the text half.
 //! - [`Clip`] is the pair as it is stored: `config.json` beside `model.safetensors`.
-//! - [`safetensors_io`] reads and writes tensors by name.
+//! - [`safetensors_io`] reads and writes tensors by name; an [`Adapter`] knows a checkpoint family's names.
 
+mod adapter;
 mod clip;
 mod config;
 mod error;
@@ -15,6 +16,7 @@ pub mod safetensors_io;
 mod text;
 mod vit;
 
+pub use adapter::Adapter;
 pub use clip::Clip;
 pub use config::{ClipConfig, Ffn, TextConfig, VitConfig, preset_names};
 pub use error::ModelError;

@@ -1,83 +1,26 @@
-//! safetensors files: written beside, synced and renamed; read strictly, one tensor at a time, so that a checkpoint needs
-//! little more memory than its weights.
+//! safetensors files: written beside, synced and renamed; read as views of the mapped file, so that a checkpoint needs no
+//! memory besides the weights it fills.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo, View};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::ModelError;
+use crate::{Adapter, ModelError};
 
 /// The longest header that is believed; 100 MB, as in the reference implementation.
 const MAX_HEADER: u64 = 100_000_000;
 
+/// Bytes before the header: its length.
+const LENGTH: usize = 8;
+
 /// Names shown of each kind of mismatch.
 const SHOWN: usize = 10;
 
-/// Writes named tensors; `kind` converts floating-point tensors (f16 halves a file), `None` keeps their own.
-///
-/// # Errors
-/// When the file can't be written; a former file of that name is then as it was.
-pub fn save(
-    tensors: &[(String, Tensor)],
-    path: &Path,
-    metadata: &BTreeMap<String, String>,
-    kind: Option<Kind>,
-) -> Result<(), ModelError> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".tmp");
-    let beside = PathBuf::from(beside);
-    let views = tensors
-        .iter()
-        .map(|(name, tensor)| Ok((name.as_str(), Stored::new(tensor, kind)?)))
-        .collect::<Result<Vec<_>, String>>()
-        .map_err(|message| ModelError::format(path, message))?;
-    let metadata: HashMap<String, String> = metadata.clone().into_iter().collect();
-    let metadata = (!metadata.is_empty()).then_some(metadata);
-    let written = safetensors::serialize_to_file(views, metadata, &beside)
-        .map_err(|e| match e {
-            safetensors::SafeTensorError::IoError(e) => ModelError::io(path)(e),
-            other => ModelError::format(path, other.to_string()),
-        })
-        .and_then(|()| {
-            File::open(&beside)
-                .and_then(|file| file.sync_all())
-                .and_then(|()| fs::rename(&beside, path))
-                .and_then(|()| {
-                    let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
-                    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
-                })
-                .map_err(ModelError::io(path))
-        });
-    if written.is_err() {
-        let _ = fs::remove_file(&beside);
-    }
-    written
-}
-
-/// A tensor on its way to a file: its bytes are made when they are written.
-struct Stored {
-    tensor: Tensor,
-    dtype: Dtype,
-    shape: Vec<usize>,
-}
-
-impl Stored {
-    fn new(tensor: &Tensor, kind: Option<Kind>) -> Result<Stored, String> {
-        let kind = kind.filter(|_| tensor.is_floating_point()).unwrap_or(tensor.kind());
-        let dtype = KINDS.iter().find(|(known, _)| *known == kind).map(|&(_, dtype)| dtype);
-        Ok(Stored {
-            tensor: no_grad(|| tensor.detach().to_kind(kind)),
-            dtype: dtype.ok_or_else(|| format!("tensors of kind {kind:?} can't be stored"))?,
-            shape: tensor.size().iter().map(|&n| n as usize).collect(),
-        })
-    }
-}
-
+/// The kinds of tensors that are stored and read.
 const KINDS: [(Kind, Dtype); 8] = [
     (Kind::Float, Dtype::F32),
     (Kind::Half, Dtype::F16),
@@ -89,152 +32,218 @@ const KINDS: [(Kind, Dtype); 8] = [
     (Kind::Bool, Dtype::BOOL),
 ];
 
-impl View for Stored {
-    fn dtype(&self) -> Dtype {
-        self.dtype
+/// Writes named tensors; `kind` converts floating-point tensors (f16 halves a file), `None` keeps their own. `path` holds
+/// either what it held before or the whole new file, whenever the power fails.
+///
+/// # Errors
+/// When the file can't be written; a former file of that name is then as it was.
+pub fn save(
+    tensors: &[(String, Tensor)],
+    path: &Path,
+    metadata: &BTreeMap<String, String>,
+    kind: Option<Kind>,
+) -> Result<(), ModelError> {
+    let mut order: Vec<(&str, &Tensor, Kind, Dtype)> = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let kind = kind.filter(|_| tensor.is_floating_point()).unwrap_or(tensor.kind());
+        let Some((_, dtype)) = KINDS.iter().find(|(known, _)| *known == kind) else {
+            let message = format!("{name} is of kind {kind:?}, which can't be stored");
+            return Err(ModelError::format(path, message));
+        };
+        order.push((name, tensor, kind, *dtype));
     }
+    // Widest type first, so that every tensor is aligned to its own size; then by name.
+    order.sort_by(|a, b| b.3.cmp(&a.3).then(a.0.cmp(b.0)));
 
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
+    let mut end = 0;
+    let infos = order.iter().map(|(name, tensor, kind, dtype)| {
+        let start = end;
+        end += tensor.numel() * kind.elt_size_in_bytes();
+        let shape = tensor.size().iter().map(|&n| n as usize).collect();
+        (name.to_string(), TensorInfo { dtype: *dtype, shape, data_offsets: (start, end) })
+    });
+    let metadata: HashMap<String, String> = metadata.clone().into_iter().collect();
+    let header = Metadata::new((!metadata.is_empty()).then_some(metadata), infos.collect())
+        .map_err(|e| ModelError::format(path, e.to_string()))?;
+    let mut header = serde_json::to_vec(&header).expect("names, shapes and offsets are plain data");
+    header.resize(header.len().next_multiple_of(LENGTH), b' ');
 
-    fn data(&self) -> Cow<'_, [u8]> {
-        let tensor = self.tensor.to_device(Device::Cpu).contiguous();
-        let mut bytes = vec![0; self.data_len()];
-        tensor.copy_data_u8(&mut bytes, tensor.numel());
-        Cow::Owned(bytes)
-    }
-
-    fn data_len(&self) -> usize {
-        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
-    }
+    write_atomically(path, |file| {
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        let mut bytes = Vec::new();
+        for (_, tensor, kind, _) in &order {
+            // One tensor at a time leaves the device and is converted.
+            let tensor = no_grad(|| tensor.detach().to_device(Device::Cpu).to_kind(*kind));
+            bytes.resize(tensor.numel() * kind.elt_size_in_bytes(), 0);
+            tensor.contiguous().copy_data_u8(&mut bytes, tensor.numel());
+            file.write_all(&bytes)?;
+        }
+        Ok(())
+    })
 }
 
-/// A safetensors file whose header has been read and checked against its length.
-pub struct Reader {
+/// Writes a file beside `path`, waits until the disk has it, and puts it in `path`'s place.
+pub(crate) fn write_atomically(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<(), ModelError> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".tmp");
+    let beside = PathBuf::from(beside);
+    let written = File::create(&beside).and_then(|file| {
+        let mut file = BufWriter::new(file);
+        write(&mut file)?;
+        file.into_inner()?.sync_all()?;
+        fs::rename(&beside, path)?;
+        let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
+        File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+    });
+    if written.is_err() {
+        // Best effort: the disk may be full or gone.
+        let _ = fs::remove_file(&beside);
+    }
+    written.map_err(ModelError::io(path))
+}
+
+/// A safetensors file that has been checked against its header.
+#[derive(Debug)]
+pub struct Checkpoint {
     path: PathBuf,
-    file: File,
-    /// Where the tensors begin.
-    start: u64,
-    metadata: Metadata,
+    /// What the file says about itself.
+    pub metadata: BTreeMap<String, String>,
+    /// The tensors in their own kinds, on the CPU: views of the mapped file, read when they are used.
+    pub tensors: BTreeMap<String, Tensor>,
 }
 
-impl Reader {
-    /// Opens a file and believes nothing that its length doesn't allow.
+impl Checkpoint {
+    /// Maps a file, after comparing what its header promises with its length.
     ///
     /// # Errors
     /// When it can't be read, or is no whole safetensors file.
-    pub fn open(path: &Path) -> Result<Reader, ModelError> {
+    pub fn open(path: &Path) -> Result<Checkpoint, ModelError> {
+        let wrong = |message: String| ModelError::format(path, message);
         let mut file = File::open(path).map_err(ModelError::io(path))?;
         let length = file.metadata().map_err(ModelError::io(path))?.len();
-        let mut size = [0u8; 8];
-        file.read_exact(&mut size).map_err(|_| {
-            ModelError::format(path, "is no safetensors file: shorter than a header")
-        })?;
-        let header = u64::from_le_bytes(size);
-        if header > MAX_HEADER || header + 8 > length {
-            let message = format!(
-                "is no whole safetensors file: a header of {header} bytes in a file of {length}"
-            );
-            return Err(ModelError::format(path, message));
+        let mut size = [0u8; LENGTH];
+        if length < size.len() as u64 {
+            return Err(wrong("is no safetensors file: shorter than a header".into()));
         }
-        let mut bytes = size.to_vec();
-        bytes.resize(8 + header as usize, 0);
-        file.read_exact(&mut bytes[8..]).map_err(ModelError::io(path))?;
-        let (_, metadata) = SafeTensors::read_metadata(&bytes)
-            .map_err(|e| ModelError::format(path, format!("is no safetensors file: {e}")))?;
-        let start = 8 + header;
-        let end = metadata.tensors().values().map(|t| t.data_offsets.1).max().unwrap_or(0) as u64;
-        if start + end != length {
-            let message = format!("is cut short or overlong: {length} bytes of {}", start + end);
-            return Err(ModelError::format(path, message));
+        file.read_exact(&mut size).map_err(ModelError::io(path))?;
+        let size = u64::from_le_bytes(size);
+        if size > MAX_HEADER || size + LENGTH as u64 > length {
+            return Err(wrong(format!(
+                "is no whole safetensors file: a header of {size} bytes in a file of {length}"
+            )));
         }
-        Ok(Reader { path: path.to_owned(), file, start, metadata })
+        let mut header = vec![0; size as usize];
+        file.read_exact(&mut header).map_err(ModelError::io(path))?;
+        // Parsing checks that offsets, shapes and kinds agree and leave no gap.
+        let header: Metadata = serde_json::from_slice(&header)
+            .map_err(|e| wrong(format!("is no safetensors file: {e}")))?;
+        let start = LENGTH + size as usize;
+        let end = start + header.data_len();
+        if end as u64 != length {
+            return Err(wrong(format!("is cut short or overlong: {length} bytes of {end}")));
+        }
+
+        let name = path.to_str().ok_or_else(|| wrong("the path is not UTF-8".into()))?;
+        let bytes = Tensor::f_from_file(name, false, length as i64, (Kind::Uint8, Device::Cpu))
+            .map_err(|e| wrong(format!("can't be mapped: {e}")))?;
+        let view = |(name, info): (String, &TensorInfo)| {
+            let kind = KINDS.iter().find(|(_, dtype)| *dtype == info.dtype).map(|&(kind, _)| kind);
+            let kind = kind.ok_or_else(|| {
+                wrong(format!("{name} is of kind {:?}, which is not read here", info.dtype))
+            })?;
+            let shape: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
+            let (from, to) = (start + info.data_offsets.0, start + info.data_offsets.1);
+            if from == to {
+                return Ok((name, Tensor::zeros(shape, (kind, Device::Cpu))));
+            }
+            let view = bytes.narrow(0, from as i64, (to - from) as i64);
+            // Writers need not align; a view of another kind must be.
+            let aligned = from % kind.elt_size_in_bytes() == 0;
+            let view = if aligned { view } else { view.copy() };
+            Ok((name, view.view_dtype(kind).view(shape.as_slice())))
+        };
+        Ok(Checkpoint {
+            path: path.to_owned(),
+            metadata: header.metadata().clone().unwrap_or_default().into_iter().collect(),
+            tensors: header.tensors().into_iter().map(view).collect::<Result<_, ModelError>>()?,
+        })
     }
 
-    /// The names and what is stored under each.
-    pub fn tensors(&self) -> BTreeMap<String, TensorInfo> {
-        self.metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect()
+    /// The tensors under this program's names, `adapter` being that of the family the file comes from.
+    pub fn adapted(self, adapter: &Adapter) -> Checkpoint {
+        Checkpoint { tensors: adapter.import(self.tensors), ..self }
     }
 
-    /// Reads one tensor, in its own kind, to the CPU.
+    /// Fills `targets`, which must be exactly the tensors of the file by name and shape; kinds and devices are converted.
     ///
     /// # Errors
-    /// When there is none of that name, or it can't be read.
-    pub fn read(&mut self, name: &str) -> Result<Tensor, ModelError> {
-        let info = self
-            .metadata
-            .info(name)
-            .ok_or_else(|| ModelError::format(&self.path, format!("holds no tensor {name}")))?;
-        let kind = KINDS.iter().find(|(_, dtype)| *dtype == info.dtype).map(|&(kind, _)| kind);
-        let kind = kind.ok_or_else(|| {
-            ModelError::format(
-                &self.path,
-                format!("{name} is of kind {:?}, not read here", info.dtype),
-            )
-        })?;
-        let (from, to) = info.data_offsets;
-        let mut bytes = vec![0; to - from];
-        self.file
-            .seek(SeekFrom::Start(self.start + from as u64))
-            .and_then(|_| self.file.read_exact(&mut bytes))
-            .map_err(ModelError::io(&self.path))?;
-        let shape: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
-        Ok(Tensor::from_data_size(&bytes, &shape, kind))
+    /// Lists missing, unexpected and mis-shaped names; nothing has been changed then.
+    pub fn fill(mut self, targets: &[(String, Tensor)]) -> Result<(), ModelError> {
+        let (mut missing, mut misshaped, mut pairs) = (vec![], vec![], vec![]);
+        for (name, target) in targets {
+            match self.tensors.remove(name) {
+                None => missing.push(name.as_str()),
+                Some(stored) if stored.size() != target.size() => {
+                    misshaped.push((name, stored.size(), target.size()));
+                }
+                Some(stored) => pairs.push((target, stored)),
+            }
+        }
+        let unexpected: Vec<&str> = self.tensors.keys().map(String::as_str).collect();
+        let report = [
+            listed("missing", &missing, |name| match nearest(name, &unexpected) {
+                Some(other) => format!("{name} (the file has {other})"),
+                None => name.to_string(),
+            }),
+            listed("unexpected", &unexpected, |name| match nearest(name, &missing) {
+                Some(other) => format!("{name} (the network has {other})"),
+                None => name.to_string(),
+            }),
+            listed("of another shape", &misshaped, |(name, stored, here)| {
+                format!("{name} {stored:?}, here {here:?}")
+            }),
+        ];
+        let report: Vec<String> = report.into_iter().flatten().collect();
+        if !report.is_empty() {
+            return Err(ModelError::Keys { path: self.path, report: report.join("; ") });
+        }
+        no_grad(|| {
+            for (target, stored) in pairs {
+                target.shallow_clone().copy_(&stored);
+            }
+        });
+        Ok(())
     }
 }
 
-/// Fills `targets` from a file that must hold exactly them, by name and shape; kinds and devices are converted. Buffers
-/// of rotary embeddings (`*.rope.freqs_*`) are left alone: they are computed.
+/// "3 missing: a, b, c", at most ten of them spelled out; `None` when there are none.
+fn listed<T>(what: &str, items: &[T], show: impl Fn(&T) -> String) -> Option<String> {
+    let shown: Vec<String> = items.iter().take(SHOWN).map(show).collect();
+    let more = match items.len() - shown.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    (!items.is_empty()).then(|| format!("{} {what}: {}{more}", items.len(), shown.join(", ")))
+}
+
+/// The name most like `name`, if any is much like it.
+fn nearest<'a>(name: &str, names: &[&'a str]) -> Option<&'a str> {
+    let scored = names.iter().map(|other| (strsim::jaro_winkler(name, other), *other));
+    let best = scored.max_by(|a, b| a.0.total_cmp(&b.0));
+    best.filter(|(likeness, _)| *likeness > 0.8).map(|(_, other)| other)
+}
+
+/// Fills `targets` from a file of this program, which must hold exactly them, by name and shape; kinds and devices are
+/// converted. Buffers of rotary embeddings are left alone: they are computed.
 ///
 /// # Errors
 /// Lists missing, unexpected and mis-shaped names; nothing has been changed then.
 pub fn load_into(path: &Path, targets: &[(String, Tensor)]) -> Result<(), ModelError> {
-    let mut reader = Reader::open(path)?;
-    let mut stored = reader.tensors();
-    stored.retain(|name, _| !name.contains("rope.freqs_"));
-    let (mut missing, mut misshaped) = (vec![], vec![]);
-    for (name, target) in targets {
-        match stored.remove(name) {
-            None => missing.push(name.clone()),
-            Some(info) => {
-                let shape: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
-                if shape != target.size() {
-                    misshaped.push(format!("{name} {shape:?}, here {:?}", target.size()));
-                }
-            }
-        }
-    }
-    let unexpected: Vec<String> = stored.into_keys().collect();
-    let near = |name: &String| {
-        let likeness = |other: &&String| (strsim::jaro_winkler(name, other) * 1e6) as u64;
-        match unexpected.iter().max_by_key(likeness) {
-            Some(other) if strsim::jaro_winkler(name, other) > 0.8 => {
-                format!("{name} (the file has {other})")
-            }
-            _ => name.clone(),
-        }
-    };
-    let missing: Vec<String> = missing.iter().map(near).collect();
-    let report: Vec<String> =
-        [("missing", &missing), ("unexpected", &unexpected), ("of another shape", &misshaped)]
-            .into_iter()
-            .filter(|(_, names)| !names.is_empty())
-            .map(|(what, names)| {
-                let more = names.len().saturating_sub(SHOWN);
-                let shown = names[..names.len().min(SHOWN)].join(", ");
-                let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-                format!("{} {what}: {shown}{more}", names.len())
-            })
-            .collect();
-    if !report.is_empty() {
-        return Err(ModelError::Keys { path: path.to_owned(), report: report.join("; ") });
-    }
-    for (name, target) in targets {
-        let tensor = reader.read(name)?;
-        no_grad(|| target.shallow_clone().copy_(&tensor));
-    }
-    Ok(())
+    Checkpoint::open(path)?.adapted(&Adapter::UTA).fill(targets)
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! CLIP's text transformer (facts 1.7): causal, pre-norm, exact GELU, pooled at the end-of-text token. Field names are
 //! checkpoint keys.
 
-use tch::{Kind, Tensor, nn};
+use tch::{Device, Kind, Tensor, nn};
 
 use crate::TextConfig;
-use crate::layers::{self, LayerNorm, Linear};
+use crate::layers::{self, LayerNorm, Linear, Scope, rows};
 
 /// LayerNorm's epsilon (facts 1.7).
 const EPS: f64 = 1e-5;
@@ -21,44 +21,41 @@ pub struct TextTower {
 
 impl TextTower {
     /// A text tower with CLIP's initial weights, its variables under `p`.
-    pub fn new(p: &nn::Path, c: &TextConfig) -> TextTower {
-        let blocks = p / "transformer" / "resblocks";
+    pub fn new(p: &nn::Path, config: &TextConfig) -> TextTower {
+        TextTower::build(&Scope::new(p, false), config)
+    }
+
+    pub(crate) fn build(s: &Scope, c: &TextConfig) -> TextTower {
+        let (d, blocks) = (c.width, s / "transformer" / "resblocks");
         TextTower {
-            token_embedding: (p / "token_embedding").randn(
-                "weight",
-                &[c.vocab_size, c.width],
-                0.0,
-                0.02,
-            ),
-            positional_embedding: p.randn(
-                "positional_embedding",
-                &[c.context_length, c.width],
-                0.0,
-                0.01,
-            ),
+            token_embedding: (s / "token_embedding").normal("weight", &[c.vocab_size, d], 0.02),
+            positional_embedding: s.normal("positional_embedding", &[c.context_length, d], 0.01),
             resblocks: (0..c.layers).map(|i| Block::new(&(&blocks / i), c)).collect(),
-            ln_final: LayerNorm::new(&(p / "ln_final"), c.width, EPS),
-            text_projection: p.randn(
-                "text_projection",
-                &[c.width, c.out],
-                0.0,
-                (c.width as f64).powf(-0.5),
-            ),
+            ln_final: LayerNorm::new(&(s / "ln_final"), d, EPS),
+            text_projection: s.normal("text_projection", &[d, c.out], (d as f64).powf(-0.5)),
         }
     }
 
-    /// Embeddings [B, E] of `tokens` [B, T] i64, T up to the context. The end-of-text token is the largest of its row;
-    /// what follows it changes nothing, so rows may be cut to the longest text.
+    /// Embeddings [B, E] of `tokens` [B, T] i64, T up to the context. The end-of-text token is the largest of its row.
+    ///
+    /// Hand the tokens over on the CPU: the columns after the last end of text, which change nothing, are then cut before
+    /// the upload (of CLIP's 77 a caption fills a dozen). Tokens on another device are taken whole, because looking for
+    /// the end there would wait for it.
     pub fn forward(&self, tokens: &Tensor) -> Tensor {
-        let (b, t) = tokens.size2().expect("tokens are [B, T]");
-        let mut x = Tensor::embedding(&self.token_embedding, tokens, -1, false, false)
-            + self.positional_embedding.narrow(0, 0, t); // [B, T, D]
+        let (b, mut t) = tokens.size2().expect("tokens are [B, T]");
+        let device = self.token_embedding.device();
+        let end = tokens.argmax(-1, false); // [B]
+        if tokens.device() == Device::Cpu && b > 0 {
+            t = end.max().int64_value(&[]) + 1;
+        }
+        let tokens = tokens.narrow(1, 0, t).to_device(device);
+        let mut x =
+            rows(&self.token_embedding, &tokens) + self.positional_embedding.narrow(0, 0, t); // [B, T, D]
         for block in &self.resblocks {
             x = block.forward(&x);
         }
-        let end = tokens.argmax(-1, false); // [B]
-        let row = Tensor::arange(b, (Kind::Int64, tokens.device()));
-        let pooled = x.index(&[Some(row), Some(end)]); // [B, D]
+        let first = Tensor::arange(b, (Kind::Int64, device)) * t;
+        let pooled = x.flatten(0, 1).index_select(0, &(end.to_device(device) + first)); // [B, D]
         self.ln_final.forward(&pooled).matmul(&self.text_projection)
     }
 }
@@ -73,14 +70,14 @@ struct Block {
 }
 
 impl Block {
-    fn new(p: &nn::Path, c: &TextConfig) -> Block {
-        let (d, mlp) = (c.width, p / "mlp");
+    fn new(s: &Scope, c: &TextConfig) -> Block {
+        let (d, mlp) = (c.width, s / "mlp");
         Block {
-            ln_1: LayerNorm::new(&(p / "ln_1"), d, EPS),
-            attn: Attention::new(&(p / "attn"), c),
-            ln_2: LayerNorm::new(&(p / "ln_2"), d, EPS),
-            c_fc: Linear::normal(&(&mlp / "c_fc"), d, 4 * d, true, (2.0 * d as f64).powf(-0.5)),
-            c_proj: Linear::normal(&(&mlp / "c_proj"), 4 * d, d, true, residual_std(c)),
+            ln_1: LayerNorm::new(&(s / "ln_1"), d, EPS),
+            attn: Attention::new(&(s / "attn"), c),
+            ln_2: LayerNorm::new(&(s / "ln_2"), d, EPS),
+            c_fc: Linear::normal(&(&mlp / "c_fc"), (d, 4 * d), true, (2.0 * d as f64).powf(-0.5)),
+            c_proj: Linear::normal(&(&mlp / "c_proj"), (4 * d, d), true, residual_std(c)),
         }
     }
 
@@ -99,12 +96,12 @@ struct Attention {
 }
 
 impl Attention {
-    fn new(p: &nn::Path, c: &TextConfig) -> Attention {
+    fn new(s: &Scope, c: &TextConfig) -> Attention {
         let d = c.width;
         Attention {
-            in_proj_weight: p.randn("in_proj_weight", &[3 * d, d], 0.0, (d as f64).powf(-0.5)),
-            in_proj_bias: p.zeros("in_proj_bias", &[3 * d]),
-            out_proj: Linear::normal(&(p / "out_proj"), d, d, true, residual_std(c)),
+            in_proj_weight: s.normal("in_proj_weight", &[3 * d, d], (d as f64).powf(-0.5)),
+            in_proj_bias: s.zeros("in_proj_bias", &[3 * d]),
+            out_proj: Linear::normal(&(s / "out_proj"), (d, d), true, residual_std(c)),
             heads: c.heads,
         }
     }
@@ -126,11 +123,11 @@ fn residual_std(c: &TextConfig) -> f64 {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use tch::Device;
+    use crate::layers::testing::seeded;
 
     #[test]
     fn padding_changes_nothing_and_the_order_of_words_does() {
-        tch::manual_seed(5);
+        let _rng = seeded(5);
         let vs = nn::VarStore::new(Device::Cpu);
         let config = TextConfig {
             context_length: 8,

@@ -8,7 +8,7 @@
 
 use tch::{Device, Kind, Tensor, nn};
 
-use crate::layers::{self, LayerNorm, Linear};
+use crate::layers::{self, LayerNorm, Linear, Scope, rows};
 use crate::{Ffn, VitConfig};
 
 /// LayerNorm's epsilon (facts 1.3).
@@ -30,17 +30,19 @@ pub struct Vit {
 impl Vit {
     /// A vision transformer with EVA-02's initial weights of pre-training (facts 2.1), its variables under `p`.
     pub fn new(p: &nn::Path, config: &VitConfig) -> Vit {
-        let c = config;
-        let blocks = p / "blocks";
+        Vit::build(&Scope::new(p, false), config)
+    }
+
+    pub(crate) fn build(s: &Scope, c: &VitConfig) -> Vit {
         Vit {
             config: c.clone(),
-            patch_embed: PatchEmbed::new(&(p / "patch_embed" / "proj"), c),
-            cls_token: layers::token(p, "cls_token", &[1, 1, c.width]),
-            pos_embed: layers::token(p, "pos_embed", &[1, 1 + c.num_patches(), c.width]),
-            rope: c.rope.then(|| Rope::new(c.grid(), c.head_width(), p.device())),
-            blocks: (0..c.depth).map(|i| Block::new(&(&blocks / i), c, i)).collect(),
-            norm: LayerNorm::new(&(p / "norm"), c.width, EPS),
-            head: Linear::new(&(p / "head"), c.width, c.out, true),
+            patch_embed: PatchEmbed::new(&(s / "patch_embed" / "proj"), c),
+            cls_token: s.token("cls_token", &[1, 1, c.width]),
+            pos_embed: s.token("pos_embed", &[1, 1 + c.num_patches(), c.width]),
+            rope: c.rope.then(|| Rope::new(c.grid(), c.head_width(), s.device())),
+            blocks: (0..c.depth).map(|i| Block::new(&(s / "blocks" / i), c, i)).collect(),
+            norm: LayerNorm::new(&(s / "norm"), c.width, EPS),
+            head: Linear::xavier(&(s / "head"), (c.width, c.out), true, 1.0),
         }
     }
 
@@ -65,20 +67,16 @@ impl Vit {
 
     /// Tokens after the last block, before the final norm: [B, 1+K, D].
     fn hidden_t(&self, images: &Tensor, kept: Option<&Tensor>, train: bool) -> Tensor {
-        let patches = self.patch_embed.patches(images); // [B, N, 3PP]
-        let pos_patches = self.pos_embed.narrow(1, 1, self.config.num_patches()); // [1, N, D]
-        let (patches, pos, rotation) = match kept {
-            Some(kept) => (
-                gather_rows(&patches, kept),
-                rows_of(&pos_patches.squeeze_dim(0), kept), // [B, K, D]
-                self.rope.as_ref().map(|rope| rope.rotation(Some(kept))),
-            ),
-            None => (patches, pos_patches, self.rope.as_ref().map(|rope| rope.rotation(None))),
+        let patches = self.patch_embed.forward_t(images, kept, train); // [B, K, D]
+        let cls = self.cls_token.expand([patches.size()[0], 1, -1], false);
+        // Rows of the position embedding and of the rotations: 0 for [CLS], 1 + n for patch n.
+        let places = kept.map(|kept| (kept + 1).constant_pad_nd([1, 0])); // [B, 1+K]
+        let pos = match &places {
+            Some(places) => rows(&self.pos_embed.squeeze_dim(0), places),
+            None => self.pos_embed.shallow_clone(),
         };
-        let x = self.patch_embed.embed(&patches) + pos; // [B, K, D]
-        let cls =
-            (&self.cls_token + self.pos_embed.narrow(1, 0, 1)).expand([x.size()[0], 1, -1], false);
-        let mut x = Tensor::cat(&[cls, x], 1); // [B, 1+K, D]
+        let rotation = self.rope.as_ref().map(|rope| rope.rotation(places.as_ref()));
+        let mut x = Tensor::cat(&[cls, patches], 1) + pos; // [B, 1+K, D]
         for block in &self.blocks {
             x = block.forward_t(&x, rotation.as_ref(), train);
         }
@@ -96,37 +94,34 @@ struct PatchEmbed {
 }
 
 impl PatchEmbed {
-    fn new(p: &nn::Path, c: &VitConfig) -> PatchEmbed {
+    fn new(s: &Scope, c: &VitConfig) -> PatchEmbed {
         let fan = (3 * c.patch_size * c.patch_size, c.width);
+        let shape = [c.width, 3, c.patch_size, c.patch_size];
         PatchEmbed {
-            weight: layers::xavier_uniform(
-                p,
-                "weight",
-                &[c.width, 3, c.patch_size, c.patch_size],
-                fan,
-            ),
-            bias: p.zeros("bias", &[c.width]),
+            weight: s.xavier_uniform("weight", &shape, fan),
+            bias: s.zeros("bias", &[c.width]),
             patch: c.patch_size,
             grad: c.patch_grad,
         }
     }
 
-    /// [B, 3, S, S] -> [B, N, 3PP], channels slowest, as in the convolution's weight.
-    fn patches(&self, images: &Tensor) -> Tensor {
+    /// [B, 3, S, S] -> [B, K, D].
+    fn forward_t(&self, images: &Tensor, kept: Option<&Tensor>, train: bool) -> Tensor {
         let (b, c, s, _) = images.size4().expect("images are [B, 3, S, S]");
         let (p, g) = (self.patch, s / self.patch);
-        images
-            .view([b, c, g, p, g, p])
-            .permute([0, 2, 4, 1, 3, 5]) // [B, g, g, 3, P, P]
-            .reshape([b, g * g, c * p * p])
-    }
-
-    /// [B, K, 3PP] -> [B, K, D].
-    fn embed(&self, patches: &Tensor) -> Tensor {
-        let x = patches.linear(&self.weight.flatten(1, -1), Some(&self.bias));
+        let mut patches = images
+            .reshape([b, c, g, p, g, p])
+            .permute([0, 2, 4, 1, 3, 5]) // [B, g, g, 3, P, P], as in the convolution's weight
+            .reshape([b * g * g, c * p * p]);
+        if let Some(kept) = kept {
+            let first = Tensor::arange(b, (Kind::Int64, kept.device())).unsqueeze(1) * (g * g);
+            patches = patches.index_select(0, &(kept + first).flatten(0, 1));
+        }
+        let x =
+            patches.view([b, -1, c * p * p]).linear(&self.weight.flatten(1, -1), Some(&self.bias));
         match self.grad {
-            1.0 => x,
-            share => x.detach() * (1.0 - share) + x * share,
+            share if train && share < 1.0 => x.detach() * (1.0 - share) + x * share,
+            _ => x,
         }
     }
 }
@@ -135,7 +130,7 @@ impl PatchEmbed {
 /// the first half of a head turns with the row, the second with the column. Row 0 of the table is [CLS]: no turn.
 #[derive(Debug)]
 struct Rope {
-    table: Tensor, // complex [1+N, head_width / 2]
+    table: Tensor, // [1+N, head_width]: cos, sin, cos, ...
 }
 
 /// The grid that positions are measured in, whatever the model's own: 16 x 16, that of pre-training.
@@ -160,20 +155,17 @@ impl Rope {
                 }
             }
         }
-        let table = Tensor::from_slice(table.as_flattened()).view([1 + grid * grid, half, 2]);
-        Rope { table: table.to_device(device).view_as_complex() }
+        let table = Tensor::from_slice(table.as_flattened()).view([1 + grid * grid, head_width]);
+        Rope { table: table.to_device(device) }
     }
 
-    /// What queries and keys are multiplied by: [B or 1, T, 1, head_width / 2].
-    fn rotation(&self, kept: Option<&Tensor>) -> Tensor {
-        let rows = match kept {
+    /// What queries and keys of tokens at `places` [B, T] are multiplied by: complex [B or 1, T, 1, head_width / 2].
+    fn rotation(&self, places: Option<&Tensor>) -> Tensor {
+        let turns = match places {
+            Some(places) => rows(&self.table, places),
             None => self.table.unsqueeze(0),
-            Some(kept) => {
-                let cls = Tensor::zeros([kept.size()[0], 1], (Kind::Int64, kept.device()));
-                rows_of(&self.table, &Tensor::cat(&[cls, kept + 1], 1))
-            }
         };
-        rows.unsqueeze(2)
+        turns.unflatten(-1, [-1, 2]).view_as_complex().unsqueeze(2)
     }
 
     /// Rotates x [B, T, H, head_width].
@@ -195,12 +187,12 @@ struct Block {
 }
 
 impl Block {
-    fn new(p: &nn::Path, c: &VitConfig, index: i64) -> Block {
+    fn new(s: &Scope, c: &VitConfig, index: i64) -> Block {
         Block {
-            norm1: LayerNorm::new(&(p / "norm1"), c.width, EPS),
-            attn: Attention::new(&(p / "attn"), c),
-            norm2: LayerNorm::new(&(p / "norm2"), c.width, EPS),
-            mlp: Mlp::new(&(p / "mlp"), c),
+            norm1: LayerNorm::new(&(s / "norm1"), c.width, EPS),
+            attn: Attention::new(&(s / "attn"), c),
+            norm2: LayerNorm::new(&(s / "norm2"), c.width, EPS),
+            mlp: Mlp::new(&(s / "mlp"), c),
             drop_path: c.drop_path * index as f64 / (c.depth - 1).max(1) as f64,
         }
     }
@@ -234,15 +226,15 @@ struct Attention {
 }
 
 impl Attention {
-    fn new(p: &nn::Path, c: &VitConfig) -> Attention {
+    fn new(s: &Scope, c: &VitConfig) -> Attention {
         let (d, gain) = (c.width, sub_ln_gain(c));
         Attention {
-            q_proj: Linear::new(&(p / "q_proj"), d, d, false),
-            k_proj: Linear::new(&(p / "k_proj"), d, d, false),
-            v_proj: Linear::new(&(p / "v_proj"), d, d, false).scaled(gain),
-            q_bias: p.zeros("q_bias", &[d]),
-            v_bias: p.zeros("v_bias", &[d]),
-            proj: Linear::new(&(p / "proj"), d, d, true).scaled(gain),
+            q_proj: Linear::xavier(&(s / "q_proj"), (d, d), false, 1.0),
+            k_proj: Linear::xavier(&(s / "k_proj"), (d, d), false, 1.0),
+            v_proj: Linear::xavier(&(s / "v_proj"), (d, d), false, gain),
+            q_bias: s.zeros("q_bias", &[d]),
+            v_bias: s.zeros("v_bias", &[d]),
+            proj: Linear::xavier(&(s / "proj"), (d, d), true, gain),
             heads: c.heads,
         }
     }
@@ -270,18 +262,18 @@ enum Mlp {
 }
 
 impl Mlp {
-    fn new(p: &nn::Path, c: &VitConfig) -> Mlp {
+    fn new(s: &Scope, c: &VitConfig) -> Mlp {
         let (d, h, gain) = (c.width, c.hidden, sub_ln_gain(c));
         match c.ffn {
             Ffn::SwiGlu => Mlp::SwiGlu {
-                w1: Linear::new(&(p / "w1"), d, h, true).scaled(gain),
-                w2: Linear::new(&(p / "w2"), d, h, true).scaled(gain),
-                ffn_ln: LayerNorm::new(&(p / "ffn_ln"), h, EPS),
-                w3: Linear::new(&(p / "w3"), h, d, true).scaled(gain),
+                w1: Linear::xavier(&(s / "w1"), (d, h), true, gain),
+                w2: Linear::xavier(&(s / "w2"), (d, h), true, gain),
+                ffn_ln: LayerNorm::new(&(s / "ffn_ln"), h, EPS),
+                w3: Linear::xavier(&(s / "w3"), (h, d), true, gain),
             },
             Ffn::Gelu => Mlp::Gelu {
-                fc1: Linear::new(&(p / "fc1"), d, h, true),
-                fc2: Linear::new(&(p / "fc2"), h, d, true),
+                fc1: Linear::xavier(&(s / "fc1"), (d, h), true, 1.0),
+                fc2: Linear::xavier(&(s / "fc2"), (h, d), true, 1.0),
             },
         }
     }
@@ -304,20 +296,11 @@ fn sub_ln_gain(c: &VitConfig) -> f64 {
     }
 }
 
-/// For each sample the named rows of its own table: [B, N, C], [B, K] -> [B, K, C].
-fn gather_rows(tables: &Tensor, rows: &Tensor) -> Tensor {
-    tables.gather(1, &rows.unsqueeze(-1).expand([-1, -1, tables.size()[2]], false), false)
-}
-
-/// For each sample the named rows of one table: [N, C], [B, K] -> [B, K, C].
-fn rows_of(table: &Tensor, rows: &Tensor) -> Tensor {
-    table.index_select(0, &rows.flatten(0, -1)).unflatten(0, rows.size())
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::layers::testing::seeded;
 
     fn small() -> VitConfig {
         VitConfig {
@@ -384,7 +367,7 @@ mod tests {
         ];
         for (head_width, grid, expected) in cases {
             let rope = Rope::new(grid, head_width, Device::Cpu);
-            let row = rope.table.view_as_real().get(1 + 3 * grid + 5); // [head_width / 2, 2]
+            let row = rope.table.get(1 + 3 * grid + 5).unflatten(0, [-1, 2]); // [head_width / 2, 2]
             for (i, values) in expected.iter().enumerate() {
                 let (axis, part) = (i as i64 / 2, i as i64 % 2);
                 for (pair, value) in values.iter().enumerate() {
@@ -400,7 +383,7 @@ mod tests {
 
     #[test]
     fn all_patches_kept_in_any_order_equal_the_whole_image() {
-        tch::manual_seed(1);
+        let _rng = seeded(1);
         let vs = nn::VarStore::new(Device::Cpu);
         let vit = Vit::new(&vs.root(), &small());
         let images = Tensor::randn([2, 3, 32, 32], (Kind::Float, Device::Cpu));
@@ -415,7 +398,7 @@ mod tests {
 
     #[test]
     fn a_patch_that_is_not_kept_changes_nothing() {
-        tch::manual_seed(2);
+        let _rng = seeded(2);
         let vs = nn::VarStore::new(Device::Cpu);
         let vit = Vit::new(&vs.root(), &small());
         let images = Tensor::randn([1, 3, 32, 32], (Kind::Float, Device::Cpu));
@@ -429,7 +412,7 @@ mod tests {
 
     #[test]
     fn drop_path_acts_in_training_only_and_follows_the_seed() {
-        tch::manual_seed(3);
+        let _rng = seeded(3);
         let vs = nn::VarStore::new(Device::Cpu);
         let vit = Vit::new(&vs.root(), &VitConfig { drop_path: 0.5, ..small() });
         let images = Tensor::randn([4, 3, 32, 32], (Kind::Float, Device::Cpu));
@@ -473,6 +456,7 @@ mod tests {
 
     #[test]
     fn the_patch_embedding_gets_the_asked_share_of_the_gradient() {
+        let _rng = seeded(4);
         let grad = |patch_grad| {
             tch::manual_seed(4);
             let vs = nn::VarStore::new(Device::Cpu);

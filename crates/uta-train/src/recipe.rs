@@ -634,7 +634,9 @@ fn apply_set(table: &mut Table, set: &str) -> Result<(), String> {
     let list = matches!(path, "data.train" | "data.val") && value.is_str();
     // Asking for one measure of length replaces the recipe's own.
     if ["train.steps", "train.epochs", "train.samples"].contains(&path) {
-        ["steps", "epochs", "samples"].map(|measure| at.remove(measure));
+        for measure in ["steps", "epochs", "samples"] {
+            at.remove(measure);
+        }
     }
     at.insert(last.to_owned(), if list { Value::Array(vec![value]) } else { value });
     Ok(())

@@ -325,11 +325,10 @@ pub(super) fn join<'a>(
 }
 
 /// Drawings of something else than the emoji of that name, found by looking at the sets.
-const MISNAMED: [(&str, &str); 4] = [
+const MISNAMED: [(&str, &str); 3] = [
     ("openmoji", "scroll"),  // a mouse wheel, from its own private code points
     ("emojione", "cricket"), // bat and ball, older than the insect
     ("noto-v1", "cricket"),
-    ("emojione", "turkey"), // the country's flag
 ];
 
 /// Which emoji a name means, learnt from the sets that map code points to names.
@@ -382,11 +381,16 @@ impl<'a> Meanings<'a> {
     }
 
     fn of(&self, name: &str) -> Option<&CodePoints> {
-        // Two sets write `flag-for-flag-japan`, `flag-for-japan` and `flag-for-white-flag`.
+        let look_up = |name: &str| self.current.get(name).or_else(|| self.former.get(name));
+        // Two sets write `flag-for-flag-japan`, `flag-for-japan` and `flag-for-white-flag`. What is no flag without
+        // that prefix stays unknown: `flag-for-turkey` is no bird.
         let flag = name.strip_prefix("flag-for-flag-").or(name.strip_prefix("flag-for-"));
-        let country = flag.and_then(|flag| self.current.get(format!("flag-{flag}").as_str()));
-        let flag = || flag.and_then(|flag| self.current.get(flag));
-        self.current.get(name).or(country).or_else(flag).or_else(|| self.former.get(name))
+        let other_spelling = flag.and_then(|flag| {
+            let itself =
+                look_up(flag).filter(|_| flag.split('-').any(|word| word.starts_with("flag")));
+            look_up(&format!("flag-{flag}")).or(itself)
+        });
+        self.current.get(name).or(other_spelling).or_else(|| self.former.get(name))
     }
 }
 
@@ -519,7 +523,7 @@ pub(super) mod tests {
                 "d",
                 json!({"icons": {"palm": {"body": "1"}, "red-heart": {"body": "2"}, "axe": {"body": "3"},
                     "hand": {"body": "old", "hidden": true}, "unheard-of": {"body": "5"},
-                    "flag-for-japan": {"body": "6"}}}),
+                    "flag-for-japan": {"body": "6"}, "flag-for-red-heart": {"body": "7"}}}),
                 json!({}),
             ),
         ];
@@ -550,6 +554,7 @@ pub(super) mod tests {
                 ("hand", "palm"),
                 ("axe", "axe"),
                 ("Japan", "flag-for-japan"),
+                ("-", "flag-for-red-heart"),
                 ("-", "unheard-of")
             ]),
             "an alias of another set and other spellings of flags are understood, a hidden icon is not used"

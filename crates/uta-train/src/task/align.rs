@@ -72,7 +72,7 @@ impl Align {
             Mode::Train => &self.masks,
             Mode::Validate => &self.validation_masks,
         };
-        if masks.keeps_all() {
+        if masks.kept_count() == masks.patches() {
             return None;
         }
         let positions: Vec<u64> = batch.items.iter().map(|item| item.position).collect();

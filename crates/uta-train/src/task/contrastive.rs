@@ -42,7 +42,7 @@ impl Contrastive {
         initialise(&clip, &recipe.model.init)?;
         if let Some(scale) = &clip.logit_scale {
             let start = (1.0 / recipe.contrastive.temperature).ln();
-            no_grad(|| scale.shallow_clone().fill_(start));
+            let _ = no_grad(|| scale.shallow_clone().fill_(start));
             let _ = scale.set_requires_grad(recipe.contrastive.learn_temperature);
         }
         Ok(Contrastive { clip, tokenizer, options: recipe.contrastive.clone() })

@@ -1,0 +1,766 @@
+//! Line charts and heat maps, drawn as SVG.
+//!
+//! One drawing serves three places: the report, whose style sheet gives the classes their light and
+//! dark colours, a .svg file, and through resvg a .png file. That is why the charts are drawn here:
+//! a plotting crate's output has its colours burnt in, and its bitmaps have no antialiasing.
+
+use crate::metrics::Curve;
+use anyhow::{Context, bail};
+use resvg::{tiny_skia, usvg};
+use std::fmt::{self, Display, Write as _};
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The number of distinct series colours; further series begin again.
+const HUES: usize = 8;
+
+/// Colours of a file that stands alone. `assets/report/report.css` holds those of the report.
+const STYLE: &str = "\
+    text{font-family:Inter,system-ui,sans-serif;fill:#1c2330}\
+    .title{font-size:14px;font-weight:600}.small{font-size:11px;fill:#657084}\
+    .grid{stroke:#e6e9ef}.axis{stroke:#aab2c0}\
+    .line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}\
+    .faint{fill:none;stroke-width:1;stroke-opacity:.28}\
+    .reference{fill:none;stroke-width:1.25;stroke-dasharray:5 4}\
+    .h0{stroke:#3a66d6}.h1{stroke:#e0592a}.h2{stroke:#1f9d76}.h3{stroke:#9c4fd0}\
+    .h4{stroke:#c98a00}.h5{stroke:#d6387a}.h6{stroke:#1593b8}.h7{stroke:#8a6a4f}\
+    .neutral{stroke:#8a93a5}\
+    .dot{fill:#fff;stroke-width:2}.frame{fill:none;stroke:#d5dae3}\
+    .kept{fill:#3a66d6}.masked{fill:#e6e9ef}";
+
+/// How values are written on an axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// As they are.
+    Number,
+    /// A share, as a percentage.
+    Percent,
+}
+
+impl Unit {
+    /// How the number called `metric` is written: those that are shares by their definition in percent.
+    pub fn of(metric: &str) -> Self {
+        let name = metric.rsplit('/').next().unwrap_or(metric);
+        let cut_off = name.strip_prefix("top").or(name.strip_prefix('r'));
+        let ranked = cut_off.is_some_and(|k| !k.is_empty() && k.bytes().all(|b| b.is_ascii_digit()));
+        if ranked || name == "data_wait" { Self::Percent } else { Self::Number }
+    }
+
+    /// A value by itself, to about three digits.
+    pub fn show(self, value: f64) -> String {
+        match self {
+            Self::Percent if value != 0.0 && value.abs() < 0.001 => format!("{:.3} %", value * 100.0),
+            Self::Percent if value.abs() < 0.0995 => format!("{:.2} %", value * 100.0),
+            Self::Percent => format!("{:.1} %", value * 100.0),
+            Self::Number => number(value),
+        }
+    }
+}
+
+/// How a series is drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stroke {
+    /// A line, with a mark at each point when there are few.
+    Line,
+    /// A thin, pale line: what a smoothed one was made from. Doesn't set the range of values.
+    Faint,
+    /// A dashed level, the curve's last value, across the whole chart.
+    Reference,
+}
+
+/// One curve of a chart.
+#[derive(Clone, Debug)]
+pub struct Series {
+    /// Its name in the legend; none is shown for an empty one.
+    pub label: String,
+    /// Which of the series colours; `None` is grey.
+    pub hue: Option<usize>,
+    /// How it is drawn.
+    pub stroke: Stroke,
+    /// Points (x, y); no line is drawn to a value that isn't finite.
+    pub points: Curve,
+}
+
+/// Curves over a common axis.
+#[derive(Clone, Debug)]
+pub struct Chart {
+    /// What is shown.
+    pub title: String,
+    /// What x counts.
+    pub x_label: String,
+    /// How y is written.
+    pub unit: Unit,
+    /// Whether y is logarithmic; values must then be positive to be seen.
+    pub logarithmic: bool,
+    /// The curves, the topmost last.
+    pub series: Vec<Series>,
+}
+
+/// Width of a chart, in the drawing's units.
+pub const WIDTH: f64 = 480.0;
+/// Height of a chart.
+pub const HEIGHT: f64 = 280.0;
+
+impl Chart {
+    /// An empty chart of the metric `title` over training steps.
+    pub fn over_steps(title: impl Into<String>, unit: Unit) -> Self {
+        Self {
+            title: title.into(),
+            x_label: "step".into(),
+            unit,
+            logarithmic: false,
+            series: Vec::new(),
+        }
+    }
+
+    /// Adds a noisy curve: its running mean, over a pale line of what was measured.
+    pub fn push_smoothed(&mut self, label: impl Into<String>, hue: usize, curve: &Curve) {
+        let label = label.into();
+        let points = smooth(curve);
+        if points.len() < curve.len() || points != *curve {
+            let faint = Series {
+                label: String::new(),
+                hue: Some(hue),
+                stroke: Stroke::Faint,
+                points: extremes(curve),
+            };
+            self.series.push(faint);
+        }
+        self.series.push(Series { label, hue: Some(hue), stroke: Stroke::Line, points });
+    }
+
+    /// Draws the chart at (0, 0), [`WIDTH`] x [`HEIGHT`], without the surrounding `<svg>`.
+    ///
+    /// The group carries the geometry that the report's script needs to read values off the curves.
+    pub fn draw(&self, to: &mut Drawing) {
+        let Some(frame) = Frame::fit(self) else { return };
+        let Frame { left, top, right, bottom, .. } = frame;
+        to.open(format_args!(
+            "class=\"chart\" data-frame=\"{left:.1} {top:.1} {right:.1} {bottom:.1}\" \
+             data-range=\"{} {} {} {}\" data-log=\"{}\" data-percent=\"{}\"",
+            frame.x.0,
+            frame.x.1,
+            frame.y.0,
+            frame.y.1,
+            u8::from(self.logarithmic),
+            u8::from(self.unit == Unit::Percent),
+        ));
+        to.text(0.0, 14.0, "title", Anchor::Start, &self.title);
+        self.draw_legend(to);
+        for tick in frame.y_ticks() {
+            let y = frame.y_at(tick);
+            to.line((left, y), (right, y), "grid");
+            let label = frame.y_label(tick, self.unit);
+            to.text(left - 8.0, y + 4.0, "small", Anchor::End, &label);
+        }
+        let ticks = ticks(frame.x.0, frame.x.1, 5);
+        for &tick in &ticks {
+            let x = frame.x_at(tick);
+            to.line((x, bottom), (x, bottom + 4.0), "axis");
+            to.text(x, bottom + 18.0, "small", Anchor::Middle, &count(tick));
+        }
+        to.line((left, bottom), (right, bottom), "axis");
+        to.text(left - 8.0, bottom + 18.0, "small", Anchor::End, &self.x_label);
+        for series in &self.series {
+            self.draw_series(to, &frame, series);
+        }
+        to.close();
+    }
+
+    fn draw_series(&self, to: &mut Drawing, frame: &Frame, series: &Series) {
+        let hue = hue_class(series.hue);
+        let label = Escaped(&series.label);
+        match series.stroke {
+            Stroke::Reference => {
+                let Some(&(_, value)) = series.points.last() else { return };
+                let y = frame.y_at(value);
+                if y.is_finite() {
+                    let (from, till) = (frame.left, frame.right);
+                    to.element(format_args!(
+                        "<path class=\"reference {hue}\" d=\"M{from:.1} {y:.1}H{till:.1}\"/>"
+                    ));
+                }
+            }
+            Stroke::Line | Stroke::Faint => {
+                let class = if series.stroke == Stroke::Line { "line" } else { "faint" };
+                let path = frame.path(&series.points);
+                to.element(format_args!(
+                    "<path class=\"{class} {hue}\" data-label=\"{label}\" d=\"{path}\"/>"
+                ));
+                if series.stroke == Stroke::Line && series.points.len() <= 24 {
+                    for &(x, y) in &series.points {
+                        let (x, y) = (frame.x_at(x), frame.y_at(y));
+                        if y.is_finite() {
+                            to.element(format_args!(
+                                "<circle class=\"dot {hue}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.5\"/>"
+                            ));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The series that the legend names: all that have a name, unless it is a single curve.
+    fn named(&self) -> Vec<&Series> {
+        let named: Vec<_> = self.series.iter().filter(|series| !series.label.is_empty()).collect();
+        if named.len() < 2 { Vec::new() } else { named }
+    }
+
+    fn legend_rows(&self) -> Vec<Vec<&Series>> {
+        let mut rows: Vec<Vec<&Series>> = Vec::new();
+        let mut room = 0.0;
+        for series in self.named() {
+            let width = legend_width(series);
+            if width > room || rows.is_empty() {
+                rows.push(Vec::new());
+                room = WIDTH;
+            }
+            room -= width;
+            if let Some(row) = rows.last_mut() {
+                row.push(series);
+            }
+        }
+        rows
+    }
+
+    fn draw_legend(&self, to: &mut Drawing) {
+        for (row, entries) in self.legend_rows().into_iter().enumerate() {
+            let y = 34.0 + LEGEND_ROW * row as f64;
+            let mut x = 0.0;
+            for series in entries {
+                let class = if series.stroke == Stroke::Reference { "reference" } else { "line" };
+                let hue = hue_class(series.hue);
+                to.element(format_args!(
+                    "<path class=\"{class} {hue}\" d=\"M{x:.1} {:.1}h14\"/>",
+                    y - 4.0
+                ));
+                to.text(x + 19.0, y, "small", Anchor::Start, &series.label);
+                x += legend_width(series);
+            }
+        }
+    }
+}
+
+const LEGEND_ROW: f64 = 17.0;
+
+fn legend_width(series: &Series) -> f64 {
+    19.0 + text_width(&series.label) + 14.0
+}
+
+/// Roughly, at 11 px: enough to place things, and independent of the reader's font.
+fn text_width(text: &str) -> f64 {
+    6.1 * text.chars().count() as f64
+}
+
+fn hue_class(hue: Option<usize>) -> String {
+    hue.map_or_else(|| "neutral".to_owned(), |hue| format!("h{}", hue % HUES))
+}
+
+/// Where the values of a chart lie on the paper.
+struct Frame {
+    left: f64,
+    top: f64,
+    right: f64,
+    bottom: f64,
+    x: (f64, f64),
+    y: (f64, f64),
+    logarithmic: bool,
+}
+
+impl Frame {
+    /// `None` when there is nothing to draw.
+    fn fit(chart: &Chart) -> Option<Self> {
+        let logarithmic = chart.logarithmic;
+        let visible = |y: f64| y.is_finite() && (!logarithmic || y > 0.0);
+        let all = |keep: fn(Stroke) -> bool| {
+            chart.series.iter().filter(move |series| keep(series.stroke))
+        };
+        let curves = all(|stroke| stroke != Stroke::Reference).flat_map(|series| &series.points);
+        let x = span(curves.map(|point| point.0))?;
+        let ranging = all(|stroke| stroke != Stroke::Faint).flat_map(|series| &series.points);
+        let mut y = span(ranging.map(|point| point.1).filter(|&y| visible(y)))?;
+        if logarithmic {
+            y = (y.0 / 1.25, y.1 * 1.25);
+        } else {
+            let room = if y.1 > y.0 { (y.1 - y.0) * 0.06 } else { y.1.abs().max(1e-9) * 0.1 };
+            // A quantity that is never negative keeps zero as its floor.
+            let floor = if y.0 >= 0.0 { 0.0 } else { f64::NEG_INFINITY };
+            y = ((y.0 - room).max(floor), y.1 + room);
+        }
+        let mut frame = Self {
+            left: 0.0,
+            top: 34.0 + LEGEND_ROW * chart.legend_rows().len() as f64,
+            right: WIDTH - 12.0,
+            bottom: HEIGHT - 26.0,
+            x: if x.1 > x.0 { x } else { (x.0 - 0.5, x.1 + 0.5) },
+            y,
+            logarithmic,
+        };
+        let labels = frame.y_ticks().into_iter().map(|tick| frame.y_label(tick, chart.unit));
+        frame.left = 10.0 + labels.map(|label| text_width(&label)).fold(28.0, f64::max);
+        Some(frame)
+    }
+
+    fn x_at(&self, x: f64) -> f64 {
+        self.left + (x - self.x.0) / (self.x.1 - self.x.0) * (self.right - self.left)
+    }
+
+    /// Clamped a little outside the frame, so that an outlier leaves the picture instead of filling it.
+    fn y_at(&self, y: f64) -> f64 {
+        let share = if self.logarithmic {
+            (y / self.y.0).ln() / (self.y.1 / self.y.0).ln()
+        } else {
+            (y - self.y.0) / (self.y.1 - self.y.0)
+        };
+        self.bottom - share.clamp(0.0, 1.0) * (self.bottom - self.top)
+    }
+
+    fn y_ticks(&self) -> Vec<f64> {
+        if !self.logarithmic {
+            return ticks(self.y.0, self.y.1, 5);
+        }
+        let decades = (self.y.1 / self.y.0).log10();
+        let steps: &[f64] = match decades {
+            d if d > 3.0 => &[1.0],
+            d if d > 1.0 => &[1.0, 3.0],
+            _ => &[1.0, 1.5, 2.0, 3.0, 5.0, 7.0],
+        };
+        let first = self.y.0.log10().floor() as i32;
+        (first..first + decades.ceil() as i32 + 2)
+            .flat_map(|power| steps.iter().map(move |step| step * 10f64.powi(power)))
+            .filter(|tick| (self.y.0..=self.y.1).contains(tick))
+            .collect()
+    }
+
+    fn y_label(&self, tick: f64, unit: Unit) -> String {
+        let step = (self.y.1 - self.y.0) / 5.0;
+        match unit {
+            _ if self.logarithmic => number(tick),
+            Unit::Percent => {
+                let digits = if step >= 0.01 { 0 } else if step >= 0.001 { 1 } else { 2 };
+                format!("{:.digits$} %", tick * 100.0)
+            }
+            Unit::Number if self.y.1.abs().max(self.y.0.abs()) >= 1000.0 => count(tick),
+            Unit::Number if step < 2e-4 => number(tick),
+            Unit::Number => {
+                let digits = (0..4).find(|&digits| step * 10f64.powi(digits) >= 0.9).unwrap_or(4);
+                minus(format!("{tick:.0$}", digits as usize))
+            }
+        }
+    }
+
+    fn path(&self, points: &Curve) -> String {
+        let mut path = String::new();
+        let mut pen_down = false;
+        for &(x, y) in points {
+            let (x, y) = (self.x_at(x), self.y_at(y));
+            if y.is_finite() {
+                let command = if pen_down { 'L' } else { 'M' };
+                let _ = write!(path, "{command}{x:.1} {y:.1}");
+            }
+            pen_down = y.is_finite();
+        }
+        path
+    }
+}
+
+fn span(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+    values.fold(None, |span, value| {
+        let (low, high) = span.unwrap_or((value, value));
+        Some((value.min(low), value.max(high)))
+    })
+}
+
+/// About `wanted` round values within low..=high.
+fn ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
+    let rough = (high - low) / wanted as f64;
+    if !(rough.is_finite() && rough > 0.0) {
+        return vec![low];
+    }
+    let power = 10f64.powf(rough.log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0]
+        .into_iter()
+        .map(|factor| factor * power)
+        .find(|step| *step >= rough * 0.999)
+        .unwrap_or(10.0 * power);
+    let first = (low / step - 1e-9).ceil() as i64;
+    let last = (high / step + 1e-9).floor() as i64;
+    (first..=last).map(|i| i as f64 * step).collect()
+}
+
+/// A value to three digits.
+fn number(value: f64) -> String {
+    let size = value.abs();
+    minus(match size {
+        0.0 => "0".to_owned(),
+        _ if !(1e-3..1e6).contains(&size) => {
+            let text = format!("{value:.1e}");
+            text.replace(".0e", "e")
+        }
+        _ if size >= 99.95 => format!("{value:.0}"),
+        _ if size >= 9.995 => format!("{value:.1}"),
+        _ if size >= 0.0995 => format!("{value:.3}"),
+        _ => format!("{value:.4}"),
+    })
+}
+
+/// A count: 250, 1.5k, 20k, 3M.
+fn count(value: f64) -> String {
+    let (value, suffix) = match value.abs() {
+        size if size >= 1e9 => (value / 1e9, "G"),
+        size if size >= 1e6 => (value / 1e6, "M"),
+        size if size >= 1e3 => (value / 1e3, "k"),
+        _ => (value, ""),
+    };
+    let text = format!("{value:.2}");
+    minus(format!("{}{suffix}", text.trim_end_matches('0').trim_end_matches('.')))
+}
+
+fn minus(text: String) -> String {
+    text.replace('-', "\u{2212}")
+}
+
+/// The most points of a curve worth drawing.
+const DRAWN: usize = 400;
+
+/// The running mean over a fortieth of the curve, at no more than [`DRAWN`] places; a curve of few
+/// points stays as it is.
+fn smooth(curve: &Curve) -> Curve {
+    let n = curve.len();
+    if n <= 40 {
+        return curve.clone();
+    }
+    let reach = n / 80;
+    let places = n.min(DRAWN);
+    (0..places)
+        .map(|place| {
+            let i = place * (n - 1) / (places - 1);
+            // The window shrinks towards the ends and stays centred, so that it doesn't shift them.
+            let reach = reach.min(i).min(n - 1 - i);
+            let window = &curve[i - reach..=i + reach];
+            let mean = window.iter().map(|point| point.1).sum::<f64>() / window.len() as f64;
+            (curve[i].0, mean)
+        })
+        .collect()
+}
+
+/// Of a long curve, the lowest and the highest point of each stretch.
+fn extremes(curve: &Curve) -> Curve {
+    if curve.len() <= 2 * DRAWN {
+        return curve.clone();
+    }
+    let mut kept = Curve::with_capacity(2 * DRAWN);
+    for stretch in curve.chunks(curve.len().div_ceil(DRAWN)) {
+        let order = |a: &&(f64, f64), b: &&(f64, f64)| a.1.total_cmp(&b.1);
+        let ends = [stretch.iter().min_by(order), stretch.iter().max_by(order)];
+        let mut ends: Vec<_> = ends.into_iter().flatten().copied().collect();
+        ends.sort_by(|a, b| a.0.total_cmp(&b.0));
+        kept.extend(ends);
+    }
+    kept
+}
+
+/// Which end of a text its position means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Anchor {
+    /// The left.
+    Start,
+    /// The middle.
+    Middle,
+    /// The right.
+    End,
+}
+
+/// An SVG drawing under way. Colours come from classes only, except those of heat maps.
+#[derive(Clone, Debug)]
+pub struct Drawing {
+    width: f64,
+    height: f64,
+    body: String,
+}
+
+impl Drawing {
+    /// An empty drawing.
+    pub fn new(width: f64, height: f64) -> Self {
+        Self { width, height, body: String::new() }
+    }
+
+    fn element(&mut self, element: fmt::Arguments<'_>) {
+        let _ = self.body.write_fmt(element);
+    }
+
+    fn open(&mut self, attributes: fmt::Arguments<'_>) {
+        self.element(format_args!("<g {attributes}>"));
+    }
+
+    fn close(&mut self) {
+        self.body.push_str("</g>");
+    }
+
+    /// Draws what `inner` draws with its origin at (x, y).
+    pub fn at(&mut self, x: f64, y: f64, inner: impl FnOnce(&mut Self)) {
+        self.open(format_args!("transform=\"translate({x:.1} {y:.1})\""));
+        inner(self);
+        self.close();
+    }
+
+    /// Writes a text on the base line (x, y).
+    pub fn text(&mut self, x: f64, y: f64, class: &str, anchor: Anchor, text: &str) {
+        let anchor = match anchor {
+            Anchor::Start => "start",
+            Anchor::Middle => "middle",
+            Anchor::End => "end",
+        };
+        let text = Escaped(text);
+        self.element(format_args!(
+            "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{text}</text>"
+        ));
+    }
+
+    /// Draws a straight line.
+    pub fn line(&mut self, from: (f64, f64), to: (f64, f64), class: &str) {
+        self.element(format_args!(
+            "<path class=\"{class}\" d=\"M{:.1} {:.1}L{:.1} {:.1}\"/>",
+            from.0, from.1, to.0, to.1
+        ));
+    }
+
+    /// Draws a row-major map of shares (0 to 1) with `columns` columns, in a square of `side` at (0, 0).
+    pub fn heat_map(&mut self, shares: &[f64], columns: usize, side: f64) {
+        self.cells(shares.len(), columns, side, 0.0, |i| {
+            format!("fill=\"{}\"><title>{:.1} %</title></rect>", heat(shares[i]), shares[i] * 100.0)
+        });
+    }
+
+    /// Draws a mask, row-major, in a square of `side` at (0, 0): masked cells pale, kept ones strong.
+    pub fn mask(&mut self, kept: &[bool], columns: usize, side: f64) {
+        let gap = if columns <= 16 { 0.8 } else { 0.4 };
+        self.cells(kept.len(), columns, side, gap, |i| {
+            format!("class=\"{}\"/>", if kept[i] { "kept" } else { "masked" })
+        });
+    }
+
+    /// One rectangle a cell; `rest` gives what stands after its place and size.
+    fn cells(
+        &mut self,
+        cells: usize,
+        columns: usize,
+        side: f64,
+        gap: f64,
+        rest: impl Fn(usize) -> String,
+    ) {
+        let rows = cells.div_ceil(columns);
+        let pitch = side / columns.max(rows) as f64;
+        // Without a gap, cells overlap by a hair: else the background shines through between them.
+        let size = if gap > 0.0 { pitch - gap } else { pitch + 0.3 };
+        for i in 0..cells {
+            let (x, y) = ((i % columns) as f64 * pitch, (i / columns) as f64 * pitch);
+            self.element(format_args!(
+                "<rect x=\"{x:.2}\" y=\"{y:.2}\" width=\"{size:.2}\" height=\"{size:.2}\" {}",
+                rest(i)
+            ));
+        }
+    }
+
+    /// Draws the key of heat maps: 0 to 100 %, `width` wide.
+    pub fn heat_key(&mut self, width: f64) {
+        let steps = 64;
+        let pitch = width / f64::from(steps);
+        for i in 0..steps {
+            let colour = heat((f64::from(i) + 0.5) / f64::from(steps));
+            self.element(format_args!(
+                "<rect x=\"{:.2}\" y=\"0\" width=\"{:.2}\" height=\"8\" fill=\"{colour}\"/>",
+                f64::from(i) * pitch,
+                pitch + 0.3
+            ));
+        }
+        self.text(0.0, 22.0, "small", Anchor::Start, "0 %");
+        self.text(width / 2.0, 22.0, "small", Anchor::Middle, "masked in 50 % of samples");
+        self.text(width, 22.0, "small", Anchor::End, "100 %");
+    }
+
+    /// For a page whose style sheet gives the colours.
+    pub fn inline(&self, description: &str) -> String {
+        let Self { width, height, body } = self;
+        format!(
+            "<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\">{body}</svg>",
+            Escaped(description)
+        )
+    }
+
+    /// A file of its own, on white with a margin.
+    pub fn standalone(&self) -> String {
+        const MARGIN: f64 = 20.0;
+        let (width, height) = (self.width + 2.0 * MARGIN, self.height + 2.0 * MARGIN);
+        format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
+             viewBox=\"{} {} {width} {height}\"><style>{STYLE}</style>\
+             <rect x=\"{0}\" y=\"{1}\" width=\"100%\" height=\"100%\" fill=\"#fff\"/>{}</svg>\n",
+            -MARGIN, -MARGIN, self.body
+        )
+    }
+
+    /// Writes a .svg or .png file, by the name's ending.
+    pub fn save(&self, path: &Path) -> anyhow::Result<()> {
+        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+        let bytes = match ending.to_ascii_lowercase().as_str() {
+            "svg" => self.standalone().into_bytes(),
+            "png" => self.png()?,
+            _ => bail!("cannot draw {}: its name must end in .png or .svg", path.display()),
+        };
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)
+                .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        }
+        fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// The picture in PNG, at twice the size for sharp screens.
+    fn png(&self) -> anyhow::Result<Vec<u8>> {
+        const SCALE: f32 = 2.0;
+        let mut options = usvg::Options { font_family: "Inter".into(), ..Default::default() };
+        let fonts = Arc::make_mut(&mut options.fontdb);
+        fonts.load_font_data(include_bytes!("../assets/fonts/Inter-Regular.otf").to_vec());
+        fonts.load_font_data(include_bytes!("../assets/fonts/Inter-SemiBold.otf").to_vec());
+        fonts.set_sans_serif_family("Inter");
+        let tree = usvg::Tree::from_str(&self.standalone(), &options)?;
+        let size = tree.size().to_int_size().scale_by(SCALE).context("the drawing is empty")?;
+        let mut pixels = tiny_skia::Pixmap::new(size.width(), size.height())
+            .context("the drawing is too large for a bitmap")?;
+        let transform = tiny_skia::Transform::from_scale(SCALE, SCALE);
+        resvg::render(&tree, transform, &mut pixels.as_mut());
+        Ok(pixels.encode_png()?)
+    }
+}
+
+/// Light yellow to dark violet, evenly spaced in lightness, so that it also reads in grey.
+fn heat(share: f64) -> String {
+    const STOPS: [[f64; 3]; 6] = [
+        [253.0, 245.0, 214.0],
+        [250.0, 204.0, 132.0],
+        [240.0, 145.0, 96.0],
+        [203.0, 84.0, 106.0],
+        [131.0, 48.0, 119.0],
+        [49.0, 24.0, 87.0],
+    ];
+    let place = share.clamp(0.0, 1.0) * (STOPS.len() - 1) as f64;
+    let lower = (place as usize).min(STOPS.len() - 2);
+    let part = place - lower as f64;
+    let mixed = |c: usize| (STOPS[lower][c] * (1.0 - part) + STOPS[lower + 1][c] * part) as u8;
+    format!("#{:02x}{:02x}{:02x}", mixed(0), mixed(1), mixed(2))
+}
+
+/// Text as it stands in markup.
+struct Escaped<'a>(&'a str);
+
+impl Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            match c {
+                '&' => f.write_str("&amp;")?,
+                '<' => f.write_str("&lt;")?,
+                '>' => f.write_str("&gt;")?,
+                '"' => f.write_str("&quot;")?,
+                c => f.write_char(c)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn chart(points: Curve) -> Chart {
+        let mut chart = Chart::over_steps("loss <train>", Unit::Number);
+        chart.push_smoothed("a & b", 0, &points);
+        chart
+    }
+
+    fn drawn(chart: &Chart) -> Drawing {
+        let mut drawing = Drawing::new(WIDTH, HEIGHT);
+        chart.draw(&mut drawing);
+        drawing
+    }
+
+    #[test]
+    fn ticks_are_round_and_within_the_range() {
+        assert_eq!(ticks(0.0, 1000.0, 5), [0.0, 200.0, 400.0, 600.0, 800.0, 1000.0]);
+        let found = ticks(-0.93, -0.11, 5);
+        assert!(found.iter().all(|tick| (-0.93..=-0.11).contains(tick)), "{found:?}");
+        assert_eq!(found.len(), 4);
+        assert_eq!(ticks(3.0, 3.0, 5), [3.0]);
+    }
+
+    #[test]
+    fn values_are_written_to_about_three_digits() {
+        assert_eq!(number(-0.92345), "\u{2212}0.923");
+        assert_eq!(number(1.5e-3), "0.0015");
+        assert_eq!(number(2e-5), "2e\u{2212}5");
+        assert_eq!(count(1500.0), "1.5k");
+        assert_eq!(Unit::of("text_to_image/r1"), Unit::Percent);
+        assert_eq!(Unit::of("top5").show(0.1256), "12.6 %");
+        assert_eq!(Unit::of("top1").show(1.0 / 1607.0), "0.062 %");
+        assert_eq!(Unit::of("learning_rate"), Unit::Number);
+        assert_eq!(Unit::of("rate"), Unit::Number);
+    }
+
+    #[test]
+    fn a_running_mean_keeps_the_ends_and_follows_a_straight_line() {
+        let line: Curve = (0..5000).map(|i| (f64::from(i), f64::from(i) * 2.0)).collect();
+        let smoothed = smooth(&line);
+        assert_eq!(smoothed.len(), DRAWN);
+        assert_eq!((smoothed[0], smoothed[DRAWN - 1]), (line[0], line[4999]));
+        assert!(smoothed.iter().all(|(x, y)| (y - 2.0 * x).abs() < 1e-6));
+        let mut spiked = line.clone();
+        spiked[2500].1 = 1e9;
+        assert!(extremes(&spiked).contains(&(2500.0, 1e9)), "a spike must stay visible");
+    }
+
+    #[test]
+    fn an_axis_spans_the_curve_and_the_line_stays_in_the_frame() {
+        let points: Curve = (0..20).map(|i| (f64::from(i), (-f64::from(i)).exp())).collect();
+        let frame = Frame::fit(&chart(points.clone())).unwrap();
+        assert_eq!(frame.x_at(0.0), frame.left);
+        assert_eq!(frame.x_at(19.0), frame.right);
+        assert_eq!(frame.y.0, 0.0);
+        for (_, y) in points {
+            assert!((frame.top..=frame.bottom).contains(&frame.y_at(y)));
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_a_gap_and_nothing_at_all_draws_nothing() {
+        let gap = chart(vec![(0.0, 1.0), (1.0, 2.0), (2.0, f64::NAN), (3.0, 1.0), (4.0, 1.5)]);
+        let svg = drawn(&gap).standalone();
+        assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+        let path = svg.split("line h0\"").nth(1).unwrap().split("/>").next().unwrap();
+        assert_eq!(path.matches('M').count(), 2);
+        assert_eq!(drawn(&chart(vec![])).body, "");
+        assert_eq!(drawn(&chart(vec![(0.0, f64::NAN)])).body, "");
+    }
+
+    #[test]
+    fn a_chart_becomes_a_png_with_its_line_and_text_on_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/chart.png");
+        drawn(&chart(vec![(0.0, 1.0), (1.0, 2.0)])).save(&path).unwrap();
+        let picture = tiny_skia::Pixmap::load_png(&path).unwrap();
+        assert_eq!((picture.width(), picture.height()), (1040, 640));
+        let count = |colour: [u8; 3]| {
+            let near = |a: u8, b: u8| a.abs_diff(b) < 24;
+            let like = |p: &&tiny_skia::PremultipliedColorU8| {
+                near(p.red(), colour[0]) && near(p.green(), colour[1]) && near(p.blue(), colour[2])
+            };
+            picture.pixels().iter().filter(like).count()
+        };
+        assert!(count([0x3a, 0x66, 0xd6]) > 1000, "the line");
+        assert!(count([0x1c, 0x23, 0x30]) > 100, "the title, in the font of the program");
+        let error = drawn(&chart(vec![(0.0, 1.0)])).save(Path::new("chart.pdf")).unwrap_err();
+        assert!(error.to_string().contains("chart.pdf"), "{error}");
+    }
+}

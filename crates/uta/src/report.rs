@@ -1,0 +1,765 @@
+//! RUN/report.html: what a run did, what it cost and what came of it, on one page.
+//!
+//! The page is made from the files of the run directory alone, so that it can be made again at any
+//! time, of a run in progress too. It is self-contained: style, curves and pictures are inside.
+//! A file that is missing takes its section with it.
+
+use crate::chart::{Chart, Drawing, HEIGHT, Series, Stroke, Unit, WIDTH};
+use crate::masks;
+use crate::metrics::{Metrics, Model};
+use crate::plot;
+use anyhow::Context;
+use askama::Template;
+use base64::Engine as _;
+use serde::Deserialize;
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use toml::Table;
+use uta_train::mask::{MaskGenerator, MaskKind};
+
+/// Makes `RUN/report.html` of the run in `run_dir`.
+pub fn write(run_dir: &Path) -> anyhow::Result<()> {
+    let page = Page::of(&Run::read(run_dir)?)?.render()?;
+    let path = run_dir.join("report.html");
+    let beside = run_dir.join(".report.html.tmp");
+    fs::write(&beside, page)
+        .and_then(|()| fs::rename(&beside, &path))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// What a run directory holds.
+struct Run {
+    name: String,
+    /// recipe.toml as text and as values.
+    recipe: Option<(String, Table)>,
+    environment: serde_json::Map<String, Value>,
+    metrics: Metrics,
+    demo: Value,
+    samples: Vec<Sample>,
+}
+
+/// A picture with what the student calls it, and where `samples.json` says it is.
+#[derive(Deserialize)]
+struct Sample {
+    image: String,
+    truth: String,
+    top5: Vec<(String, f64)>,
+    #[serde(default)]
+    set: String,
+    /// Filled in from the file.
+    #[serde(skip)]
+    data_uri: String,
+}
+
+#[derive(Deserialize)]
+struct Samples {
+    samples: Vec<Sample>,
+}
+
+impl Run {
+    fn read(dir: &Path) -> anyhow::Result<Self> {
+        let whole = fs::canonicalize(dir)
+            .with_context(|| format!("cannot read the run directory {}", dir.display()))?;
+        let name = whole.file_name().map_or("run".into(), |name| name.to_string_lossy().into());
+        let recipe = match read(dir, "recipe.toml")? {
+            None => None,
+            Some(text) => {
+                let table = text.parse().with_context(|| in_file(dir, "recipe.toml"))?;
+                Some((text, table))
+            }
+        };
+        let demo: Option<Value> = json(dir, "demo.json")?;
+        let samples: Option<Samples> = json(dir, "samples.json")?;
+        let mut metrics = match dir.join("metrics.jsonl").exists() {
+            true => Metrics::read(dir)?,
+            false => Metrics::default(),
+        };
+        add_demo(&mut metrics, demo.as_ref());
+        Ok(Self {
+            name,
+            recipe,
+            environment: json(dir, "environment.json")?.unwrap_or_default(),
+            metrics,
+            demo: demo.unwrap_or_default(),
+            samples: samples.map_or_else(Vec::new, |list| with_pictures(dir, list.samples)),
+        })
+    }
+
+    /// A value of the recipe, such as `model.width`.
+    fn recipe(&self, path: &str) -> Option<&toml::Value> {
+        let (_, table) = self.recipe.as_ref()?;
+        let mut parts = path.split('.');
+        let first = table.get(parts.next()?)?;
+        parts.try_fold(first, |value, part| value.get(part))
+    }
+
+    fn recipe_number(&self, path: &str) -> Option<f64> {
+        let value = self.recipe(path)?;
+        value.as_float().or_else(|| value.as_integer().map(|i| i as f64))
+    }
+
+    fn recipe_text(&self, path: &str) -> Option<&str> {
+        self.recipe(path)?.as_str()
+    }
+}
+
+fn in_file(dir: &Path, file: &str) -> String {
+    format!("cannot understand {}", dir.join(file).display())
+}
+
+/// The text of a file of the run, if it is there.
+fn read(dir: &Path, file: &str) -> anyhow::Result<Option<String>> {
+    match fs::read_to_string(dir.join(file)) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => {
+            Err(error).with_context(|| format!("cannot read {}", dir.join(file).display()))
+        }
+    }
+}
+
+fn json<T: serde::de::DeserializeOwned>(dir: &Path, file: &str) -> anyhow::Result<Option<T>> {
+    let text = read(dir, file)?;
+    text.map(|text| serde_json::from_str(&text).with_context(|| in_file(dir, file))).transpose()
+}
+
+/// Takes over what only demo.json says: {"teacher": {"set": {"metric": value}}, "student": ...,
+/// "chance": ...}, the chance also without sets when it is the same for all.
+fn add_demo(metrics: &mut Metrics, demo: Option<&Value>) {
+    let Some(demo) = demo else { return };
+    let step = metrics.steps as f64;
+    let models =
+        [("student", Model::Student), ("teacher", Model::Teacher), ("chance", Model::Chance)];
+    for (key, model) in models {
+        for (set, numbers) in demo[key].as_object().into_iter().flatten() {
+            for (metric, value) in numbers.as_object().into_iter().flatten() {
+                let known = metrics.evaluation(model, set, metric).is_some();
+                if let (false, Some(value)) = (known, value.as_f64()) {
+                    metrics.add_evaluation(model, set, metric, (step, value));
+                }
+            }
+            if let (Model::Chance, Some(value)) = (model, numbers.as_f64()) {
+                let (metric, sets) = (set, metrics.sets(set));
+                for set in sets.into_iter().map(str::to_owned).collect::<Vec<_>>() {
+                    if metrics.evaluation(model, &set, metric).is_none() {
+                        metrics.add_evaluation(model, &set, metric, (step, value));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The samples whose pictures are there, with them.
+fn with_pictures(dir: &Path, samples: Vec<Sample>) -> Vec<Sample> {
+    let load = |mut sample: Sample| {
+        let kind = match Path::new(&sample.image).extension()?.to_str()? {
+            "png" => "png",
+            "jpg" | "jpeg" => "jpeg",
+            "webp" => "webp",
+            _ => return None,
+        };
+        let bytes = fs::read(dir.join(&sample.image)).ok()?;
+        let text = base64::engine::general_purpose::STANDARD.encode(bytes);
+        sample.data_uri = format!("data:image/{kind};base64,{text}");
+        Some(sample)
+    };
+    samples.into_iter().filter_map(load).collect()
+}
+
+/// What the template shows, in its order.
+#[derive(Template)]
+#[template(path = "report.html")]
+struct Page<'a> {
+    title: &'a str,
+    eyebrow: String,
+    lead: String,
+    headlines: Vec<Headline>,
+    facts: Vec<(&'static str, String)>,
+    tables: Vec<ScoreTable>,
+    tables_have_teacher: bool,
+    picture_sets: Vec<PictureSet<'a>>,
+    /// Each an SVG.
+    charts: Vec<String>,
+    mask: Option<MaskFigure>,
+    recipe: Vec<Vec<RecipeLine<'a>>>,
+    environment: Vec<(String, String)>,
+    version: &'static str,
+}
+
+/// A number in large letters.
+struct Headline {
+    set: String,
+    figure: String,
+    meaning: String,
+}
+
+/// One metric on every set.
+struct ScoreTable {
+    title: String,
+    has_start: bool,
+    has_teacher: bool,
+    has_ratio: bool,
+    has_chance: bool,
+    rows: Vec<ScoreRow>,
+}
+
+struct ScoreRow {
+    set: String,
+    bar: Option<Bar>,
+    start: String,
+    student: String,
+    teacher: String,
+    ratio: String,
+    chance: String,
+}
+
+/// In percent of the longest of the table.
+struct Bar {
+    student: f64,
+    teacher: Option<f64>,
+}
+
+struct PictureSet<'a> {
+    set: &'a str,
+    right: usize,
+    pictures: Vec<Picture<'a>>,
+}
+
+struct Picture<'a> {
+    data_uri: &'a str,
+    truth: &'a str,
+    guesses: Vec<Guess<'a>>,
+}
+
+struct Guess<'a> {
+    name: &'a str,
+    right: bool,
+    /// In percent of the first guess.
+    width: f64,
+}
+
+struct MaskFigure {
+    figure: String,
+    caption: String,
+}
+
+/// A line of the recipe, its first part in the colour of `class`.
+struct RecipeLine<'a> {
+    class: &'static str,
+    key: &'a str,
+    rest: &'a str,
+}
+
+impl<'a> Page<'a> {
+    fn of(run: &'a Run) -> anyhow::Result<Self> {
+        let tables = score_tables(&run.metrics);
+        let eyebrow = match run.recipe_text("task") {
+            Some("align") => "Unmasked Token Alignment".into(),
+            Some("contrastive") => "Contrastive pre-training".into(),
+            Some(task) => task.to_owned(),
+            None => "Training run".into(),
+        };
+        Ok(Self {
+            title: &run.name,
+            eyebrow,
+            lead: lead(run),
+            headlines: headlines(&run.metrics),
+            facts: facts(run),
+            tables_have_teacher: tables.iter().any(|table| table.has_teacher),
+            tables,
+            picture_sets: picture_sets(&run.samples),
+            charts: charts(&run.metrics),
+            mask: mask_figure(run)?,
+            recipe: run.recipe.as_ref().map_or_else(Vec::new, |(text, _)| recipe_blocks(text)),
+            environment: environment(&run.environment),
+            version: env!("CARGO_PKG_VERSION"),
+        })
+    }
+}
+
+/// What was trained, in a sentence or two.
+fn lead(run: &Run) -> String {
+    let mut text = match run.recipe_text("task") {
+        Some("align") => "A vision transformer trained on images alone: the tokens of its visible \
+                          patches are aligned with those of a frozen CLIP, whose text encoder then \
+                          names what it sees."
+            .to_owned(),
+        Some("contrastive") => "An image and a text encoder trained together, so that a picture \
+                                and its caption meet."
+            .to_owned(),
+        _ => String::new(),
+    };
+    let model = |key: &str| run.recipe_number(&format!("model.{key}"));
+    if let (Some(width), Some(depth), Some(size), Some(patch)) =
+        (model("width"), model("depth"), model("image_size"), model("patch_size"))
+    {
+        text += &format!(
+            " Width {width}, depth {depth}, images of {size} pixels in patches of {patch}."
+        );
+    }
+    text.trim_start().to_owned()
+}
+
+/// The main metric of a run: the first evaluated share, as top1.
+fn main_metric(metrics: &Metrics) -> Option<&str> {
+    metrics.evaluated().into_iter().find(|metric| Unit::of(metric) == Unit::Percent)
+}
+
+/// The student on the first sets: against its teacher where there is one, else by itself.
+fn headlines(metrics: &Metrics) -> Vec<Headline> {
+    const SHOWN: usize = 3;
+    let Some(metric) = main_metric(metrics) else { return Vec::new() };
+    let unit = Unit::of(metric);
+    let name = plot::title(metric);
+    let show = |set: &str| {
+        let last = |model| latest(metrics, model, set, metric);
+        let student = last(Model::Student)?;
+        let chance = last(Model::Chance).filter(|&chance| chance > 0.0);
+        let times = chance.map(|chance| format!(", {:.0} times chance", student / chance));
+        let times = times.unwrap_or_default();
+        let (figure, meaning) = match last(Model::Teacher).filter(|&teacher| teacher > 0.0) {
+            Some(teacher) => (
+                format!("{:.0} %", 100.0 * student / teacher),
+                format!("of the teacher's {name}: {} of {}{times}", unit.show(student), unit.show(teacher)),
+            ),
+            None => (unit.show(student), format!("{name}{times}")),
+        };
+        Some(Headline { set: set.to_owned(), figure, meaning })
+    };
+    metrics.sets(metric).into_iter().filter_map(show).take(SHOWN).collect()
+}
+
+fn latest(metrics: &Metrics, model: Model, set: &str, metric: &str) -> Option<f64> {
+    metrics.evaluation(model, set, metric)?.last().map(|point| point.1)
+}
+
+/// What the run cost.
+fn facts(run: &Run) -> Vec<(&'static str, String)> {
+    let metrics = &run.metrics;
+    let mut facts = Vec::new();
+    let mut add = |name, value: Option<String>| facts.extend(value.map(|value| (name, value)));
+    let number = |key: &str| run.demo[key].as_f64();
+    let seconds = number("seconds").map(|seconds| ("Time", seconds));
+    let seconds = seconds.or(metrics.training_seconds().map(|seconds| ("Time in steps", seconds)));
+    if let Some((name, seconds)) = seconds {
+        add(name, Some(duration(seconds)));
+    }
+    if metrics.steps > 0 {
+        let planned = run.recipe_number("train.steps").map(|steps| steps as u64);
+        let steps = match planned.filter(|&planned| planned > metrics.steps) {
+            Some(planned) => format!("{} of {}", grouped(metrics.steps), grouped(planned)),
+            None => grouped(metrics.steps),
+        };
+        add("Steps", Some(steps));
+    }
+    if metrics.samples > 0 {
+        let epochs = if metrics.epochs > 0.0 {
+            format!(" ({:.1} epochs)", metrics.epochs)
+        } else {
+            String::new()
+        };
+        add("Images seen", Some(grouped(metrics.samples) + &epochs));
+    }
+    let speed = number("images_per_second")
+        .or_else(|| metrics.curve("images_per_second").and_then(|curve| median(curve)));
+    add("Images per second", speed.map(|speed| grouped(speed.round() as u64)));
+    let text = |key: &str| run.environment.get(key).map(plain).filter(|text| !text.is_empty());
+    let device = match (text("device").filter(|device| device != "auto"), text("cpu")) {
+        (Some(device), Some(cpu)) if device == "cpu" => Some(cpu),
+        (Some(device), _) => Some(device),
+        (None, cpu) => cpu,
+    };
+    let cores = text("cores").filter(|_| device.is_some() && device == text("cpu"));
+    let cores = cores.map(|cores| format!(", {cores} cores")).unwrap_or_default();
+    add("Device", device.map(|device| device + &cores));
+    add("Started", run.environment.get("started").and_then(Value::as_f64).map(date_time));
+    facts
+}
+
+fn median(curve: &[(f64, f64)]) -> Option<f64> {
+    let mut values: Vec<f64> = curve.iter().map(|point| point.1).collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
+/// One table a metric, one row a set.
+fn score_tables(metrics: &Metrics) -> Vec<ScoreTable> {
+    let tables = metrics.evaluated().into_iter().map(|metric| score_table(metrics, metric));
+    tables.filter(|table| !table.rows.is_empty()).collect()
+}
+
+fn score_table(metrics: &Metrics, metric: &str) -> ScoreTable {
+    let unit = Unit::of(metric);
+    let sets = metrics.sets(metric);
+    let last = |model, set: &str| latest(metrics, model, set, metric);
+    let longest = sets
+        .iter()
+        .flat_map(|set| [last(Model::Student, set), last(Model::Teacher, set)])
+        .flatten()
+        .fold(0.0, f64::max);
+    let show = |value: Option<f64>| value.map_or("–".to_owned(), |value| unit.show(value));
+    let row = |set: &&str| {
+        let student = last(Model::Student, set);
+        let teacher = last(Model::Teacher, set);
+        let start = metrics.evaluation(Model::Student, set, metric).and_then(|curve| {
+            let first = curve.first().filter(|first| first.0 == 0.0 && curve.len() > 1);
+            first.map(|first| first.1)
+        });
+        let share = |value: f64| 100.0 * value / longest;
+        let bar = student.filter(|_| unit == Unit::Percent && longest > 0.0);
+        let ratio = teacher.filter(|&teacher| teacher > 0.0).zip(student);
+        (student.is_some() || teacher.is_some()).then(|| ScoreRow {
+            set: (*set).to_owned(),
+            bar: bar.map(|student| Bar { student: share(student), teacher: teacher.map(share) }),
+            start: show(start),
+            student: show(student),
+            teacher: show(teacher),
+            ratio: ratio.map_or("–".into(), |(t, s)| format!("{:.0} %", 100.0 * s / t)),
+            chance: show(last(Model::Chance, set)),
+        })
+    };
+    let rows: Vec<ScoreRow> = sets.iter().filter_map(row).collect();
+    let any = |column: fn(&ScoreRow) -> &String| rows.iter().any(|row| column(row) != "–");
+    let has_teacher = any(|row| &row.teacher);
+    ScoreTable {
+        title: plot::title(metric),
+        has_start: any(|row| &row.start),
+        has_teacher,
+        has_ratio: has_teacher && unit == Unit::Percent,
+        has_chance: any(|row| &row.chance),
+        rows,
+    }
+}
+
+/// Pictures by set, in the order of first appearance.
+fn picture_sets(samples: &[Sample]) -> Vec<PictureSet<'_>> {
+    let mut sets: Vec<PictureSet<'_>> = Vec::new();
+    for sample in samples {
+        let best = sample.top5.first().map_or(1.0, |(_, score)| score.max(f64::MIN_POSITIVE));
+        let guess = |(name, score): &'_ (String, f64)| (name == &sample.truth, score / best * 100.0);
+        let guesses: Vec<Guess<'_>> = sample
+            .top5
+            .iter()
+            .map(|entry| {
+                let (right, width) = guess(entry);
+                Guess { name: &entry.0, right, width: width.clamp(0.0, 100.0) }
+            })
+            .collect();
+        let at = sets.iter().position(|group| group.set == sample.set).unwrap_or_else(|| {
+            sets.push(PictureSet { set: &sample.set, right: 0, pictures: Vec::new() });
+            sets.len() - 1
+        });
+        sets[at].right += usize::from(guesses.first().is_some_and(|guess| guess.right));
+        let Sample { data_uri, truth, .. } = sample;
+        sets[at].pictures.push(Picture { data_uri, truth, guesses });
+    }
+    sets
+}
+
+/// Evaluations first, then the loss and its parts, then how the optimiser and the machine fared.
+fn charts(metrics: &Metrics) -> Vec<String> {
+    let mut charts = Vec::new();
+    for metric in metrics.evaluated() {
+        // Recall at 5 and 10 move as recall at 1 does; the tables have them.
+        let minor = metric.ends_with("/r5") || metric.ends_with("/r10");
+        if metrics.curve(metric).is_none() && !minor {
+            charts.push(evaluation_chart(metrics, metric));
+        }
+    }
+    let part_of = |name: &str| {
+        let whole = name.split_once('_').map(|(whole, _)| whole);
+        whole.filter(|whole| metrics.curve(whole).is_some()).map(str::to_owned)
+    };
+    for (name, curve) in &metrics.train {
+        if part_of(name).is_some() {
+            continue;
+        }
+        let mut chart = Chart::over_steps(sentence(&plot::title(name)), Unit::of(name));
+        chart.logarithmic = name == "grad_norm";
+        let parts = metrics.train.iter().filter(|(part, _)| part_of(part).as_ref() == Some(name));
+        let sets = metrics.sets(name);
+        let mut hue = 1;
+        for (part, curve) in parts {
+            chart.push_smoothed(plot::title(part), hue, curve);
+            hue += 1;
+        }
+        let label = if hue == 1 { "training".to_owned() } else { plot::title(name) };
+        chart.push_smoothed(label, 0, curve);
+        for set in sets {
+            if let Some(points) = metrics.evaluation(Model::Student, set, name) {
+                let (label, points) = (set.to_owned(), points.clone());
+                chart.series.push(Series { label, hue: Some(hue), stroke: Stroke::Line, points });
+                hue += 1;
+            }
+        }
+        charts.push(chart);
+    }
+    charts
+        .iter()
+        .map(|chart| {
+            let mut drawing = Drawing::new(WIDTH, HEIGHT);
+            chart.draw(&mut drawing);
+            drawing.inline(&format!("{} over training steps", chart.title))
+        })
+        .collect()
+}
+
+/// A metric over the steps on every set, with the levels of the teacher and of chance.
+fn evaluation_chart(metrics: &Metrics, metric: &str) -> Chart {
+    let mut chart = Chart::over_steps(sentence(&plot::title(metric)), Unit::of(metric));
+    let sets = metrics.sets(metric);
+    let mut chance = None;
+    let mut teachers = 0;
+    for (hue, set) in sets.iter().enumerate() {
+        if let Some(curve) = metrics.evaluation(Model::Teacher, set, metric) {
+            let points = curve.clone();
+            let label = String::new();
+            chart.series.push(Series { label, hue: Some(hue), stroke: Stroke::Reference, points });
+            teachers += 1;
+        }
+        if let Some(curve) = metrics.evaluation(Model::Student, set, metric) {
+            let (label, points) = ((*set).to_owned(), curve.clone());
+            chart.series.push(Series { label, hue: Some(hue), stroke: Stroke::Line, points });
+        }
+        chance = chance.or(metrics.evaluation(Model::Chance, set, metric));
+    }
+    if teachers > 0 {
+        // An entry of the legend for all dashed lines.
+        let label = if teachers > 1 { "teacher, same colour" } else { "teacher" };
+        let series =
+            Series { label: label.into(), hue: Some(0), stroke: Stroke::Reference, points: vec![] };
+        chart.series.push(series);
+    }
+    if let Some(points) = chance.cloned() {
+        let label = "chance".to_owned();
+        chart.series.push(Series { label, hue: None, stroke: Stroke::Reference, points });
+    }
+    chart
+}
+
+fn sentence(text: &str) -> String {
+    let mut rest = text.chars();
+    rest.next().map_or_else(String::new, |first| first.to_uppercase().chain(rest).collect())
+}
+
+/// The masks of the run, when its task draws any.
+fn mask_figure(run: &Run) -> anyhow::Result<Option<MaskFigure>> {
+    let masking = matches!(run.recipe_text("task"), Some("align" | "mim" | "uta-mim"));
+    let kind = run.recipe_text("mask.kind").and_then(|kind| kind.parse::<MaskKind>().ok());
+    let numbers = ["mask.ratio", "model.image_size", "model.patch_size"];
+    let [ratio, size, patch] = numbers.map(|key| run.recipe_number(key));
+    let (true, Some(kind), Some(ratio), Some(size), Some(patch)) =
+        (masking && kind != Some(MaskKind::None), kind, ratio, size, patch)
+    else {
+        return Ok(None);
+    };
+    let side = (size / patch) as usize;
+    let Ok(generator) = MaskGenerator::new(kind, ratio, (side, side)) else { return Ok(None) };
+    let seed = run.recipe_number("train.seed").unwrap_or(0.0) as u64;
+    let figure = masks::report_figure(&generator, ratio, seed)?.inline("masking probabilities");
+    let beside = if kind == MaskKind::BlockReversed {
+        " Plain block-wise masking, beside it, hides the centre far more often than the corners; \
+         reversing half of the masks evens that out."
+    } else {
+        ""
+    };
+    let caption = format!(
+        "Of {side}\u{00d7}{side} patches the student sees {} in each image. How often each is \
+         masked, over 5000 images; below, the masks of four of this run's images.{beside}",
+        generator.kept_count()
+    );
+    Ok(Some(MaskFigure { figure, caption }))
+}
+
+/// The recipe's tables, each with its lines.
+fn recipe_blocks(text: &str) -> Vec<Vec<RecipeLine<'_>>> {
+    let mut blocks: Vec<Vec<RecipeLine<'_>>> = vec![Vec::new()];
+    for line in text.lines().filter(|line| !line.trim().is_empty()) {
+        let table = line.starts_with('[');
+        let line = match line.split_once('=') {
+            _ if table => RecipeLine { class: "table", key: line, rest: "" },
+            _ if line.starts_with('#') => RecipeLine { class: "comment", key: line, rest: "" },
+            Some((key, _)) => RecipeLine { class: "key", key, rest: &line[key.len()..] },
+            None => RecipeLine { class: "value", key: "", rest: line },
+        };
+        if table {
+            blocks.push(Vec::new());
+        }
+        if let Some(block) = blocks.last_mut() {
+            block.push(line);
+        }
+    }
+    blocks.retain(|block| !block.is_empty());
+    blocks
+}
+
+/// environment.json as names and values, as its writer named them.
+fn environment(values: &serde_json::Map<String, Value>) -> Vec<(String, String)> {
+    let readable = |(name, value): (&String, &Value)| {
+        let text = match (name.as_str(), value.as_f64()) {
+            ("started" | "finished", Some(seconds)) => date_time(seconds),
+            ("command", _) if value.is_array() => {
+                let words = value.as_array().into_iter().flatten().map(plain);
+                words.collect::<Vec<_>>().join(" ")
+            }
+            _ => plain(value),
+        };
+        (name.replace('_', " "), text)
+    };
+    values.iter().map(readable).filter(|(_, text)| !text.is_empty()).collect()
+}
+
+/// A JSON value as a person would write it.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => items.iter().map(plain).collect::<Vec<_>>().join(", "),
+        Value::Object(map) => {
+            map.iter().map(|(k, v)| format!("{k} {}", plain(v))).collect::<Vec<_>>().join(", ")
+        }
+        other => other.to_string(),
+    }
+}
+
+/// 1234567 as 1,234,567.
+fn grouped(value: u64) -> String {
+    let digits = value.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Seconds as a person says them: 48 s, 5 min 20 s, 3 h 07 min.
+fn duration(seconds: f64) -> String {
+    let seconds = seconds.round() as u64;
+    match seconds {
+        0..=59 => format!("{seconds} s"),
+        60..=3599 => format!("{} min {:02} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {:02} min", grouped(seconds / 3600), seconds / 60 % 60),
+    }
+}
+
+/// Seconds since 1970 as a date and time of day; a calendar crate for this one line would be much.
+///
+/// The conversion counts from 1 March, so that the leap day ends a year.
+fn date_time(seconds: f64) -> String {
+    let seconds = seconds as i64;
+    let (days, clock) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    let days = days + 719_468; // since 0000-03-01
+    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = era * 400 + year_of_era + i64::from(month <= 2);
+    format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", clock / 3600, clock / 60 % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn page(files: &[(&str, &str)]) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("my <run>");
+        fs::create_dir_all(run.join("samples")).unwrap();
+        for (name, text) in files {
+            fs::write(run.join(name), text).unwrap();
+        }
+        write(&run).unwrap();
+        fs::read_to_string(run.join("report.html")).unwrap()
+    }
+
+    const RECIPE: &str = "task = \"align\"\n\n[model]\nimage_size = 48\npatch_size = 8\nwidth = 96\n\
+                          depth = 4\n\n[mask]\nkind = \"block-reversed\"\nratio = 0.5\n\n[train]\nsteps = 4\n";
+    const METRICS: &str = r#"
+{"step":0,"eval":"twemoji","top1":0.001,"top5":0.004}
+{"step":0,"eval":"twemoji","model":"teacher","top1":0.2,"top5":0.4}
+{"step":0,"eval":"twemoji","model":"chance","top1":0.0005}
+{"step":1,"samples":256,"epoch":0.1,"loss":-0.1,"cosine":0.1,"cosine_cls":0.05,"lr":0.001,"grad_norm":1.5,"images_per_second":64}
+{"step":2,"samples":512,"epoch":0.2,"loss":-0.5,"cosine":0.5,"cosine_cls":0.4,"lr":0.002,"grad_norm":0.5,"images_per_second":64}
+{"step":2,"eval":"validation","loss":-0.45}
+{"step":2,"eval":"twemoji","top1":0.17,"top5":0.35}
+"#;
+
+    #[test]
+    fn the_page_tells_results_cost_curves_masks_pictures_and_settings() {
+        let samples = r#"{"samples":[{"image":"samples/a.png","truth":"red <apple>","set":"twemoji",
+            "top5":[["red <apple>",0.8],["pear",0.2]]},
+            {"image":"samples/gone.png","truth":"ghost","set":"twemoji","top5":[]}]}"#;
+        let html = page(&[
+            ("recipe.toml", RECIPE),
+            ("metrics.jsonl", METRICS),
+            ("environment.json", r#"{"cpu":"Some CPU","device":"cpu","cores":2,"started":951827696}"#),
+            ("samples.json", samples),
+            ("samples/a.png", "not really a picture"),
+            ("demo.json", r#"{"seconds":352.0,"teacher":{"openmoji":{"top1":0.1}}}"#),
+        ]);
+        for part in [
+            "my &#60;run&#62;",
+            "85 %",                  // of the teacher's top-1
+            "340 times chance",
+            "2 of 4",                // steps: the run is not finished
+            "5 min 52 s",
+            "Some CPU, 2 cores",
+            "2000-02-29 12:34 UTC",
+            "red &#60;apple&#62;",
+            "data:image/png;base64,bm90IHJlYWxseSBhIHBpY3R1cmU=",
+            "1 of 1 named at once",
+            "openmoji",
+            "block-reversed",
+            "patch_size",
+        ] {
+            assert!(html.contains(part), "{part}");
+        }
+        assert!(!html.contains("ghost"), "a picture that is not there is left out");
+        assert!(!html.contains("http://") || html.matches("http://").count() == 1, "SVG's name only");
+        assert!(!html.contains("https://") && !html.contains("NaN"));
+        // top-1, top-5, loss, cosine with its part, lr, grad norm, speed.
+        assert_eq!(html.matches("class=\"chart\"").count(), 7);
+        assert!(html.contains("data-label=\"validation\"") && html.contains("data-label=\"cosine cls\""));
+    }
+
+    #[test]
+    fn every_part_may_be_missing() {
+        let html = page(&[]);
+        assert!(html.contains("<h1>") && !html.contains("<section>"));
+        let html = page(&[("metrics.jsonl", METRICS)]);
+        assert!(html.contains("Curves") && !html.contains("Recipe") && !html.contains("Masks"));
+        let html = page(&[("recipe.toml", RECIPE)]);
+        assert!(html.contains("Masks") && !html.contains("Curves"));
+        let html = page(&[("recipe.toml", &RECIPE.replace("align", "contrastive"))]);
+        assert!(!html.contains("Masks"));
+    }
+
+    #[test]
+    fn a_broken_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("environment.json"), "{").unwrap();
+        let error = write(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("environment.json"), "{error}");
+        let error = write(&dir.path().join("none")).unwrap_err();
+        assert!(error.to_string().contains("none"), "{error}");
+    }
+
+    #[test]
+    fn numbers_read_as_a_person_writes_them() {
+        assert_eq!(grouped(1_234_567), "1,234,567");
+        assert_eq!(grouped(321), "321");
+        assert_eq!(duration(59.6), "1 min 00 s");
+        assert_eq!(duration(11_220.0), "3 h 07 min");
+        assert_eq!(date_time(0.0), "1970-01-01 00:00 UTC");
+        assert_eq!(date_time(1_735_689_599.0), "2024-12-31 23:59 UTC");
+    }
+}

@@ -39,25 +39,25 @@ pub const WHEELS: [Wheel; 16] = [
     },
     Wheel {
         keep_cpu: &["nvidia/cu13/lib/libcudart.so.13"],
-        ..nvidia("nvidia-cuda-runtime", "13.0.96", 0, "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548")
+        ..nvidia("nvidia-cuda-runtime", "13.0.96", 2, "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548")
     },
     Wheel {
         keep_cpu: &["nvidia/cu13/lib/libcupti.so.13"],
-        ..nvidia("nvidia-cuda-cupti", "13.0.85", 0, "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8")
+        ..nvidia("nvidia-cuda-cupti", "13.0.85", 11, "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8")
     },
-    nvidia("nvidia-cublas", "13.1.1.3", 0, "37936a16db8fe4ac1f065c2139360608a543a09275cb1a1af612e08cfa065436"),
-    nvidia("nvidia-cuda-nvrtc", "13.0.88", 0, "ad9b6d2ead2435f11cbb6868809d2adeeee302e9bb94bcf0539c7a40d80e8575"),
-    nvidia("nvidia-cudnn-cu13", "9.20.0.48", 0, "0c45dd8eeb50b603f07995b1b300c62ffe6a1980482b82b3bcf94a4ca9d49304"),
-    nvidia("nvidia-cufft", "12.0.0.61", 0, "6c44f692dce8fd5ffd3e3df134b6cdb9c2f72d99cf40b62c32dde45eea9ddad3"),
-    nvidia("nvidia-cufile", "1.15.1.6", 0, "08a3ecefae5a01c7f5117351c64f17c7c62efa5fffdbe24fc7d298da19cd0b44"),
-    nvidia("nvidia-curand", "10.4.0.35", 0, "1aee33a5da6e1db083fe2b90082def8915f30f3248d5896bcec36a579d941bfc"),
-    nvidia("nvidia-cusolver", "12.0.4.66", 0, "0a759da5dea5c0ea10fd307de75cdeb59e7ea4fcb8add0924859b944babf1112"),
-    nvidia("nvidia-cusparse", "12.6.3.3", 0, "2b3c89c88d01ee0e477cb7f82ef60a11a4bcd57b6b87c33f789350b59759360b"),
-    nvidia("nvidia-cusparselt-cu13", "0.8.1", 0, "786ce87568c303fadb5afcc7102d454cd3040d75f6f8626f5db460d1871f4dd0"),
-    nvidia("nvidia-nccl-cu13", "2.29.7", 0, "edd81538446786ec3b73972543e53bb43bcaf0bfc8ef76cb679fcc390ffe136d"),
-    nvidia("nvidia-nvjitlink", "13.0.88", 0, "13a74f429e23b921c1109976abefacc69835f2f433ebd323d3946e11d804e47b"),
-    nvidia("nvidia-nvshmem-cu13", "3.4.5", 0, "290f0a2ee94c9f3687a02502f3b9299a9f9fe826e6d0287ee18482e78d495b80"),
-    nvidia("nvidia-nvtx", "13.0.85", 0, "4936d1d6780fbe68db454f5e72a42ff64d1fd6397df9f363ae786930fd5c1cd4"),
+    nvidia("nvidia-cublas", "13.1.1.3", 423, "37936a16db8fe4ac1f065c2139360608a543a09275cb1a1af612e08cfa065436"),
+    nvidia("nvidia-cuda-nvrtc", "13.0.88", 90, "ad9b6d2ead2435f11cbb6868809d2adeeee302e9bb94bcf0539c7a40d80e8575"),
+    nvidia("nvidia-cudnn-cu13", "9.20.0.48", 366, "0c45dd8eeb50b603f07995b1b300c62ffe6a1980482b82b3bcf94a4ca9d49304"),
+    nvidia("nvidia-cufft", "12.0.0.61", 214, "6c44f692dce8fd5ffd3e3df134b6cdb9c2f72d99cf40b62c32dde45eea9ddad3"),
+    nvidia("nvidia-cufile", "1.15.1.6", 1, "08a3ecefae5a01c7f5117351c64f17c7c62efa5fffdbe24fc7d298da19cd0b44"),
+    nvidia("nvidia-curand", "10.4.0.35", 60, "1aee33a5da6e1db083fe2b90082def8915f30f3248d5896bcec36a579d941bfc"),
+    nvidia("nvidia-cusolver", "12.0.4.66", 201, "0a759da5dea5c0ea10fd307de75cdeb59e7ea4fcb8add0924859b944babf1112"),
+    nvidia("nvidia-cusparse", "12.6.3.3", 146, "2b3c89c88d01ee0e477cb7f82ef60a11a4bcd57b6b87c33f789350b59759360b"),
+    nvidia("nvidia-cusparselt-cu13", "0.8.1", 170, "786ce87568c303fadb5afcc7102d454cd3040d75f6f8626f5db460d1871f4dd0"),
+    nvidia("nvidia-nccl-cu13", "2.29.7", 206, "edd81538446786ec3b73972543e53bb43bcaf0bfc8ef76cb679fcc390ffe136d"),
+    nvidia("nvidia-nvjitlink", "13.0.88", 41, "13a74f429e23b921c1109976abefacc69835f2f433ebd323d3946e11d804e47b"),
+    nvidia("nvidia-nvshmem-cu13", "3.4.5", 60, "290f0a2ee94c9f3687a02502f3b9299a9f9fe826e6d0287ee18482e78d495b80"),
+    nvidia("nvidia-nvtx", "13.0.85", 1, "4936d1d6780fbe68db454f5e72a42ff64d1fd6397df9f363ae786930fd5c1cd4"),
 ];
 
 const fn nvidia(

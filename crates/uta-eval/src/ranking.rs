@@ -51,7 +51,7 @@ pub fn wilson(p: f64, n: usize) -> (f64, f64) {
 }
 
 /// All elements of `tensor`, row by row.
-pub(crate) fn to_vec<T: tch::kind::Element>(tensor: &Tensor) -> Vec<T> {
+pub(crate) fn to_vec<T: tch::kind::Element + Copy>(tensor: &Tensor) -> Vec<T> {
     let flat = tensor.to_device(tch::Device::Cpu).to_kind(T::KIND).contiguous().view([-1]);
     Vec::try_from(&flat).expect("a contiguous vector of its own kind on the CPU converts")
 }

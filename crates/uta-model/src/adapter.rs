@@ -146,6 +146,7 @@ fn fill(pattern: &str, parts: &[&str]) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::layers::testing::seeded;
     use crate::{Clip, ClipConfig, Ffn, VitConfig};
     use tch::Device;
 
@@ -161,6 +162,7 @@ mod tests {
             ffn,
             ..VitConfig::preset("uta-b14").unwrap()
         };
+        let _rng = seeded(0);
         let clip = Clip::new(&ClipConfig::new(vision, None), Device::Cpu);
         clip.variables().into_iter().collect()
     }

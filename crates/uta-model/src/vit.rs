@@ -17,7 +17,6 @@ const EPS: f64 = 1e-6;
 /// A vision transformer that can look at some of the patches only.
 #[derive(Debug)]
 pub struct Vit {
-    config: VitConfig,
     patch_embed: PatchEmbed,
     cls_token: Tensor, // [1, 1, D]
     pos_embed: Tensor, // [1, 1+N, D], row 0 for [CLS]
@@ -35,7 +34,6 @@ impl Vit {
 
     pub(crate) fn build(s: &Scope, c: &VitConfig) -> Vit {
         Vit {
-            config: c.clone(),
             patch_embed: PatchEmbed::new(&(s / "patch_embed" / "proj"), c),
             cls_token: s.token("cls_token", &[1, 1, c.width]),
             pos_embed: s.token("pos_embed", &[1, 1 + c.num_patches(), c.width]),
@@ -89,6 +87,7 @@ impl Vit {
 struct PatchEmbed {
     weight: Tensor, // [D, 3, P, P]
     bias: Tensor,   // [D]
+    image: i64,
     patch: i64,
     grad: f64,
 }
@@ -100,6 +99,7 @@ impl PatchEmbed {
         PatchEmbed {
             weight: s.xavier_uniform("weight", &shape, fan),
             bias: s.zeros("bias", &[c.width]),
+            image: c.image_size,
             patch: c.patch_size,
             grad: c.patch_grad,
         }
@@ -108,6 +108,7 @@ impl PatchEmbed {
     /// [B, 3, S, S] -> [B, K, D].
     fn forward_t(&self, images: &Tensor, kept: Option<&Tensor>, train: bool) -> Tensor {
         let (b, c, s, _) = images.size4().expect("images are [B, 3, S, S]");
+        assert_eq!(s, self.image, "a network is made for one image size");
         let (p, g) = (self.patch, s / self.patch);
         let mut patches = images
             .reshape([b, c, g, p, g, p])
@@ -428,7 +429,7 @@ mod tests {
     #[test]
     fn variables_are_the_official_keys_with_their_shapes_and_count() {
         let vs = nn::VarStore::new(Device::Cpu);
-        let config = small();
+        let (_rng, config) = (seeded(0), small());
         let _vit = Vit::new(&(vs.root() / "visual"), &config);
         let variables = vs.variables();
         let count: i64 = variables.values().map(|t| t.numel() as i64).sum();

@@ -134,6 +134,11 @@ impl Trainer {
         &self.recipe
     }
 
+    /// How many numbers the optimiser changes.
+    pub fn parameters(&self) -> usize {
+        self.task.parameters().iter().map(|p| p.tensor.numel()).sum()
+    }
+
     /// Steps done.
     pub fn step(&self) -> u64 {
         self.step

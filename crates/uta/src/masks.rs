@@ -130,18 +130,19 @@ fn figure(
         kinds.insert(0, kind);
     }
     let width = kinds.len() as f64 * (SIDE + GAP) - GAP;
-    let mut drawing = Drawing::new(width, PANEL_HEIGHT + 100.0);
+    let mut drawing = Drawing::new(width, PANEL_HEIGHT + 126.0);
     let heading = format!(
         "How often each patch is masked: {}x{} patches, ratio {ratio}, {samples} samples",
         grid.0, grid.1
     );
     drawing.text(0.0, 14.0, "title", Anchor::Start, &heading);
+    let legend = "Small squares: single masks, the kept patches in blue";
+    drawing.text(0.0, 33.0, "small", Anchor::Start, legend);
     for (i, &kind) in kinds.iter().enumerate() {
         let generator = MaskGenerator::new(kind, ratio, (grid.0, grid.1))?;
-        drawing.at(i as f64 * (SIDE + GAP), 40.0, |to| panel(to, &generator, seed, samples));
+        drawing.at(i as f64 * (SIDE + GAP), 58.0, |to| panel(to, &generator, seed, samples));
     }
-    drawing.at(0.0, PANEL_HEIGHT + 72.0, |to| to.heat_key(SIDE));
-    drawing.text(width, PANEL_HEIGHT + 94.0, "small", Anchor::End, "below: single masks, kept patches blue");
+    drawing.at(0.0, PANEL_HEIGHT + 92.0, |to| to.heat_key(SIDE));
     Ok(drawing)
 }
 
@@ -161,7 +162,9 @@ fn panel(to: &mut Drawing, generator: &MaskGenerator, seed: u64, samples: usize)
         for patch in generator.batch(seed, &[example as u64]) {
             kept[patch as usize] = true;
         }
-        to.at(example as f64 * pitch, 24.0 + SIDE + 14.0, |to| to.mask(&kept, columns, pitch - 10.0));
+        to.at(example as f64 * pitch, 24.0 + SIDE + 14.0, |to| {
+            to.mask(&kept, columns, pitch - 10.0)
+        });
     }
 }
 
@@ -173,11 +176,11 @@ pub fn report_figure(generator: &MaskGenerator, ratio: f64, seed: u64) -> anyhow
         generators.push(MaskGenerator::new(MaskKind::Block, ratio, generator.grid())?);
     }
     let width = generators.len() as f64 * (SIDE + GAP) - GAP;
-    let mut drawing = Drawing::new(width, PANEL_HEIGHT + 50.0);
+    let mut drawing = Drawing::new(width, PANEL_HEIGHT + 66.0);
     for (i, generator) in generators.iter().enumerate() {
         drawing.at(i as f64 * (SIDE + GAP), 0.0, |to| panel(to, generator, seed, SAMPLES));
     }
-    drawing.at(0.0, PANEL_HEIGHT + 22.0, |to| to.heat_key(SIDE));
+    drawing.at(0.0, PANEL_HEIGHT + 34.0, |to| to.heat_key(SIDE));
     Ok(drawing)
 }
 

@@ -54,9 +54,8 @@ impl Metrics {
     /// Reads the metrics of the run in `run`.
     pub fn read(run: &Path) -> anyhow::Result<Self> {
         let path = run.join("metrics.jsonl");
-        let text = fs::read_to_string(&path).with_context(|| {
-            format!("cannot read {}: is this a run directory?", path.display())
-        })?;
+        let text = fs::read_to_string(&path)
+            .with_context(|| format!("cannot read {}: is this a run directory?", path.display()))?;
         Ok(Self::parse(&text))
     }
 

@@ -98,7 +98,7 @@ fn panel(name: &str, runs: &[(String, Metrics)]) -> Chart {
     chart
 }
 
-/// A metric's name as a heading: `grad_norm` reads "grad norm".
+/// A metric's name in words.
 pub fn title(metric: &str) -> String {
     match metric {
         "lr" => "learning rate".into(),
@@ -106,16 +106,18 @@ pub fn title(metric: &str) -> String {
         "data_wait" => "share of time waiting for data".into(),
         "images_per_second" => "images per second".into(),
         _ => {
-            let words = metric.replace('_', " ");
-            let ranked = |word: &str| {
-                word.strip_prefix("top").is_some_and(|k| k.bytes().all(|b| b.is_ascii_digit()))
+            let spelled = |word: &str| match (word.strip_prefix("top"), word.strip_prefix('r')) {
+                (Some(k), _) if is_count(k) => format!("top-{k}"),
+                (_, Some(k)) if is_count(k) => format!("recall at {k}"),
+                _ => word.replace('_', " "),
             };
-            let spelled = words.split('/').map(|word| {
-                if ranked(word) { format!("top-{}", &word[3..]) } else { word.to_owned() }
-            });
-            spelled.collect::<Vec<_>>().join(" ")
+            metric.split('/').map(spelled).collect::<Vec<_>>().join(" ")
         }
     }
+}
+
+fn is_count(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Charts in rows of up to three.

@@ -195,9 +195,10 @@ struct Headline {
     meaning: String,
 }
 
-/// One metric on every set.
+/// One metric on every set, or every metric on one set. Columns that would be empty are left out.
 struct ScoreTable {
     title: String,
+    has_bars: bool,
     has_start: bool,
     has_teacher: bool,
     has_ratio: bool,
@@ -206,7 +207,7 @@ struct ScoreTable {
 }
 
 struct ScoreRow {
-    set: String,
+    name: String,
     bar: Option<Bar>,
     start: String,
     student: String,
@@ -322,7 +323,11 @@ fn headlines(metrics: &Metrics) -> Vec<Headline> {
         let (figure, meaning) = match last(Model::Teacher).filter(|&teacher| teacher > 0.0) {
             Some(teacher) => (
                 format!("{:.0} %", 100.0 * student / teacher),
-                format!("of the teacher's {name}: {} of {}{times}", unit.show(student), unit.show(teacher)),
+                format!(
+                    "of the teacher's {name}: {} of {}{times}",
+                    unit.show(student),
+                    unit.show(teacher)
+                ),
             ),
             None => (unit.show(student), format!("{name}{times}")),
         };
@@ -384,69 +389,96 @@ fn median(curve: &[(f64, f64)]) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
-/// One table a metric, one row a set.
+/// One table for each metric that several sets have, a row a set; then one for each set with metrics
+/// of its own, a row a metric.
 fn score_tables(metrics: &Metrics) -> Vec<ScoreTable> {
-    let tables = metrics.evaluated().into_iter().map(|metric| score_table(metrics, metric));
-    tables.filter(|table| !table.rows.is_empty()).collect()
+    let (shared, own): (Vec<&str>, Vec<&str>) =
+        metrics.evaluated().into_iter().partition(|metric| metrics.sets(metric).len() > 1);
+    let mut tables: Vec<ScoreTable> = Vec::new();
+    for metric in shared {
+        let rows = metrics.sets(metric).into_iter().map(|set| (set.to_owned(), set, metric));
+        tables.extend(score_table(metrics, &plot::title(metric), rows.collect()));
+    }
+    let mut sets: Vec<&str> = Vec::new();
+    for set in own.iter().flat_map(|metric| metrics.sets(metric)) {
+        if !sets.contains(&set) {
+            sets.push(set);
+        }
+    }
+    for set in sets {
+        let rows = own.iter().filter(|metric| metrics.sets(metric).contains(&set));
+        let rows = rows.map(|metric| (plot::title(metric), set, *metric));
+        tables.extend(score_table(metrics, set, rows.collect()));
+    }
+    tables
 }
 
-fn score_table(metrics: &Metrics, metric: &str) -> ScoreTable {
-    let unit = Unit::of(metric);
-    let sets = metrics.sets(metric);
-    let last = |model, set: &str| latest(metrics, model, set, metric);
-    let longest = sets
+/// A table of the given rows: name, set, metric. `None` when only chance has been measured.
+fn score_table(
+    metrics: &Metrics,
+    title: &str,
+    rows: Vec<(String, &str, &str)>,
+) -> Option<ScoreTable> {
+    let last = |model, set: &str, metric: &str| latest(metrics, model, set, metric);
+    let longest = rows
         .iter()
-        .flat_map(|set| [last(Model::Student, set), last(Model::Teacher, set)])
+        .filter(|(_, _, metric)| Unit::of(metric) == Unit::Percent)
+        .flat_map(|(_, set, metric)| {
+            [last(Model::Student, set, metric), last(Model::Teacher, set, metric)]
+        })
         .flatten()
         .fold(0.0, f64::max);
-    let show = |value: Option<f64>| value.map_or("–".to_owned(), |value| unit.show(value));
-    let row = |set: &&str| {
-        let student = last(Model::Student, set);
-        let teacher = last(Model::Teacher, set);
+    let row = |(name, set, metric): (String, &str, &str)| {
+        let unit = Unit::of(metric);
+        let show = |value: Option<f64>| value.map_or("–".to_owned(), |value| unit.show(value));
+        let student = last(Model::Student, set, metric);
+        let teacher = last(Model::Teacher, set, metric);
+        if student.or(teacher).is_none() {
+            return None;
+        }
         let start = metrics.evaluation(Model::Student, set, metric).and_then(|curve| {
             let first = curve.first().filter(|first| first.0 == 0.0 && curve.len() > 1);
             first.map(|first| first.1)
         });
-        let share = |value: f64| 100.0 * value / longest;
-        let bar = student.filter(|_| unit == Unit::Percent && longest > 0.0);
-        let ratio = teacher.filter(|&teacher| teacher > 0.0).zip(student);
-        (student.is_some() || teacher.is_some()).then(|| ScoreRow {
-            set: (*set).to_owned(),
-            bar: bar.map(|student| Bar { student: share(student), teacher: teacher.map(share) }),
+        let is_share = unit == Unit::Percent && longest > 0.0;
+        let length = |value: f64| 100.0 * value / longest;
+        let bar = student.filter(|_| is_share);
+        let ratio = teacher.filter(|&teacher| is_share && teacher > 0.0).zip(student);
+        Some(ScoreRow {
+            name,
+            bar: bar.map(|student| Bar { student: length(student), teacher: teacher.map(length) }),
             start: show(start),
             student: show(student),
             teacher: show(teacher),
             ratio: ratio.map_or("–".into(), |(t, s)| format!("{:.0} %", 100.0 * s / t)),
-            chance: show(last(Model::Chance, set)),
+            chance: show(last(Model::Chance, set, metric)),
         })
     };
-    let rows: Vec<ScoreRow> = sets.iter().filter_map(row).collect();
-    let any = |column: fn(&ScoreRow) -> &String| rows.iter().any(|row| column(row) != "–");
-    let has_teacher = any(|row| &row.teacher);
-    ScoreTable {
-        title: plot::title(metric),
-        has_start: any(|row| &row.start),
-        has_teacher,
-        has_ratio: has_teacher && unit == Unit::Percent,
-        has_chance: any(|row| &row.chance),
+    let rows: Vec<ScoreRow> = rows.into_iter().filter_map(row).collect();
+    let any = |rows: &[ScoreRow], column: fn(&ScoreRow) -> &String| {
+        rows.iter().any(|row| column(row) != "–")
+    };
+    (!rows.is_empty()).then(|| ScoreTable {
+        title: sentence(title),
+        has_bars: rows.iter().any(|row| row.bar.is_some()),
+        has_start: any(&rows, |row| &row.start),
+        has_teacher: any(&rows, |row| &row.teacher),
+        has_ratio: any(&rows, |row| &row.ratio),
+        has_chance: any(&rows, |row| &row.chance),
         rows,
-    }
+    })
 }
 
 /// Pictures by set, in the order of first appearance.
-fn picture_sets(samples: &[Sample]) -> Vec<PictureSet<'_>> {
-    let mut sets: Vec<PictureSet<'_>> = Vec::new();
+fn picture_sets<'a>(samples: &'a [Sample]) -> Vec<PictureSet<'a>> {
+    let mut sets: Vec<PictureSet<'a>> = Vec::new();
     for sample in samples {
         let best = sample.top5.first().map_or(1.0, |(_, score)| score.max(f64::MIN_POSITIVE));
-        let guess = |(name, score): &'_ (String, f64)| (name == &sample.truth, score / best * 100.0);
-        let guesses: Vec<Guess<'_>> = sample
-            .top5
-            .iter()
-            .map(|entry| {
-                let (right, width) = guess(entry);
-                Guess { name: &entry.0, right, width: width.clamp(0.0, 100.0) }
-            })
-            .collect();
+        let guess = |(name, score): &'a (String, f64)| {
+            let width = (100.0 * score / best).clamp(0.0, 100.0);
+            Guess { name, right: *name == sample.truth, width }
+        };
+        let guesses: Vec<Guess<'_>> = sample.top5.iter().map(guess).collect();
         let at = sets.iter().position(|group| group.set == sample.set).unwrap_or_else(|| {
             sets.push(PictureSet { set: &sample.set, right: 0, pictures: Vec::new() });
             sets.len() - 1
@@ -701,16 +733,19 @@ mod tests {
         let html = page(&[
             ("recipe.toml", RECIPE),
             ("metrics.jsonl", METRICS),
-            ("environment.json", r#"{"cpu":"Some CPU","device":"cpu","cores":2,"started":951827696}"#),
+            (
+                "environment.json",
+                r#"{"cpu":"Some CPU","device":"cpu","cores":2,"started":951827696}"#,
+            ),
             ("samples.json", samples),
             ("samples/a.png", "not really a picture"),
             ("demo.json", r#"{"seconds":352.0,"teacher":{"openmoji":{"top1":0.1}}}"#),
         ]);
         for part in [
             "my &#60;run&#62;",
-            "85 %",                  // of the teacher's top-1
+            "85 %", // of the teacher's top-1
             "340 times chance",
-            "2 of 4",                // steps: the run is not finished
+            "2 of 4", // steps: the run is not finished
             "5 min 52 s",
             "Some CPU, 2 cores",
             "2000-02-29 12:34 UTC",
@@ -724,11 +759,17 @@ mod tests {
             assert!(html.contains(part), "{part}");
         }
         assert!(!html.contains("ghost"), "a picture that is not there is left out");
-        assert!(!html.contains("http://") || html.matches("http://").count() == 1, "SVG's name only");
+        assert!(
+            !html.contains("http://") || html.matches("http://").count() == 1,
+            "SVG's name only"
+        );
         assert!(!html.contains("https://") && !html.contains("NaN"));
         // top-1, top-5, loss, cosine with its part, lr, grad norm, speed.
         assert_eq!(html.matches("class=\"chart\"").count(), 7);
-        assert!(html.contains("data-label=\"validation\"") && html.contains("data-label=\"cosine cls\""));
+        assert!(
+            html.contains("data-label=\"validation\"")
+                && html.contains("data-label=\"cosine cls\"")
+        );
     }
 
     #[test]

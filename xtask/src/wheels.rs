@@ -130,15 +130,25 @@ pub fn pip_download(wheel: &Wheel, dir: &Path) -> Result<()> {
     }
     let mut child = pip.spawn().context("starting python3 -m pip")?;
     let said = BufReader::new(child.stderr.take().expect("piped above"));
-    let error = said.lines().map_while(Result::ok).filter(|line| line.starts_with("ERROR")).last();
+    let said: Vec<String> = said.lines().map_while(Result::ok).collect();
     if !child.wait().context("waiting for pip")?.success() {
-        let error = error.unwrap_or_else(|| "it gave no reason".into());
-        bail!(
-            "pip could not fetch {package} {version}: {}; can this machine reach the package index?",
-            error.trim_start_matches("ERROR: ")
-        );
+        bail!("pip could not fetch {package} {version}: {}", reason(&said));
     }
     Ok(())
+}
+
+/// The line of pip's standard error that says what happened.
+fn reason(said: &[String]) -> String {
+    let error = said.iter().rev().find_map(|line| line.strip_prefix("ERROR: "));
+    match error {
+        // All that pip says of an index it can't reach, after many warnings.
+        Some(error) if error.starts_with("No matching distribution") => {
+            format!("{error}; can this machine reach the package index?")
+        }
+        Some(error) if !error.starts_with("Exception") => error.to_owned(),
+        // A full disk, say: a traceback, whose last line names it.
+        _ => said.iter().rfind(|line| !line.is_empty()).map_or("it gave no reason", |l| l).into(),
+    }
 }
 
 /// Makes `dir` an empty folder, whatever an interrupted run left in it.
@@ -229,6 +239,17 @@ mod tests {
         fs::write(incoming.join("other.whl"), b"b").unwrap();
         let path = provide(&ABC, cache.path(), write(b"abc")).unwrap();
         assert_eq!(fs::read(path).unwrap(), b"abc");
+    }
+
+    #[test]
+    fn pips_reason_is_one_line() {
+        let reason = |text: &str| reason(&text.lines().map(str::to_owned).collect::<Vec<_>>());
+        let full = "ERROR: Exception:\nTraceback (most recent call last):\nOSError: [Errno 28] No space\n\n";
+        assert_eq!(reason(full), "OSError: [Errno 28] No space");
+        let index = "WARNING: Retrying\nERROR: Could not find\nERROR: No matching distribution found for a==1";
+        assert!(reason(index).starts_with("No matching distribution found for a==1; can"));
+        assert_eq!(reason("WARNING: x\nERROR: Bad option\nWARNING: y"), "Bad option");
+        assert_eq!(reason(""), "it gave no reason");
     }
 
     #[test]

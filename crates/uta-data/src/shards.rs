@@ -1,10 +1,33 @@
-//! WebDataset tar shards: a writer whose bytes depend on its input only, and an index for random access.
+//! WebDataset tar shards: a writer whose bytes depend on its input only, and a reader with random access.
+//!
+//! A sample is a run of neighbouring members that share a key, which is the path up to the first dot of the file name:
+//! `dogs/7.jpg`, `dogs/7.txt`, `dogs/7.cls`. Nothing is ever unpacked to a disk; links, devices and names that point
+//! outside are refused all the same.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
-use crate::DataError;
+use tar::{Archive, EntryType};
+
+use crate::decode::{EXTENSIONS, is_image};
+use crate::{DataError, Sample, Source};
+
+/// Tar's unit: a header is one block, contents are padded to whole ones.
+const BLOCK: u64 = 512;
+
+/// Samples whose members take more are left out: a broken length must not eat the memory.
+const MAX_SAMPLE: u64 = 1 << 30;
+
+/// Shards held open at once, far below the usual limit of 1024 files.
+const OPEN_SHARDS: usize = 128;
+
+/// Where class names stand, a line each, in the order of the indices.
+pub(crate) const CLASS_NAMES: &str = "classnames.txt";
 
 /// When a shard is full; whichever is reached first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,12 +68,9 @@ impl ShardWriter {
     ) -> Result<ShardWriter, DataError> {
         let dir = dir.as_ref();
         fs::create_dir_all(dir).map_err(DataError::io("create", dir))?;
-        let first = dir.join(format!("{prefix}-000000.tar"));
-        if first.exists() {
-            return Err(DataError::Shard {
-                path: first,
-                reason: "is there already; remove it or choose another --out".into(),
-            });
+        let path = dir.join(format!("{prefix}-000000.tar"));
+        if path.exists() {
+            return Err(DataError::Exists { path });
         }
         let prefix = prefix.to_owned();
         Ok(ShardWriter { dir: dir.to_owned(), prefix, limit, open: None, shards: vec![] })
@@ -137,78 +157,342 @@ impl Drop for ShardWriter {
     }
 }
 
-/// A sample of a shard: its key and where its members lie.
-#[derive(Clone, Debug)]
-pub(crate) struct Entry {
-    pub(crate) key: String,
-    /// (extension in lower case, offset, bytes)
-    pub(crate) members: Vec<(String, u64, u64)>,
+/// A set of tar shards with random access to its samples.
+///
+/// The headers are scanned once. What stays in memory is where each sample's run of members begins and how long it is,
+/// 16 bytes a sample, so that a read is one positioned read, from any thread.
+pub(crate) struct Shards {
+    paths: Vec<PathBuf>,
+    spans: Vec<Span>,
+    class_names: Option<Vec<String>>,
+    problems: Vec<String>,
+    /// Open files; a shard may only be in the slot of its number modulo their count.
+    files: Vec<Mutex<Option<(u32, Arc<File>)>>>,
 }
 
-/// The largest member that is believed.
-const MAX_MEMBER: u64 = 1 << 30;
+/// Where a sample's members lie in its shard, headers included.
+#[derive(Clone, Copy)]
+struct Span {
+    offset: u64,
+    length: u32,
+    shard: u32,
+}
 
-/// Reads the headers of a tar: its samples, and what is wrong with it, a line each. Samples before a cut are usable.
-///
-/// # Errors
-/// When the file can't be read at all.
-pub(crate) fn index(path: &Path) -> Result<(Vec<Entry>, Vec<String>), DataError> {
-    let file = File::open(path).map_err(DataError::io("open", path))?;
-    let length = file.metadata().map_err(DataError::io("read", path))?.len();
-    let mut archive = tar::Archive::new(std::io::BufReader::new(file));
-    let (mut entries, mut problems) = (Vec::<Entry>::new(), vec![]);
-    let mut problem = |text: String| problems.push(format!("{}: {text}", path.display()));
-    let members = archive.entries_with_seek().map_err(DataError::io("read", path))?;
-    for member in members {
-        let member = match member {
-            Ok(member) => member,
-            Err(e) => {
-                problem(format!("cut short or damaged after {} samples: {e}", entries.len()));
-                break;
+impl Shards {
+    /// Scans the headers of `paths`, several at a time. What is damaged, cut short or of no use is left out and told by
+    /// [`problems`](Source::problems); the samples before a cut stay.
+    ///
+    /// # Errors
+    /// A file that can't be opened or read; no sample in all of them; class names that differ.
+    pub(crate) fn open(paths: Vec<PathBuf>) -> Result<Shards, DataError> {
+        let scans = scan_all(&paths)?;
+        let mut spans = Vec::with_capacity(scans.iter().map(|scan| scan.spans.len()).sum());
+        let (mut problems, mut members) = (vec![], 0);
+        for (shard, (path, scan)) in (0..).zip(paths.iter().zip(scans)) {
+            let span = |(offset, length)| Span { offset, length, shard };
+            spans.extend(scan.spans.into_iter().map(span));
+            problems.extend(scan.problems.iter().map(|p| format!("{}: {p}", path.display())));
+            members += scan.members;
+        }
+        if spans.is_empty() {
+            let shards = paths.len();
+            let count = if shards == 1 { "a tar".to_owned() } else { format!("{shards} tars") };
+            let why = problems.first().map(|p| format!(" ({p})")).unwrap_or_default();
+            return Err(DataError::Empty {
+                path: paths.into_iter().next().unwrap_or_default(),
+                wanted: format!("members that end in .{}", EXTENSIONS.join(", .")),
+                found: format!("{count} with {members} members, none of them an image{why}"),
+            });
+        }
+        for problem in &problems {
+            tracing::warn!("{problem}");
+        }
+        let class_names = class_names(&paths)?;
+        let files = (0..OPEN_SHARDS.min(paths.len())).map(|_| Mutex::new(None)).collect();
+        Ok(Shards { paths, spans, class_names, problems, files })
+    }
+
+    fn file(&self, shard: u32) -> Result<Arc<File>, DataError> {
+        let slot = &self.files[shard as usize % self.files.len()];
+        // A slot is only ever replaced as a whole, so a panic elsewhere can't have spoilt it.
+        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*slot {
+            Some((holds, file)) if *holds == shard => Ok(file.clone()),
+            _ => {
+                let path = &self.paths[shard as usize];
+                let file = Arc::new(File::open(path).map_err(DataError::io("open shard", path))?);
+                *slot = Some((shard, file.clone()));
+                Ok(file)
             }
-        };
-        let kind = member.header().entry_type();
-        if kind.is_dir() {
-            continue;
-        }
-        let name = member.path().map(|p| p.into_owned()).unwrap_or_default();
-        if !kind.is_file() || !stays_inside(&name) {
-            problem(format!("member {} refused: no plain file inside the archive", name.display()));
-            continue;
-        }
-        let (offset, size) = (member.raw_file_position(), member.size());
-        if size > MAX_MEMBER {
-            problem(format!("member {} refused: {size} bytes", name.display()));
-            continue;
-        }
-        if offset + size > length {
-            problem(format!("cut short inside {}", name.display()));
-            // A sample with a missing member would be a different sample.
-            let key = split(&name).map(|(key, _)| key);
-            if entries.last().map(|e| &e.key) == key.as_ref() {
-                entries.pop();
-            }
-            break;
-        }
-        let Some((key, extension)) = split(&name) else { continue };
-        match entries.last_mut().filter(|entry| entry.key == key) {
-            Some(entry) => entry.members.push((extension, offset, size)),
-            None => entries.push(Entry { key, members: vec![(extension, offset, size)] }),
         }
     }
-    Ok((entries, problems))
+
+    /// The bytes of a sample's run of members.
+    fn run(&self, span: Span) -> Result<Vec<u8>, DataError> {
+        let length = span.length as usize;
+        // Whole blocks: the padding of the last member may be missing from a tar without an end mark.
+        let mut run = vec![0; length.next_multiple_of(BLOCK as usize)];
+        self.file(span.shard)?
+            .read_exact_at(&mut run[..length], span.offset)
+            .map_err(DataError::io("read shard", &self.paths[span.shard as usize]))?;
+        Ok(run)
+    }
+
+    /// Calls `each` with the key, the extension and the contents of every member of a run.
+    fn members<'a>(
+        &self,
+        span: Span,
+        run: &'a [u8],
+        mut each: impl FnMut(&str, &str, &'a [u8]) -> Result<(), DataError>,
+    ) -> Result<(), DataError> {
+        let changed = |reason: &dyn std::fmt::Display| DataError::Shard {
+            path: self.paths[span.shard as usize].clone(),
+            reason: format!("changed since it was opened: at byte {}: {reason}", span.offset),
+        };
+        for member in Archive::new(run).entries().map_err(|e| changed(&e))? {
+            let member = member.map_err(|e| changed(&e))?;
+            let Ok(Some(name)) = name_of(&member) else { continue };
+            let Some((key, extension)) = split(&name) else { continue };
+            let start = member.raw_file_position() as usize;
+            let contents = usize::try_from(member.size())
+                .ok()
+                .and_then(|size| run.get(start..start.checked_add(size)?))
+                .ok_or_else(|| changed(&"a member ends outside its sample"))?;
+            each(key, extension, contents)?;
+        }
+        Ok(())
+    }
+}
+
+impl Source for Shards {
+    fn len(&self) -> usize {
+        self.spans.len()
+    }
+
+    fn read(&self, i: usize) -> Result<Sample, DataError> {
+        let span = self.spans[i];
+        let run = self.run(span)?;
+        let mut sample = Sample::default();
+        let mut image = None;
+        self.members(span, &run, |key, extension, contents| {
+            if sample.key.is_empty() {
+                key.clone_into(&mut sample.key);
+            }
+            if is_image(extension) {
+                image.get_or_insert(contents);
+                return Ok(());
+            }
+            sample.add(extension, contents)
+        })?;
+        let gone = || DataError::Shard {
+            path: self.paths[span.shard as usize].clone(),
+            reason: format!("changed since it was opened: no image at byte {}", span.offset),
+        };
+        sample.image = image.ok_or_else(gone)?.to_vec();
+        match (sample.class, &self.class_names) {
+            (Some(class), Some(names)) if class as usize >= names.len() => Err(DataError::Sample {
+                reason: format!("class {class}, but {CLASS_NAMES} has {} lines", names.len()),
+                key: sample.key,
+            }),
+            _ => Ok(sample),
+        }
+    }
+
+    /// Keys are read anew: those of ten million samples would take hundreds of megabytes for the sake of messages.
+    fn key(&self, i: usize) -> String {
+        let span = self.spans[i];
+        let mut found = None;
+        let read = self.run(span).and_then(|run| {
+            self.members(span, &run, |key, _, _| {
+                found.get_or_insert_with(|| key.to_owned());
+                Ok(())
+            })
+        });
+        read.ok().and(found).unwrap_or_else(|| {
+            format!("{}@{}", self.paths[span.shard as usize].display(), span.offset)
+        })
+    }
+
+    fn class_names(&self) -> Option<&[String]> {
+        self.class_names.as_deref()
+    }
+
+    fn problems(&self) -> Vec<String> {
+        self.problems.clone()
+    }
+}
+
+/// What the headers of one shard say.
+#[derive(Default)]
+struct Scan {
+    /// (offset, length) of each sample's run of members.
+    spans: Vec<(u64, u32)>,
+    members: usize,
+    problems: Vec<String>,
+    /// Keys without an image.
+    imageless: usize,
+}
+
+/// Neighbouring members of one key, while the scan is among them.
+struct Run {
+    key: String,
+    extensions: Vec<String>,
+    start: u64,
+    end: u64,
+}
+
+fn scan_all(paths: &[PathBuf]) -> Result<Vec<Scan>, DataError> {
+    // Waiting for a disk or a network, not computing: more threads than cores pay.
+    let threads = paths.len().min(8);
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = vec![];
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some(path) = paths.get(i) else { return done };
+            done.push((i, scan(path)));
+        }
+    };
+    let mut scans: Vec<_> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().flat_map(|t| t.join().expect("a scan does not panic")).collect()
+    });
+    scans.sort_by_key(|(i, _)| *i);
+    scans.into_iter().map(|(_, scan)| scan).collect()
+}
+
+fn scan(path: &Path) -> Result<Scan, DataError> {
+    let file = File::open(path).map_err(DataError::io("open shard", path))?;
+    let length = file.metadata().map_err(DataError::io("read shard", path))?.len();
+    let mut scan = Scan::default();
+    let mut run: Option<Run> = None;
+    // Where the last member ends, which is where the headers of the next one begin.
+    let mut end = 0;
+    let mut archive = Archive::new(file);
+    for member in archive.entries_with_seek().map_err(DataError::io("read shard", path))? {
+        let member = match member {
+            Ok(member) => member,
+            Err(e) if e.raw_os_error().is_some() => {
+                return Err(DataError::io("read shard", path)(e));
+            }
+            Err(e) => {
+                scan.ends_early(&format!("damaged at byte {end} ({e})"));
+                return Ok(scan);
+            }
+        };
+        let start = end;
+        end = member.raw_file_position().saturating_add(member.size());
+        if end > length {
+            // The sample it belongs to is left out with it: without a caption it would be another sample.
+            scan.ends_early(&format!("cut short at byte {length}"));
+            return Ok(scan);
+        }
+        end = end.next_multiple_of(BLOCK);
+        scan.members += 1;
+        let name = match name_of(&member) {
+            Ok(Some(name)) => name,
+            Ok(None) => continue,
+            Err(refused) => {
+                scan.problems.push(refused);
+                continue;
+            }
+        };
+        let Some((key, extension)) = split(&name) else { continue };
+        // A sample ends where the key changes or, in tars that hold a key twice, an extension comes again.
+        let continues =
+            |run: &&mut Run| run.key == key && !run.extensions.iter().any(|e| e == extension);
+        match run.as_mut().filter(continues) {
+            Some(run) => {
+                run.extensions.push(extension.to_owned());
+                run.end = end;
+            }
+            None => {
+                let (key, extensions) = (key.to_owned(), vec![extension.to_owned()]);
+                scan.close(run.replace(Run { key, extensions, start, end }), length);
+            }
+        }
+    }
+    scan.close(run, length);
+    if length <= end {
+        let problem = "has no end mark: it may have been cut between two members".to_owned();
+        scan.problems.push(problem);
+    }
+    scan.tell_imageless();
+    Ok(scan)
+}
+
+impl Scan {
+    fn close(&mut self, run: Option<Run>, length: u64) {
+        let Some(run) = run else { return };
+        let bytes = run.end.min(length) - run.start;
+        if !run.extensions.iter().any(|e| is_image(e)) {
+            self.imageless += 1;
+        } else if bytes > MAX_SAMPLE {
+            let limit = MAX_SAMPLE >> 20;
+            self.problems.push(format!("sample {} is left out: larger than {limit} MiB", run.key));
+        } else {
+            self.spans.push((run.start, bytes as u32));
+        }
+    }
+
+    fn ends_early(&mut self, why: &str) {
+        self.problems.push(format!("{why}; only the {} samples before are used", self.spans.len()));
+        self.tell_imageless();
+    }
+
+    fn tell_imageless(&mut self) {
+        if self.imageless > 0 {
+            self.problems.push(format!("{} keys without an image are left out", self.imageless));
+        }
+    }
+}
+
+/// The name of a member to read; None for folders and records about the archive, an error for what is refused.
+fn name_of<R: io::Read>(member: &tar::Entry<'_, R>) -> Result<Option<String>, String> {
+    let name = String::from_utf8_lossy(&member.path_bytes()).into_owned();
+    match member.header().entry_type() {
+        EntryType::Regular | EntryType::Continuous => {}
+        EntryType::Directory | EntryType::XGlobalHeader => return Ok(None),
+        kind => return Err(format!("member {name} is refused: not a plain file ({kind:?})")),
+    }
+    if !stays_inside(Path::new(&name)) {
+        return Err(format!("member {name} is refused: it points outside of the archive"));
+    }
+    Ok(Some(name.strip_prefix("./").map(str::to_owned).unwrap_or(name)))
 }
 
 /// WebDataset's rule: the key ends at the first dot of the file name.
-fn split(path: &Path) -> Option<(String, String)> {
-    let text = path.to_str()?;
-    let name = text.rfind('/').map_or(0, |slash| slash + 1);
-    let dot = name + text[name..].find('.').filter(|&dot| dot > 0)?;
-    Some((text[..dot].to_owned(), text[dot + 1..].to_lowercase()))
+fn split(name: &str) -> Option<(&str, &str)> {
+    let file = name.rfind('/').map_or(0, |slash| slash + 1);
+    let dot = file + name[file..].find('.').filter(|&dot| dot > 0)?;
+    Some((&name[..dot], &name[dot + 1..]))
 }
 
 fn stays_inside(path: &Path) -> bool {
     path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+}
+
+/// The lines of the `classnames.txt` beside the shards, or of the one in the folder above them.
+fn class_names(shards: &[PathBuf]) -> Result<Option<Vec<String>>, DataError> {
+    let mut folders: Vec<&Path> = shards.iter().filter_map(|shard| shard.parent()).collect();
+    folders.dedup();
+    let mut found: Option<(PathBuf, Vec<String>)> = None;
+    for folder in folders {
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let places = [folder.join(CLASS_NAMES), folder.join("..").join(CLASS_NAMES)];
+        let Some(path) = places.into_iter().find(|path| path.is_file()) else { return Ok(None) };
+        let text = fs::read_to_string(&path).map_err(DataError::io("read", &path))?;
+        let names: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
+        match &found {
+            None => found = Some((path, names)),
+            Some((first, others)) if *others != names => {
+                let (first, second) = (first.display().to_string(), path.display().to_string());
+                return Err(DataError::ClassNames { first, second });
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(found.map(|(_, names)| names))
 }
 
 #[cfg(test)]
@@ -225,50 +509,202 @@ mod tests {
         writer.finish().unwrap()
     }
 
+    fn open(path: &Path) -> Shards {
+        Shards::open(vec![path.to_owned()]).unwrap()
+    }
+
+    fn keys(shards: &Shards) -> Vec<String> {
+        (0..shards.len()).map(|i| shards.key(i)).collect()
+    }
+
+    /// A tar of (name, type, contents) without the writer's checks.
+    fn raw_tar(path: &Path, members: &[(&str, EntryType, &[u8])]) {
+        let mut builder = tar::Builder::new(File::create(path).unwrap());
+        for (name, kind, contents) in members {
+            let mut header = tar::Header::new_ustar();
+            header.set_entry_type(*kind);
+            header.set_size(contents.len() as u64);
+            header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+            header.set_cksum();
+            builder.append(&header, *contents).unwrap();
+        }
+        builder.finish().unwrap();
+    }
+
     #[test]
-    fn shards_split_at_the_limit_and_index_as_written() {
+    fn shards_split_at_the_limit_and_read_as_written() {
         let dir = tempfile::tempdir().unwrap();
-        let shards = write(dir.path(), 7);
-        assert_eq!(shards.len(), 3);
-        let (entries, problems) = index(&shards[1]).unwrap();
-        assert!(problems.is_empty());
-        let keys: Vec<&str> = entries.iter().map(|e| e.key.as_str()).collect();
-        assert_eq!(keys, ["s3", "s4", "s5"]);
-        let bytes = fs::read(&shards[1]).unwrap();
-        let (extension, offset, size) = &entries[1].members[0];
-        assert_eq!(extension, "png");
-        assert_eq!(&bytes[*offset as usize..(offset + size) as usize], &[4u8; 700]);
-        assert!(ShardWriter::create(dir.path(), "set", Limit::default()).is_err());
+        let paths = write(dir.path(), 7);
+        assert_eq!(paths.len(), 3);
+        let shards = open(&paths[1]);
+        assert_eq!(keys(&shards), ["s3", "s4", "s5"]);
+        assert_eq!(shards.problems(), Vec::<String>::new());
+        let sample = shards.read(1).unwrap();
+        assert_eq!((sample.key.as_str(), sample.image), ("s4", vec![4u8; 700]));
+        assert_eq!(sample.captions, ["words"]);
+        let again = ShardWriter::create(dir.path(), "set", Limit::default()).err().unwrap();
+        assert!(again.to_string().contains("is already there"), "{again}");
+    }
+
+    #[test]
+    fn the_same_samples_give_the_same_bytes() {
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for (a, b) in write(a.path(), 4).iter().zip(write(b.path(), 4)) {
+            assert_eq!(fs::read(a).unwrap(), fs::read(b).unwrap());
+        }
+    }
+
+    #[test]
+    fn long_names_are_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = ShardWriter::create(dir.path(), "w", Limit::default()).unwrap();
+        let long = format!("{}/{}", "folder".repeat(30), "name".repeat(30));
+        for key in ["first", &long, "last"] {
+            writer.write(key, &[("png", b"x"), ("txt", key.as_bytes())]).unwrap();
+        }
+        let shards = open(&writer.finish().unwrap()[0]);
+        assert_eq!(keys(&shards), ["first", &long, "last"]);
+        assert_eq!(shards.read(1).unwrap().captions, [long]);
     }
 
     #[test]
     fn a_cut_tar_keeps_the_samples_before_the_cut_and_says_so() {
         let dir = tempfile::tempdir().unwrap();
-        let shard = write(dir.path(), 3).remove(0);
-        let bytes = fs::read(&shard).unwrap();
-        // Each sample takes 512 + 1024 + 512 + 512 bytes; this cuts inside the second picture.
-        fs::write(&shard, &bytes[..2560 + 900]).unwrap();
-        let (entries, problems) = index(&shard).unwrap();
-        assert_eq!(entries.len(), 1);
-        assert!(problems[0].contains("cut short"), "{problems:?}");
+        let path = write(dir.path(), 3).remove(0);
+        let bytes = fs::read(&path).unwrap();
+        // Each sample takes 512 + 1024 + 512 + 512 bytes.
+        for (cut, samples, told) in [
+            (2560 + 900, 1, "cut short at byte 3460; only the 1 samples before"),
+            (2560 + 1536 + 100, 1, "damaged at byte 4096"),
+            (2560 + 1536 + 512 + 3, 1, "cut short"),
+            (2 * 2560, 2, "no end mark"),
+            // The last caption is whole, its padding and the end mark are not there.
+            (3 * 2560 - 507, 3, "no end mark"),
+        ] {
+            fs::write(&path, &bytes[..cut]).unwrap();
+            let shards = open(&path);
+            assert_eq!(shards.len(), samples, "cut at {cut}");
+            assert!(shards.problems()[0].contains(told), "{cut}: {:?}", shards.problems());
+            for i in 0..samples {
+                assert_eq!(shards.read(i).unwrap().image, [i as u8; 700]);
+                assert_eq!(shards.read(i).unwrap().captions, ["words"]);
+            }
+        }
+        fs::write(&path, &bytes[..700]).unwrap();
+        let e = Shards::open(vec![path]).err().unwrap().to_string();
+        assert!(e.contains("none of them an image") && e.contains("cut short at byte 700"), "{e}");
     }
 
     #[test]
-    fn members_that_would_leave_the_folder_are_refused() {
+    fn a_damaged_header_ends_the_shard_and_something_else_is_no_shard() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("bad.tar");
-        let mut builder = tar::Builder::new(File::create(&path).unwrap());
-        let mut header = tar::Header::new_ustar();
-        header.set_size(1);
-        header.as_mut_bytes()[..12].copy_from_slice(b"../evil.png\0");
-        header.set_cksum();
-        builder.append(&header, &b"x"[..]).unwrap();
-        builder.finish().unwrap();
-        let (entries, problems) = index(&path).unwrap();
-        assert!(entries.is_empty() && problems[0].contains("refused"), "{problems:?}");
+        let path = write(dir.path(), 3).remove(0);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[2 * 2560 + 10] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        let shards = open(&path);
+        // Whether the sample before is whole can't be known.
+        assert_eq!(keys(&shards), ["s0"]);
+        assert!(shards.problems()[0].contains("damaged at byte 5120"), "{:?}", shards.problems());
+        fs::write(&path, b"this is no tar".repeat(100)).unwrap();
+        let e = Shards::open(vec![path]).err().unwrap().to_string();
+        assert!(e.contains("damaged at byte 0"), "{e}");
+    }
+
+    #[test]
+    fn a_shard_that_changes_or_vanishes_after_it_was_opened_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = write(dir.path(), 6);
+        let shards = Shards::open(paths.clone()).unwrap();
+        fs::remove_file(&paths[1]).unwrap();
+        let e = shards.read(4).unwrap_err().to_string();
+        assert!(e.contains("cannot open shard") && e.contains("set-000001.tar"), "{e}");
+        assert!(shards.key(4).contains("set-000001.tar@2560"), "{}", shards.key(4));
+        assert!(shards.read(0).is_ok());
+        File::options().write(true).open(&paths[0]).unwrap().set_len(3000).unwrap();
+        let e = shards.read(1).unwrap_err().to_string();
+        assert!(e.contains("cannot read shard") && e.contains("set-000000.tar"), "{e}");
+        fs::write(&paths[0], [7u8; 1 << 14]).unwrap();
+        let e = shards.read(0).unwrap_err().to_string();
+        assert!(e.contains("changed since it was opened"), "{e}");
+    }
+
+    #[test]
+    fn members_outside_and_links_are_refused_and_the_rest_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mixed.tar");
+        raw_tar(
+            &path,
+            &[
+                ("./good/", EntryType::Directory, b""),
+                ("./good/a.png", EntryType::Regular, b"a"),
+                ("../evil.png", EntryType::Regular, b"x"),
+                ("/etc/evil.png", EntryType::Regular, b"x"),
+                ("link.png", EntryType::Symlink, b""),
+                ("device.png", EntryType::Char, b""),
+                ("only-words.txt", EntryType::Regular, b"x"),
+                ("b.JPG", EntryType::Regular, b"b"),
+            ],
+        );
+        let shards = open(&path);
+        assert_eq!(keys(&shards), ["good/a", "b"]);
+        let problems = shards.problems();
+        assert_eq!(problems.len(), 5, "{problems:#?}");
+        assert!(problems[0].contains("../evil.png") && problems[0].contains("outside"));
+        assert!(problems[2].contains("link.png") && problems[2].contains("not a plain file"));
+        assert!(problems[4].contains("1 keys without an image"));
+    }
+
+    #[test]
+    fn a_key_that_comes_twice_gives_two_samples() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("twice.tar");
+        let file = EntryType::Regular;
+        raw_tar(
+            &path,
+            &[("a.png", file, b"1"), ("a.cls", file, b"1"), ("a.png", file, b"2"), ("a.cls", file, b"2")],
+        );
+        let shards = open(&path);
+        let classes: Vec<_> = (0..shards.len()).map(|i| shards.read(i).unwrap().class).collect();
+        assert_eq!(classes, [Some(1), Some(2)]);
+    }
+
+    #[test]
+    fn a_class_without_a_name_and_a_broken_json_are_errors_of_their_sample() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("train")).unwrap();
+        fs::write(dir.path().join(CLASS_NAMES), "cat\ndog\n").unwrap();
+        let path = dir.path().join("train/t.tar");
+        let file = EntryType::Regular;
+        raw_tar(
+            &path,
+            &[
+                ("a.png", file, b"1"),
+                ("a.cls", file, b"1\n"),
+                ("b.png", file, b"2"),
+                ("b.cls", file, b"2"),
+                ("c.png", file, b"3"),
+                ("c.json", file, b"{\"a\":"),
+                ("d.png", file, b"3"),
+                ("d.cls", file, b"cat"),
+            ],
+        );
+        let shards = open(&path);
+        assert_eq!(shards.class_names().unwrap(), ["cat", "dog"]);
+        assert_eq!(shards.read(0).unwrap().class, Some(1));
+        for (i, told) in [(1, "class 2, but classnames.txt has 2"), (2, "json"), (3, "\"cat\"")] {
+            let e = shards.read(i).unwrap_err().to_string();
+            assert!(e.contains(told), "{e}");
+        }
+    }
+
+    #[test]
+    fn keys_that_a_reader_would_cut_or_that_lead_outside_are_not_written() {
+        let dir = tempfile::tempdir().unwrap();
         let mut writer = ShardWriter::create(dir.path(), "w", Limit::default()).unwrap();
-        assert!(writer.write("../x", &[("png", b"x")]).is_err());
-        assert!(writer.write("a.b", &[("png", b"x")]).is_err());
+        for key in ["../x", "/x", "a.b", "", "folder/"] {
+            assert!(writer.write(key, &[("png", b"x")]).is_err(), "{key:?}");
+        }
     }
 
     #[test]

@@ -1,14 +1,13 @@
 //! Where samples come from: shards, image folders, class folders, behind one trait with random access.
 
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 use crate::decode::{self, is_image};
-use crate::shards::{self, Entry};
+use crate::shards::Shards;
 use crate::{DataError, MAX_PIXELS};
 
 /// One sample, still encoded.
@@ -24,6 +23,32 @@ pub struct Sample {
     pub class: Option<u32>,
     /// Its `.json`.
     pub meta: Map<String, Value>,
+}
+
+impl Sample {
+    /// Takes in the file of that extension beside the image: `.txt`, `.cls`, `.json`; others are none of ours.
+    pub(crate) fn add(&mut self, extension: &str, contents: &[u8]) -> Result<(), DataError> {
+        let broken = |reason: String| DataError::Sample { key: self.key.clone(), reason };
+        match extension {
+            "txt" => {
+                let text = String::from_utf8_lossy(contents);
+                let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+                self.captions = lines.map(str::to_owned).collect();
+            }
+            "cls" => {
+                let text = String::from_utf8_lossy(contents);
+                let class = text.trim().parse();
+                let reason = || format!(".cls holds {:?}, not a class index", text.trim());
+                self.class = Some(class.map_err(|_| broken(reason()))?);
+            }
+            "json" => {
+                let meta = serde_json::from_slice(contents);
+                self.meta = meta.map_err(|e| broken(format!("broken .json: {e}")))?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
 }
 
 /// A set of samples with random access from any thread.
@@ -80,7 +105,7 @@ pub fn open(spec: &str) -> Result<Arc<dyn Source>, DataError> {
             reason: format!("{} is neither a folder nor a .tar shard", other.display()),
         });
     }
-    Ok(Arc::new(Shards::open(&tars)?))
+    Ok(Arc::new(Shards::open(tars)?))
 }
 
 /// Opens several specs as one source, in their order.
@@ -92,14 +117,10 @@ pub fn open_all(specs: &[String]) -> Result<Arc<dyn Source>, DataError> {
     if sources.len() == 1 {
         return Ok(sources.remove(0));
     }
-    let mut named =
-        specs.iter().zip(&sources).filter_map(|(spec, s)| Some((spec, s.class_names()?)));
-    let first = named.next();
-    if let Some((spec, _)) = first.and_then(|(_, names)| named.find(|&(_, other)| other != names)) {
-        return Err(DataError::NotFound {
-            spec: spec.clone(),
-            reason: "its class names differ from the other sets'; they can't be mixed".into(),
-        });
+    let named = specs.iter().zip(&sources).filter_map(|(spec, s)| Some((spec, s.class_names()?)));
+    let named: Vec<_> = named.collect();
+    if let Some(pair) = named.windows(2).find(|pair| pair[0].1 != pair[1].1) {
+        return Err(DataError::ClassNames { first: pair[0].0.clone(), second: pair[1].0.clone() });
     }
     if sources.is_empty() {
         let reason = "give at least one path".into();
@@ -154,102 +175,6 @@ impl Source for Several {
     }
 }
 
-/// WebDataset shards, indexed when opened; a shard is opened anew for each sample, so that thousands need no handles.
-struct Shards {
-    paths: Vec<PathBuf>,
-    /// (shard, sample)
-    entries: Vec<(u32, Entry)>,
-    names: Option<Vec<String>>,
-    problems: Vec<String>,
-}
-
-impl Shards {
-    fn open(paths: &[PathBuf]) -> Result<Shards, DataError> {
-        let (mut entries, mut problems) = (vec![], vec![]);
-        for (shard, path) in paths.iter().enumerate() {
-            let (found, wrong) = shards::index(path)?;
-            let usable = |e: &Entry| e.members.iter().any(|(extension, ..)| is_image(extension));
-            entries.extend(found.into_iter().filter(usable).map(|entry| (shard as u32, entry)));
-            problems.extend(wrong);
-        }
-        for problem in &problems {
-            tracing::warn!("{problem}");
-        }
-        if entries.is_empty() {
-            return Err(DataError::Empty {
-                path: paths.first().cloned().unwrap_or_default(),
-                wanted: format!(
-                    "images ({}) in {} shards",
-                    decode::EXTENSIONS.join(", "),
-                    paths.len()
-                ),
-                found: problems.first().cloned().unwrap_or_else(|| "none".into()),
-            });
-        }
-        let names = paths.first().and_then(|path| path.parent()).and_then(|dir| {
-            let above = dir.parent().unwrap_or(Path::new(""));
-            [dir, above]
-                .into_iter()
-                .find_map(|dir| fs::read_to_string(dir.join("classnames.txt")).ok())
-        });
-        let names = names.map(|text| text.lines().map(str::to_owned).collect());
-        Ok(Shards { paths: paths.to_vec(), entries, names, problems })
-    }
-}
-
-impl Source for Shards {
-    fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    fn read(&self, i: usize) -> Result<Sample, DataError> {
-        let (shard, entry) = &self.entries[i];
-        let path = &self.paths[*shard as usize];
-        let file = File::open(path).map_err(DataError::io("open", path))?;
-        let mut sample = Sample { key: entry.key.clone(), ..Sample::default() };
-        for (extension, offset, size) in &entry.members {
-            let wanted =
-                is_image(extension) || ["txt", "cls", "json"].contains(&extension.as_str());
-            if !wanted {
-                continue;
-            }
-            let mut bytes = vec![0; *size as usize];
-            file.read_exact_at(&mut bytes, *offset).map_err(DataError::io("read", path))?;
-            match extension.as_str() {
-                "txt" => sample.captions = captions(&bytes),
-                "cls" => {
-                    let text = String::from_utf8_lossy(&bytes);
-                    sample.class = Some(text.trim().parse().map_err(|_| DataError::Sample {
-                        key: entry.key.clone(),
-                        reason: format!(".cls holds {:?}, not a class index", text.trim()),
-                    })?);
-                }
-                "json" => {
-                    sample.meta =
-                        serde_json::from_slice(&bytes).map_err(|e| DataError::Sample {
-                            key: entry.key.clone(),
-                            reason: format!("broken .json: {e}"),
-                        })?;
-                }
-                _ => sample.image = bytes,
-            }
-        }
-        Ok(sample)
-    }
-
-    fn key(&self, i: usize) -> String {
-        self.entries[i].1.key.clone()
-    }
-
-    fn class_names(&self) -> Option<&[String]> {
-        self.names.as_deref()
-    }
-
-    fn problems(&self) -> Vec<String> {
-        self.problems.clone()
-    }
-}
-
 /// A folder of images, or of class folders; at any depth below.
 struct Folder {
     root: PathBuf,
@@ -260,20 +185,30 @@ struct Folder {
 
 impl Folder {
     fn open(root: &Path) -> Result<Folder, DataError> {
-        let mut files = vec![];
-        let mut others = 0;
-        walk(root, root, 0, &mut |path| match path.extension().and_then(|e| e.to_str()) {
-            Some(extension) if is_image(extension) => files.push(path.to_owned()),
-            _ => others += 1,
+        let (mut files, mut tars, mut others) = (vec![], vec![], 0);
+        let real = root.canonicalize().map_err(DataError::io("list", root))?;
+        walk(root, root, &mut vec![real], &mut |path| {
+            match path.extension().and_then(|e| e.to_str()) {
+                Some(extension) if is_image(extension) => files.push(path.to_owned()),
+                Some("tar") => tars.push(path.to_owned()),
+                _ => others += 1,
+            }
         })?;
         if files.is_empty() {
+            let found = match tars.first().and_then(|tar| tar.parent()) {
+                Some(below) => {
+                    let (count, below) = (tars.len(), root.join(below));
+                    format!("{count} shards in folders below: name one, like {}", below.display())
+                }
+                None => format!("{others} other files"),
+            };
             return Err(DataError::Empty {
                 path: root.to_owned(),
                 wanted: format!(
                     "images ({}), class folders of them, or .tar shards",
                     decode::EXTENSIONS.join(", ")
                 ),
-                found: format!("{others} other files"),
+                found,
             });
         }
         files.sort();
@@ -314,13 +249,16 @@ impl Source for Folder {
             return Err(DataError::Sample { key: self.key(i), reason });
         }
         let image = fs::read(&path).map_err(DataError::io("read", &path))?;
-        let text = path.with_extension("txt");
-        let captions = match fs::read(&text) {
-            Ok(bytes) => captions(&bytes),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => vec![],
-            Err(e) => return Err(DataError::io("read", &text)(e)),
-        };
-        Ok(Sample { key: self.key(i), image, captions, class: *class, meta: Map::new() })
+        let mut sample = Sample { key: self.key(i), image, class: *class, ..Sample::default() };
+        for extension in ["txt", "json"] {
+            let beside = path.with_extension(extension);
+            match fs::read(&beside) {
+                Ok(contents) => sample.add(extension, &contents)?,
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(DataError::io("read", &beside)(e)),
+            }
+        }
+        Ok(sample)
     }
 
     fn key(&self, i: usize) -> String {
@@ -330,11 +268,6 @@ impl Source for Folder {
     fn class_names(&self) -> Option<&[String]> {
         self.names.as_deref()
     }
-}
-
-fn captions(bytes: &[u8]) -> Vec<String> {
-    let text = String::from_utf8_lossy(bytes);
-    text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
 }
 
 fn has_extension(path: &Path, wanted: &str) -> bool {
@@ -354,17 +287,21 @@ fn listing(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
     Ok(paths)
 }
 
-/// Calls `each` with every file below `root`, as a path relative to it. Links to folders are followed, so depth is bounded.
+/// Calls `each` with every file below `root`, as a path relative to it. `above` holds the real paths of the folders that
+/// the walk is in: links are followed, but not back to one of these.
 fn walk(
     root: &Path,
     dir: &Path,
-    depth: usize,
+    above: &mut Vec<PathBuf>,
     each: &mut impl FnMut(&Path),
 ) -> Result<(), DataError> {
     for path in listing(dir)? {
         if path.is_dir() {
-            if depth < 16 {
-                walk(root, &path, depth + 1, each)?;
+            let real = path.canonicalize().map_err(DataError::io("list", &path))?;
+            if !above.contains(&real) {
+                above.push(real);
+                walk(root, &path, above, each)?;
+                above.pop();
             }
         } else if let Ok(below) = path.strip_prefix(root) {
             each(below);
@@ -373,21 +310,29 @@ fn walk(
     Ok(())
 }
 
-/// Braces, then patterns.
+/// The paths that a spec means: itself where it exists, else its braces and then its wildcards expanded.
 fn expand(spec: &str) -> Result<Vec<PathBuf>, DataError> {
     let missing = |reason: String| DataError::NotFound { spec: spec.to_owned(), reason };
+    if Path::new(spec).exists() {
+        return Ok(vec![PathBuf::from(spec)]);
+    }
+    if spec.contains("://") || spec.starts_with("pipe:") {
+        return Err(missing("only files and folders of this machine are read".into()));
+    }
     let mut paths = vec![];
-    for plain in braces(spec) {
+    for plain in braces(spec).map_err(missing)? {
         if Path::new(&plain).exists() {
             paths.push(PathBuf::from(plain));
             continue;
         }
         if !plain.contains(['*', '?', '[']) {
-            return Err(missing(format!("there is no {plain}")));
+            return Err(missing(absent(Path::new(&plain))));
         }
         let found = glob::glob(&plain).map_err(|e| missing(format!("a broken pattern: {e}")))?;
         let before = paths.len();
-        paths.extend(found.flatten());
+        for path in found {
+            paths.push(path.map_err(|e| DataError::io("list", e.path().to_owned())(e.into()))?);
+        }
         if paths.len() == before {
             return Err(missing(format!("nothing matches {plain}")));
         }
@@ -395,22 +340,43 @@ fn expand(spec: &str) -> Result<Vec<PathBuf>, DataError> {
     Ok(paths)
 }
 
-/// The shell's `{a,b}` and `{000..099}`, from the left; anything else between braces stays.
-fn braces(spec: &str) -> Vec<String> {
-    let Some((start, end)) = spec.find('{').and_then(|s| Some((s, s + spec[s..].find('}')?)))
-    else {
-        return vec![spec.to_owned()];
-    };
-    let (before, inside, after) = (&spec[..start], &spec[start + 1..end], &spec[end + 1..]);
-    let range = inside.split_once("..").and_then(|(from, to)| {
-        let range = from.parse::<u64>().ok()?..=to.parse::<u64>().ok()?;
-        Some(range.map(|n| format!("{n:0width$}", width = from.len())).collect::<Vec<_>>())
-    });
-    let choices = range.unwrap_or_else(|| inside.split(',').map(str::to_owned).collect());
-    if choices.len() == 1 && !inside.contains("..") {
-        return vec![spec.to_owned()];
+/// How much of a path that does not exist does exist.
+fn absent(path: &Path) -> String {
+    let folder = path.ancestors().skip(1).find(|p| !p.as_os_str().is_empty() && p.is_dir());
+    match folder {
+        _ if path.is_symlink() => format!("{} is a link to nowhere", path.display()),
+        Some(folder) => format!("there is no {} ({} exists)", path.display(), folder.display()),
+        None => format!("there is no {}", path.display()),
     }
-    choices.iter().flat_map(|choice| braces(&format!("{before}{choice}{after}"))).collect()
+}
+
+/// The shell's `{a,b}` and `{000..099}`, from the left.
+fn braces(spec: &str) -> Result<Vec<String>, String> {
+    /// More shards than any set has: a slip of the finger must not fill the memory.
+    const MOST: u64 = 1_000_000;
+    let Some(start) = spec.find('{') else { return Ok(vec![spec.to_owned()]) };
+    let end = start + spec[start..].find('}').ok_or("a { has no }")?;
+    let (before, inside, after) = (&spec[..start], &spec[start + 1..end], &spec[end + 1..]);
+    let choices: Vec<String> = match inside.split_once("..") {
+        Some((from, to)) => {
+            let number = |text: &str| text.parse::<u64>().ok();
+            let (first, last) = number(from)
+                .zip(number(to))
+                .filter(|(first, last)| first <= last && last - first < MOST)
+                .ok_or_else(|| format!("{{{inside}}} is no range like {{000..099}}"))?;
+            (first..=last).map(|n| format!("{n:0width$}", width = from.len())).collect()
+        }
+        None if inside.contains(',') => inside.split(',').map(str::to_owned).collect(),
+        None => return Err(format!("{{{inside}}} is neither {{000..099}} nor {{a,b}}")),
+    };
+    let mut all = vec![];
+    for choice in choices {
+        all.extend(braces(&format!("{before}{choice}{after}"))?);
+        if all.len() as u64 > MOST {
+            return Err(format!("its braces mean more than {MOST} paths"));
+        }
+    }
+    Ok(all)
 }
 
 #[cfg(test)]
@@ -422,9 +388,15 @@ mod tests {
 
     #[test]
     fn braces_expand_as_the_shells() {
-        assert_eq!(braces("a-{08..10}.tar"), ["a-08.tar", "a-09.tar", "a-10.tar"]);
-        assert_eq!(braces("{x,y}/{1,2}"), ["x/1", "x/2", "y/1", "y/2"]);
-        assert_eq!(braces("plain"), ["plain"]);
+        let all = |spec| braces(spec).unwrap();
+        assert_eq!(all("a-{08..10}.tar"), ["a-08.tar", "a-09.tar", "a-10.tar"]);
+        assert_eq!(all("a-{8..10}.tar"), ["a-8.tar", "a-9.tar", "a-10.tar"]);
+        assert_eq!(all("{x,y}/{1,2}"), ["x/1", "x/2", "y/1", "y/2"]);
+        assert_eq!(all("plain"), ["plain"]);
+        for wrong in ["a{b", "a{}b", "a{b}c", "{9..1}", "{0..99999999999}", "{a..z}"] {
+            assert!(braces(wrong).is_err(), "{wrong}");
+        }
+        assert!(braces("{0..9999}{0..9999}").is_err());
     }
 
     #[test]
@@ -454,7 +426,14 @@ mod tests {
         let e = open(&format!("{root}/x-*.tar")).err().unwrap().to_string();
         assert!(e.contains("nothing matches"), "{e}");
         let e = open(&format!("{root}/none")).err().unwrap().to_string();
-        assert!(e.contains("there is no"), "{e}");
+        assert!(e.contains("there is no") && e.contains(&format!("({root} exists)")), "{e}");
+        let e = open("s3://bucket/{000..099}.tar").err().unwrap().to_string();
+        assert!(e.contains("of this machine"), "{e}");
+        fs::create_dir(dir.path().join("train")).unwrap();
+        fs::write(dir.path().join("train/a.tar"), b"").unwrap();
+        let e = open(root).err().unwrap().to_string();
+        assert!(e.contains("1 shards in folders below") && e.contains("train"), "{e}");
+        fs::remove_dir_all(dir.path().join("train")).unwrap();
         fs::write(dir.path().join("empty.tar"), [0u8; 1024]).unwrap();
         let e = open(&format!("{root}/empty.tar")).err().unwrap().to_string();
         assert!(e.contains("no samples"), "{e}");
@@ -489,5 +468,37 @@ mod tests {
         let e = source.read(2).unwrap_err().to_string();
         assert!(e.contains("s-000001.tar"), "{e}");
         assert!(source.read(0).is_ok());
+    }
+
+    #[test]
+    fn links_are_followed_but_not_in_circles() {
+        let dir = tempfile::tempdir().unwrap();
+        let (set, elsewhere) = (dir.path().join("set"), dir.path().join("elsewhere"));
+        for folder in [&set, &elsewhere] {
+            fs::create_dir(folder).unwrap();
+            fs::write(folder.join("a.png"), png(2, 2, [0; 3])).unwrap();
+        }
+        std::os::unix::fs::symlink(&elsewhere, set.join("linked")).unwrap();
+        std::os::unix::fs::symlink(&set, set.join("circle")).unwrap();
+        let source = open(set.to_str().unwrap()).unwrap();
+        assert_eq!((0..source.len()).map(|i| source.key(i)).collect::<Vec<_>>(), ["a", "linked/a"]);
+        assert!(source.class_names().is_none(), "one picture lies in no class folder");
+    }
+
+    #[test]
+    fn sets_that_name_their_classes_differently_are_not_mixed() {
+        let dir = tempfile::tempdir().unwrap();
+        let set = |name: &str, class: &str| {
+            let folder = dir.path().join(name).join(class);
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("x.png"), png(2, 2, [0; 3])).unwrap();
+            dir.path().join(name).display().to_string()
+        };
+        let (a, b, c) = (set("a", "cat"), set("b", "cat"), set("c", "dog"));
+        let both = open_all(&[a.clone(), b]).unwrap();
+        assert_eq!((both.len(), both.class_names().unwrap().len()), (2, 1));
+        let e = open_all(&[a, c]).err().unwrap().to_string();
+        assert!(e.contains("name their classes differently"), "{e}");
+        assert!(open_all(&[]).is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! Batches: an endless shuffled stream for training, and an ordered sweep for evaluation, both decoded in threads.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -48,6 +49,28 @@ impl Default for StreamOptions {
             captions: false,
             max_rejected: 0.1,
         }
+    }
+}
+
+impl StreamOptions {
+    fn validate(&self) -> Result<(), DataError> {
+        let StreamOptions { batch, workers, prefetch, rank, world, max_rejected, .. } = *self;
+        let counts =
+            [("batch", batch), ("workers", workers), ("prefetch", prefetch), ("world", world)];
+        if let Some((field, _)) = counts.into_iter().find(|&(_, count)| count == 0) {
+            let reason = "must be 1 or more".into();
+            return Err(DataError::Option { field, value: "0".into(), reason });
+        }
+        if rank >= world {
+            let reason = format!("must be below the world size, {world}");
+            return Err(DataError::Option { field: "rank", value: rank.to_string(), reason });
+        }
+        if !(0.0..=1.0).contains(&max_rejected) {
+            let reason = "is a share, 0 to 1".into();
+            let value = max_rejected.to_string();
+            return Err(DataError::Option { field: "max_rejected", value, reason });
+        }
+        Ok(())
     }
 }
 
@@ -149,13 +172,10 @@ impl Stream {
         first_batch: u64,
     ) -> Result<Stream, DataError> {
         transform.validate()?;
-        for (field, value) in
-            [("batch", options.batch), ("workers", options.workers), ("world", options.world)]
-        {
-            if value == 0 {
-                let reason = "must be 1 or more".into();
-                return Err(DataError::Option { field, value: "0".into(), reason });
-            }
+        options.validate()?;
+        if source.is_empty() {
+            let reason = "the set holds no samples".into();
+            return Err(DataError::NotFound { spec: "the training stream".into(), reason });
         }
         if options.captions {
             require_captions(source.as_ref())?;
@@ -168,7 +188,7 @@ impl Stream {
             let position = (local / batch * world + rank) * batch + local % batch;
             fill(source.as_ref(), &transform, &o, position)
         };
-        let ahead = options.prefetch.max(1) as u64 * batch;
+        let ahead = options.prefetch as u64 * batch;
         let range = first_batch * batch..u64::MAX;
         let filled = Ordered::new(options.workers, ahead, range, fill);
         Ok(Stream { filled, options, size, samples, next: first_batch, recent: VecDeque::new() })
@@ -225,7 +245,7 @@ fn fill(
     let mut index = permuted(options.seed, epoch, position % n, n);
     let mut rejected: Vec<Rejected> = vec![];
     for attempt in 0..MAX_ATTEMPTS {
-        match view(source, transform, options, epoch, index as usize) {
+        match guarded(|| view(source, transform, options, epoch, index as usize)) {
             Ok((key, caption, class, pixels)) => {
                 let item = Item { key, caption, class, position, index: index as usize };
                 return Ok(Filled { pixels, item, rejected });
@@ -239,6 +259,12 @@ fn fill(
     let last = rejected.pop().expect("every attempt failed");
     let of = MAX_ATTEMPTS as usize;
     Err(DataError::TooManyRejected { rejected: of, of, key: last.key, reason: last.reason })
+}
+
+/// A decoder that panics on a damaged image costs that sample, not the run.
+fn guarded<T>(work: impl FnOnce() -> Result<T, DataError>) -> Result<T, DataError> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(DataError::Image("the decoder panicked on this image".into())))
 }
 
 type View = (String, Option<String>, Option<u32>, Vec<u8>);
@@ -347,7 +373,7 @@ pub fn sweep(
             };
             Ok((pixels, item))
         };
-        look()
+        guarded(look)
             .map_err(|e: DataError| Rejected { key: source.key(i as usize), reason: e.to_string() })
     };
     let views = Ordered::new(workers, 2 * batch as u64, 0..samples as u64, view);

@@ -1,9 +1,13 @@
-//! CLIP's byte-pair tokeniser.
+//! CLIP's byte-pair tokeniser, with the cleaning of captions that goes before it.
 
+use std::borrow::Cow;
 use std::io::BufReader;
 
 use flate2::bufread::GzDecoder;
+use htmlize::unescape;
 use instant_clip_tokenizer::Tokenizer as BytePairs;
+use unicode_normalization::UnicodeNormalization;
+use unicode_normalization::char::decompose_compatible;
 
 use crate::DataError;
 
@@ -52,7 +56,7 @@ impl Tokenizer {
     /// `[context_length]`: SOT, the ids of `text`, EOT, zeros; a long text is cut and still ends with EOT.
     pub fn encode(&self, text: &str) -> Vec<i64> {
         let mut tokens = vec![self.pairs.start_of_text()];
-        self.pairs.encode(text, &mut tokens);
+        self.pairs.encode(&clean(text), &mut tokens);
         tokens.truncate(self.context_length - 1);
         tokens.push(self.pairs.end_of_text());
         let mut row: Vec<i64> = tokens.into_iter().map(|t| i64::from(t.to_u16())).collect();
@@ -74,6 +78,33 @@ impl Tokenizer {
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
+}
+
+/// What open_clip does to a text before it splits it, less the repair of wrongly decoded bytes: HTML entities (twice, for
+/// the web's captions were often escaped twice), straight quotes, plain letters for ligatures and full-width forms, no
+/// control characters, the composed form. White space and case are the byte pairs' own matter.
+fn clean(text: &str) -> Cow<'_, str> {
+    if text.bytes().all(|c| matches!(c, b'\t' | b'\n' | b' '..=b'~') && c != b'&') {
+        return Cow::Borrowed(text);
+    }
+    let plain = |text: &str| -> String {
+        let mut plain = String::with_capacity(text.len());
+        for c in text.chars() {
+            match c {
+                '\u{2bc}' | '\u{2018}'..='\u{201b}' => plain.push('\''),
+                '\u{201c}'..='\u{201f}' => plain.push('"'),
+                '\0'..='\u{8}' | '\u{b}' | '\u{e}'..='\u{1f}' | '\u{7f}' => {}
+                '\u{206a}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffc}' => {}
+                'Ĳ' | 'ĳ' | 'ŉ' | 'Ǆ'..='ǌ' | 'Ǳ'..='ǳ' | 'ﬀ'..='ﬆ' | '\u{3000}' | '！'..='￮' => {
+                    decompose_compatible(c, |d| plain.push(d));
+                }
+                c => plain.push(c),
+            }
+        }
+        plain.nfc().collect()
+    };
+    let plain = plain(text);
+    Cow::Owned(unescape(&*unescape(&*plain)).into_owned())
 }
 
 #[cfg(test)]

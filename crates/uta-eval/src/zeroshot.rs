@@ -463,7 +463,7 @@ mod tests {
     fn broken_weights_are_an_error_and_not_a_score() {
         let model = clip(1);
         let mut head = model.store.variables().remove("visual.head.bias").unwrap();
-        tch::no_grad(|| head.fill_(f64::NAN));
+        let _ = tch::no_grad(|| head.fill_(f64::NAN));
         let task = ZeroShot::new("set", Pictures::new(3, 3).shared(), prompts(3), options(4));
         assert!(
             matches!(task.run(&model), Err(EvalError::NonFinite { key, .. }) if key == "picture-0")

@@ -208,6 +208,24 @@ mod tests {
         assert!((again.logit_scale.unwrap().double_value(&[]) - 2.6592).abs() < 1e-3);
     }
 
+    /// Memory that is never written costs nothing, so that even g/14 is built here.
+    #[test]
+    fn the_tensors_of_every_preset_are_as_many_as_its_sizes_say() {
+        for name in crate::preset_names() {
+            let text = TextConfig::preset(&name).ok();
+            let config = ClipConfig::new(VitConfig::preset(&name).unwrap(), text);
+            let clip = Clip::build(&config, Device::Cpu, true);
+            let count = |prefix: &str| -> i64 {
+                let variables = clip.variables();
+                let part = variables.iter().filter(|(name, _)| name.starts_with(prefix));
+                part.map(|(_, tensor)| tensor.numel() as i64).sum()
+            };
+            assert_eq!(count("visual."), config.vision.parameters(), "{name}");
+            let text = config.text.as_ref().map_or(0, TextConfig::parameters);
+            assert_eq!(count("text."), text, "{name}");
+        }
+    }
+
     #[test]
     fn a_folder_without_a_model_says_what_was_looked_for() {
         let dir = tempfile::tempdir().unwrap();

@@ -70,10 +70,7 @@ impl VitConfig {
     /// # Errors
     /// When there is none of that name; lists those there are.
     pub fn preset(name: &str) -> Result<VitConfig, ModelError> {
-        presets().remove(name).ok_or_else(|| {
-            let names = preset_names().join(", ");
-            ModelError::Config(format!("no preset {name:?}; there are {names}"))
-        })
+        take(presets().vision, name)
     }
 
     /// Patches along a side.
@@ -150,6 +147,23 @@ pub struct TextConfig {
 }
 
 impl TextConfig {
+    /// A preset: the text tower that is trained with the image encoder of that name.
+    ///
+    /// # Errors
+    /// When there is none of that name; lists those there are.
+    pub fn preset(name: &str) -> Result<TextConfig, ModelError> {
+        take(presets().text, name)
+    }
+
+    /// Parameters (facts 1.8).
+    pub fn parameters(&self) -> i64 {
+        let d = self.width;
+        // q, k, v and projection; the feed-forward network; two norms.
+        let block = 4 * (d * d + d) + (4 * d * d + 4 * d) + (4 * d * d + d) + 4 * d;
+        let embedding = (self.vocab_size + self.context_length) * d;
+        embedding + self.layers * block + 2 * d + d * self.out
+    }
+
     /// # Errors
     /// Names the size that makes no network, and what is allowed.
     pub fn check(&self) -> Result<(), ModelError> {
@@ -222,13 +236,26 @@ impl ClipConfig {
     }
 }
 
-fn presets() -> BTreeMap<String, VitConfig> {
+#[derive(Deserialize)]
+struct Presets {
+    vision: BTreeMap<String, VitConfig>,
+    text: BTreeMap<String, TextConfig>,
+}
+
+fn presets() -> Presets {
     serde_json::from_str(PRESETS).expect("the presets are tested")
 }
 
-/// The names of the presets.
+/// The names of the presets of an image encoder.
 pub fn preset_names() -> Vec<String> {
-    presets().into_keys().collect()
+    presets().vision.into_keys().collect()
+}
+
+fn take<T>(mut presets: BTreeMap<String, T>, name: &str) -> Result<T, ModelError> {
+    presets.remove(name).ok_or_else(|| {
+        let names = presets.into_keys().collect::<Vec<_>>().join(", ");
+        ModelError::Config(format!("no preset {name:?}; there are {names}"))
+    })
 }
 
 fn positive(sizes: &[(&str, i64)]) -> Result<(), ModelError> {
@@ -276,6 +303,10 @@ mod tests {
             let found = config.parameters() as f64 / 1e6;
             assert!((found - millions).abs() < 0.006, "{name}: {found} M");
         }
+        let text = TextConfig::preset("eva01-g-14-plus").unwrap();
+        text.check().unwrap();
+        let found = text.parameters() as f64 / 1e6;
+        assert!((found - 354.03).abs() < 0.006, "{found} M");
     }
 
     #[test]

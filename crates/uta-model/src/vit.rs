@@ -455,6 +455,48 @@ mod tests {
         );
     }
 
+    /// EVA-02's pre-training: Xavier, times sqrt(ln(2 depth)) on the value path.
+    #[test]
+    fn weights_start_as_evas() {
+        let _rng = seeded(6);
+        let vs = nn::VarStore::new(Device::Cpu);
+        let c = VitConfig { width: 192, heads: 3, hidden: 512, depth: 12, ..small() };
+        let _vit = Vit::new(&vs.root(), &c);
+        let variables = vs.variables();
+        let std = |name: &str| variables[name].std(true).double_value(&[]);
+        let gain = 24f64.ln().sqrt();
+        for (name, expected) in [
+            ("blocks.3.attn.q_proj.weight", (2.0 / 384f64).sqrt()),
+            ("blocks.3.attn.v_proj.weight", (2.0 / 384f64).sqrt() * gain),
+            ("blocks.3.attn.proj.weight", (2.0 / 384f64).sqrt() * gain),
+            ("blocks.3.mlp.w2.weight", (2.0 / 704f64).sqrt() * gain),
+            ("blocks.3.mlp.w3.weight", (2.0 / 704f64).sqrt() * gain),
+            ("patch_embed.proj.weight", (2.0 / 384f64).sqrt()),
+            // A normal cut off at one std keeps 0.53956 of it.
+            ("pos_embed", 0.02 * 0.53956),
+            ("blocks.3.mlp.w1.bias", 0.0),
+        ] {
+            let found = std(name);
+            assert!((found - expected).abs() <= 0.03 * expected, "{name}: {found}, not {expected}");
+        }
+        assert!(variables["pos_embed"].abs().max().double_value(&[]) <= 0.02 + 1e-6);
+    }
+
+    #[test]
+    fn drop_path_rises_over_depth_and_keeps_the_mean() {
+        let _rng = seeded(7);
+        let vs = nn::VarStore::new(Device::Cpu);
+        let vit = Vit::new(&vs.root(), &VitConfig { drop_path: 0.5, ..small() });
+        let rates: Vec<f64> = vit.blocks.iter().map(|block| block.drop_path).collect();
+        assert_eq!(rates, [0.0, 0.25, 0.5]);
+        let branch = Tensor::ones([4000, 2, 1], (Kind::Float, Device::Cpu));
+        let dropped = vit.blocks[1].drop(branch, true);
+        let (first, second) = (dropped.select(1, 0), dropped.select(1, 1));
+        assert_eq!(first, second, "a sample is dropped whole");
+        assert!((first.max().double_value(&[]) - 1.0 / 0.75).abs() < 1e-6);
+        assert!((first.mean(Kind::Float).double_value(&[]) - 1.0).abs() < 0.05);
+    }
+
     #[test]
     fn the_patch_embedding_gets_the_asked_share_of_the_gradient() {
         let _rng = seeded(4);

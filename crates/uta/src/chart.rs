@@ -66,7 +66,7 @@ impl Unit {
 pub enum Stroke {
     /// A line, with a mark at each point when there are few.
     Line,
-    /// A thin, pale line: what a smoothed one was made from. Doesn't set the range of values.
+    /// A thin, pale line: what a smoothed one was made from.
     Faint,
     /// A dashed level, the curve's last value, across the whole chart.
     Reference,
@@ -96,6 +96,8 @@ pub struct Chart {
     pub unit: Unit,
     /// Whether y is logarithmic; values must then be positive to be seen.
     pub logarithmic: bool,
+    /// Whether long curves are drawn as their running mean over a pale line of what was measured.
+    pub noisy: bool,
     /// The curves, the topmost last.
     pub series: Vec<Series>,
 }
@@ -113,24 +115,21 @@ impl Chart {
             x_label: "step".into(),
             unit,
             logarithmic: false,
+            noisy: true,
             series: Vec::new(),
         }
     }
 
-    /// Adds a noisy curve: its running mean, over a pale line of what was measured.
-    pub fn push_smoothed(&mut self, label: impl Into<String>, hue: usize, curve: &Curve) {
-        let label = label.into();
-        let points = smooth(curve);
-        if points.len() < curve.len() || points != *curve {
-            let faint = Series {
-                label: String::new(),
-                hue: Some(hue),
-                stroke: Stroke::Faint,
-                points: extremes(curve),
-            };
-            self.series.push(faint);
+    /// Adds a curve of the training steps.
+    pub fn push(&mut self, label: impl Into<String>, hue: usize, curve: &Curve) {
+        let (label, hue) = (label.into(), Some(hue));
+        let measured = extremes(curve);
+        let points = if self.noisy { smooth(curve) } else { measured.clone() };
+        if points != measured {
+            let (label, stroke) = (String::new(), Stroke::Faint);
+            self.series.push(Series { label, hue, stroke, points: measured });
         }
-        self.series.push(Series { label, hue: Some(hue), stroke: Stroke::Line, points });
+        self.series.push(Series { label, hue, stroke: Stroke::Line, points });
     }
 
     /// Draws the chart at (0, 0), [`WIDTH`] x [`HEIGHT`], without the surrounding `<svg>`.
@@ -276,13 +275,20 @@ impl Frame {
     fn fit(chart: &Chart) -> Option<Self> {
         let logarithmic = chart.logarithmic;
         let visible = |y: f64| y.is_finite() && (!logarithmic || y > 0.0);
-        let all = |keep: fn(Stroke) -> bool| {
-            chart.series.iter().filter(move |series| keep(series.stroke))
-        };
-        let curves = all(|stroke| stroke != Stroke::Reference).flat_map(|series| &series.points);
-        let x = span(curves.map(|point| point.0))?;
-        let ranging = all(|stroke| stroke != Stroke::Faint).flat_map(|series| &series.points);
-        let mut y = span(ranging.map(|point| point.1).filter(|&y| visible(y)))?;
+        let curves = chart.series.iter().filter(|series| series.stroke != Stroke::Reference);
+        let x = span(curves.flat_map(|series| &series.points).map(|point| point.0))?;
+        let ranging = chart.series.iter().flat_map(|series| {
+            let mut values: Vec<f64> =
+                series.points.iter().map(|point| point.1).filter(|&y| visible(y)).collect();
+            // A few outliers of a noisy curve don't set the range.
+            if series.stroke == Stroke::Faint {
+                values.sort_by(f64::total_cmp);
+                let outliers = values.len() / 50;
+                values = values[outliers..values.len() - outliers].to_vec();
+            }
+            values
+        });
+        let mut y = span(ranging)?;
         if logarithmic {
             y = (y.0 / 1.25, y.1 * 1.25);
         } else {
@@ -697,7 +703,7 @@ mod tests {
 
     fn chart(points: Curve) -> Chart {
         let mut chart = Chart::over_steps("loss <train>", Unit::Number);
-        chart.push_smoothed("a & b", 0, &points);
+        chart.push("a & b", 0, &points);
         chart
     }
 

@@ -76,11 +76,10 @@ fn available(runs: &[(String, Metrics)]) -> Vec<String> {
 
 /// The chart of one metric in all runs that have it; an evaluation's with the level of its teacher.
 fn panel(name: &str, runs: &[(String, Metrics)]) -> Chart {
-    let mut chart = Chart::over_steps(title(name), Unit::of(name));
-    chart.logarithmic = name == "grad_norm";
+    let mut chart = chart_of(name);
     for (hue, (run, metrics)) in runs.iter().enumerate() {
         if let Some(curve) = metrics.curve(name) {
-            chart.push_smoothed(run, hue, curve);
+            chart.push(run, hue, curve);
         }
         let Some((set, metric)) = name.split_once('/') else { continue };
         let of = |model| metrics.evaluation(model, set, metric);
@@ -95,6 +94,14 @@ fn panel(name: &str, runs: &[(String, Metrics)]) -> Chart {
         push("teacher", None, Stroke::Reference, of(Model::Teacher));
         push(run, Some(hue), Stroke::Line, of(Model::Student));
     }
+    chart
+}
+
+/// An empty chart fit for the metric called `name`.
+pub fn chart_of(name: &str) -> Chart {
+    let mut chart = Chart::over_steps(title(name), Unit::of(name));
+    chart.logarithmic = name == "grad_norm";
+    chart.noisy = name != "lr";
     chart
 }
 

@@ -193,6 +193,7 @@ struct Headline {
     set: String,
     figure: String,
     meaning: String,
+    chance: Option<String>,
 }
 
 /// One metric on every set, or every metric on one set. Columns that would be empty are left out.
@@ -318,20 +319,19 @@ fn headlines(metrics: &Metrics) -> Vec<Headline> {
         let last = |model| latest(metrics, model, set, metric);
         let student = last(Model::Student)?;
         let chance = last(Model::Chance).filter(|&chance| chance > 0.0);
-        let times = chance.map(|chance| format!(", {:.0} times chance", student / chance));
-        let times = times.unwrap_or_default();
+        let chance = chance.map(|chance| format!("{:.0} times chance", student / chance));
         let (figure, meaning) = match last(Model::Teacher).filter(|&teacher| teacher > 0.0) {
             Some(teacher) => (
                 format!("{:.0} %", 100.0 * student / teacher),
                 format!(
-                    "of the teacher's {name}: {} of {}{times}",
+                    "of the teacher's {name}: {} of {}",
                     unit.show(student),
                     unit.show(teacher)
                 ),
             ),
-            None => (unit.show(student), format!("{name}{times}")),
+            None => (unit.show(student), name.clone()),
         };
-        Some(Headline { set: set.to_owned(), figure, meaning })
+        Some(Headline { set: set.to_owned(), figure, meaning, chance })
     };
     metrics.sets(metric).into_iter().filter_map(show).take(SHOWN).collect()
 }
@@ -433,9 +433,7 @@ fn score_table(
         let show = |value: Option<f64>| value.map_or("–".to_owned(), |value| unit.show(value));
         let student = last(Model::Student, set, metric);
         let teacher = last(Model::Teacher, set, metric);
-        if student.or(teacher).is_none() {
-            return None;
-        }
+        student.or(teacher)?;
         let start = metrics.evaluation(Model::Student, set, metric).and_then(|curve| {
             let first = curve.first().filter(|first| first.0 == 0.0 && curve.len() > 1);
             first.map(|first| first.1)
@@ -508,17 +506,16 @@ fn charts(metrics: &Metrics) -> Vec<String> {
         if part_of(name).is_some() {
             continue;
         }
-        let mut chart = Chart::over_steps(sentence(&plot::title(name)), Unit::of(name));
-        chart.logarithmic = name == "grad_norm";
+        let mut chart = plot::chart_of(name);
         let parts = metrics.train.iter().filter(|(part, _)| part_of(part).as_ref() == Some(name));
         let sets = metrics.sets(name);
         let mut hue = 1;
         for (part, curve) in parts {
-            chart.push_smoothed(plot::title(part), hue, curve);
+            chart.push(plot::title(part), hue, curve);
             hue += 1;
         }
         let label = if hue == 1 { "training".to_owned() } else { plot::title(name) };
-        chart.push_smoothed(label, 0, curve);
+        chart.push(label, 0, curve);
         for set in sets {
             if let Some(points) = metrics.evaluation(Model::Student, set, name) {
                 let (label, points) = (set.to_owned(), points.clone());
@@ -529,8 +526,9 @@ fn charts(metrics: &Metrics) -> Vec<String> {
         charts.push(chart);
     }
     charts
-        .iter()
+        .iter_mut()
         .map(|chart| {
+            chart.title = sentence(&chart.title);
             let mut drawing = Drawing::new(WIDTH, HEIGHT);
             chart.draw(&mut drawing);
             drawing.inline(&format!("{} over training steps", chart.title))
@@ -540,7 +538,7 @@ fn charts(metrics: &Metrics) -> Vec<String> {
 
 /// A metric over the steps on every set, with the levels of the teacher and of chance.
 fn evaluation_chart(metrics: &Metrics, metric: &str) -> Chart {
-    let mut chart = Chart::over_steps(sentence(&plot::title(metric)), Unit::of(metric));
+    let mut chart = plot::chart_of(metric);
     let sets = metrics.sets(metric);
     let mut chance = None;
     let mut teachers = 0;

@@ -1,8 +1,8 @@
 //! `cargo xtask CHORE`: everything this repository does besides being compiled.
 //!
 //! Plain Rust without tch, because it is what fetches the libtorch that tch is compiled against. Every chore but setup
-//! ends by becoming another command (`exec`), so that its exit status, its closing lines and Ctrl-C reach the user
-//! undisturbed; and all that a chore itself says goes to standard error, which leaves `demo --json` one object there.
+//! ends by becoming another command (`exec`), so that its exit status, closing lines and Ctrl-C reach the user
+//! undisturbed; all that a chore itself says goes to standard error, which leaves `demo --json` one object there.
 
 mod setup;
 mod unpack;
@@ -28,7 +28,7 @@ Usage: cargo xtask CHORE
   demo [ARGS]             setup, then `uta demo ARGS` in release: the whole method on real pictures
   test [ARGS]             setup, then `cargo test --workspace ARGS`
   ci                      .ci/run: formatting, tests, clippy and rustdoc, warnings denied
-  bench [ARGS]            setup, then `cargo bench --workspace ARGS`
+  bench model|data [ARGS] setup, then images a second: of a ViT's step, or of decoding and cropping
 
 A libtorch of your own wins: LIBTORCH=/path/to/libtorch, or LIBTORCH_USE_PYTORCH=1 for the one of python3's torch.";
 
@@ -75,8 +75,14 @@ fn run(chore: &str, args: &[OsString]) -> Result<()> {
             become_cargo(root, &["test", "--workspace"], args)
         }
         "bench" => {
+            let (package, example, args) = match args.split_first() {
+                Some((what, args)) if what == "model" => ("uta-model", "vit_speed", args),
+                Some((what, args)) if what == "data" => ("uta-data", "throughput", args),
+                _ => return Err(Usage("bench takes model or data").into()),
+            };
             setup::run(root, None)?;
-            become_cargo(root, &["bench", "--workspace"], args)
+            let run = ["run", "--release", "--package", package, "--example", example, "--"];
+            become_cargo(root, &run, args)
         }
         // Calls `cargo xtask test`, and that sets up.
         "ci" if args.is_empty() => replace_by(Command::new(root.join(".ci/run"))),

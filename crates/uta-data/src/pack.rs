@@ -1,6 +1,6 @@
 //! `uta data pack`: a folder of images to shards, with captions from the `.txt` beside them and classes from folders.
 
-use std::fs;
+use std::{fmt, fs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -41,6 +41,22 @@ pub struct Packed {
     pub bytes: u64,
     /// Images left out because they can't be decoded.
     pub broken: Vec<Rejected>,
+}
+
+impl fmt::Display for Packed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (samples, shards) = (self.samples, self.shards.len());
+        let megabytes = self.bytes as f64 / 1e6;
+        writeln!(f, "{samples} samples in {shards} shards, {megabytes:.1} MB")?;
+        writeln!(f, "{} with captions, {} classes", self.captioned, self.classes.unwrap_or(0))?;
+        for Rejected { key, reason } in &self.broken {
+            writeln!(f, "left out: {key}: {reason}")?;
+        }
+        for shard in &self.shards {
+            writeln!(f, "{}", shard.display())?;
+        }
+        Ok(())
+    }
 }
 
 /// Packs the images of `dir` into `{out}/{name of dir}-000000.tar`, ...

@@ -4,8 +4,9 @@
 //! dark colours, a .svg file, and through resvg a .png file. That is why the charts are drawn here:
 //! a plotting crate's output has its colours burnt in, and its bitmaps have no antialiasing.
 
+use crate::error::Usage;
 use crate::metrics::Curve;
-use anyhow::{Context, bail};
+use anyhow::Context;
 use resvg::{tiny_skia, usvg};
 use std::fmt::{self, Display, Write as _};
 use std::fs;
@@ -634,7 +635,10 @@ impl Drawing {
         let bytes = match ending.to_ascii_lowercase().as_str() {
             "svg" => self.standalone().into_bytes(),
             "png" => self.png()?,
-            _ => bail!("cannot draw {}: its name must end in .png or .svg", path.display()),
+            _ => {
+                let message = format!("{}: the name must end in .png or .svg", path.display());
+                return Err(Usage(message).into());
+            }
         };
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)

@@ -101,7 +101,7 @@ pub fn run(data: Data) -> anyhow::Result<()> {
         }
         Data::Stats(args) => {
             let source = uta_data::open_all(&args.data)?;
-            let stats = stats(source.as_ref(), true)?;
+            let stats = stats(&source, true)?;
             print(args.json, &stats, &stats)
         }
     }

@@ -1,7 +1,7 @@
 //! `uta masks`: how often each patch is masked, in numbers and as the paper's Fig. 3.
 
 use crate::chart::{Anchor, Drawing};
-use anyhow::Context;
+use crate::error::Usage;
 use serde_json::json;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -54,7 +54,8 @@ impl FromStr for Grid {
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let Grid(rows, columns) = args.grid;
-    let generator = MaskGenerator::new(args.kind, args.ratio, (rows, columns))?;
+    let generator = MaskGenerator::new(args.kind, args.ratio, (rows, columns))
+        .map_err(|error| Usage(error.to_string()))?;
     let samples = args.samples as usize;
     let statistics = MaskStatistics::collect(&generator, args.seed, samples);
     if args.json {
@@ -75,9 +76,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         print!("{}", summary(&generator, &statistics));
     }
     if let Some(out) = &args.out {
-        figure(args.kind, args.ratio, args.grid, samples, args.seed)?
-            .save(out)
-            .context("cannot draw the masks")?;
+        figure(args.kind, args.ratio, args.grid, samples, args.seed)?.save(out)?;
         eprintln!("drawn in {}", out.display());
     }
     Ok(())

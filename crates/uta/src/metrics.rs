@@ -1,15 +1,17 @@
 //! A run's metrics.jsonl, read back as curves.
 
+use crate::error::Usage;
 use anyhow::Context;
 use serde_json::{Map, Value};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// Points (step, value) in the order of steps.
 pub type Curve = Vec<(f64, f64)>;
 
 /// Bookkeeping that is no measurement.
-const COUNTERS: [&str; 4] = ["step", "samples", "epoch", "skipped_steps"];
+const COUNTERS: [&str; 5] = ["step", "samples", "epoch", "skipped_steps", "n"];
 
 /// Everything measured in a run, in the order of first appearance.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -54,9 +56,14 @@ impl Metrics {
     /// Reads the metrics of the run in `run`.
     pub fn read(run: &Path) -> anyhow::Result<Self> {
         let path = run.join("metrics.jsonl");
-        let text = fs::read_to_string(&path)
-            .with_context(|| format!("cannot read {}: is this a run directory?", path.display()))?;
-        Ok(Self::parse(&text))
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Self::parse(&text)),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let message = format!("{}: not there; give a run directory", path.display());
+                Err(Usage(message).into())
+            }
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        }
     }
 
     /// Takes every whole line; the last one may be cut short while the run goes on.
@@ -102,8 +109,11 @@ impl Metrics {
         }
     }
 
-    /// Adds one number of an evaluation.
+    /// Adds one number of an evaluation; one of the same or a later step is replaced.
     pub fn add_evaluation(&mut self, model: Model, set: &str, metric: &str, point: (f64, f64)) {
+        if COUNTERS.contains(&metric) {
+            return;
+        }
         let known = self.evaluations.iter_mut().find(|evaluation| {
             evaluation.model == model && evaluation.set == set && evaluation.metric == metric
         });

@@ -1,8 +1,8 @@
 //! `uta plot`: the curves of one run or several, metric by metric, in one picture.
 
 use crate::chart::{self, Chart, Drawing, Series, Stroke, Unit};
+use crate::error::Usage;
 use crate::metrics::{Curve, Metrics, Model};
-use anyhow::bail;
 use std::path::PathBuf;
 
 /// Draw the curves of runs, one panel a metric, one colour a run.
@@ -28,10 +28,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let known = available(&runs);
     let wanted = if args.metrics.is_empty() { known.clone() } else { args.metrics.clone() };
     if let Some(unknown) = wanted.iter().find(|name| !known.contains(name)) {
-        bail!("metric {unknown:?} is in none of the runs; they have: {}", known.join(", "));
+        let known = known.join(", ");
+        let message = format!("metric {unknown:?} is in none of the runs; they have: {known}");
+        return Err(Usage(message).into());
     }
     if wanted.is_empty() {
-        bail!("nothing to draw: the runs have logged no metrics yet");
+        return Err(Usage("nothing to draw: the runs have logged no metrics yet".into()).into());
     }
     let charts: Vec<Chart> = wanted.iter().map(|name| panel(name, &runs)).collect();
     arrange(&charts).save(&args.out)?;

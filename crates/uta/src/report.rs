@@ -124,29 +124,30 @@ fn json<T: serde::de::DeserializeOwned>(dir: &Path, file: &str) -> anyhow::Resul
     text.map(|text| serde_json::from_str(&text).with_context(|| in_file(dir, file))).transpose()
 }
 
-/// Takes over what only demo.json says: {"teacher": {"set": {"metric": value}}, "student": ...,
-/// "chance": ...}, the chance also without sets when it is the same for all.
+/// Takes over the final scores of demo.json, where student and teacher were measured alike:
+/// {"student": {"set": {"metric": value}}, "teacher": the same, "chance": {"metric": value}}.
 fn add_demo(metrics: &mut Metrics, demo: Option<&Value>) {
     let Some(demo) = demo else { return };
     let step = metrics.steps as f64;
-    let models =
-        [("student", Model::Student), ("teacher", Model::Teacher), ("chance", Model::Chance)];
-    for (key, model) in models {
+    for (key, model) in [("student", Model::Student), ("teacher", Model::Teacher)] {
         for (set, numbers) in demo[key].as_object().into_iter().flatten() {
             for (metric, value) in numbers.as_object().into_iter().flatten() {
-                let known = metrics.evaluation(model, set, metric).is_some();
-                if let (false, Some(value)) = (known, value.as_f64()) {
-                    metrics.add_evaluation(model, set, metric, (step, value));
+                // Evaluators write text_to_image/r1 for what is text_to_image_r1 there.
+                let metric = match metric.rsplit_once("_r") {
+                    Some((way, k)) if k.parse::<u32>().is_ok() => format!("{way}/r{k}"),
+                    _ => metric.clone(),
+                };
+                if let Some(value) = value.as_f64() {
+                    metrics.add_evaluation(model, set, &metric, (step, value));
                 }
             }
-            if let (Model::Chance, Some(value)) = (model, numbers.as_f64()) {
-                let (metric, sets) = (set, metrics.sets(set));
-                for set in sets.into_iter().map(str::to_owned).collect::<Vec<_>>() {
-                    if metrics.evaluation(model, &set, metric).is_none() {
-                        metrics.add_evaluation(model, &set, metric, (step, value));
-                    }
-                }
-            }
+        }
+    }
+    for (metric, value) in demo["chance"].as_object().into_iter().flatten() {
+        let sets: Vec<String> = metrics.sets(metric).into_iter().map(str::to_owned).collect();
+        let Some(value) = value.as_f64() else { continue };
+        for set in sets {
+            metrics.add_evaluation(Model::Chance, &set, metric, (step, value));
         }
     }
 }
@@ -267,7 +268,7 @@ impl<'a> Page<'a> {
             title: &run.name,
             eyebrow,
             lead: lead(run),
-            headlines: headlines(&run.metrics),
+            headlines: headlines(run),
             facts: facts(run),
             tables_have_teacher: tables.iter().any(|table| table.has_teacher),
             tables,
@@ -309,10 +310,23 @@ fn main_metric(metrics: &Metrics) -> Option<&str> {
     metrics.evaluated().into_iter().find(|metric| Unit::of(metric) == Unit::Percent)
 }
 
-/// The student on the first sets: against its teacher where there is one, else by itself.
-fn headlines(metrics: &Metrics) -> Vec<Headline> {
+/// The student on the first sets of the recipe's evaluation, or else of the metrics: against its
+/// teacher where there is one.
+fn headlines(run: &Run) -> Vec<Headline> {
     const SHOWN: usize = 3;
+    let metrics = &run.metrics;
     let Some(metric) = main_metric(metrics) else { return Vec::new() };
+    let chosen: Vec<&str> = run
+        .recipe("eval.sets")
+        .and_then(toml::Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(|set| set.get("name")?.as_str())
+        .collect();
+    let mut sets = metrics.sets(metric);
+    if sets.iter().any(|set| chosen.contains(set)) {
+        sets.retain(|set| chosen.contains(set));
+    }
     let unit = Unit::of(metric);
     let name = plot::title(metric);
     let show = |set: &str| {
@@ -333,7 +347,7 @@ fn headlines(metrics: &Metrics) -> Vec<Headline> {
         };
         Some(Headline { set: set.to_owned(), figure, meaning, chance })
     };
-    metrics.sets(metric).into_iter().filter_map(show).take(SHOWN).collect()
+    sets.into_iter().filter_map(show).take(SHOWN).collect()
 }
 
 fn latest(metrics: &Metrics, model: Model, set: &str, metric: &str) -> Option<f64> {
@@ -716,7 +730,6 @@ mod tests {
     const METRICS: &str = r#"
 {"step":0,"eval":"twemoji","top1":0.001,"top5":0.004}
 {"step":0,"eval":"twemoji","model":"teacher","top1":0.2,"top5":0.4}
-{"step":0,"eval":"twemoji","model":"chance","top1":0.0005}
 {"step":1,"samples":256,"epoch":0.1,"loss":-0.1,"cosine":0.1,"cosine_cls":0.05,"lr":0.001,"grad_norm":1.5,"images_per_second":64}
 {"step":2,"samples":512,"epoch":0.2,"loss":-0.5,"cosine":0.5,"cosine_cls":0.4,"lr":0.002,"grad_norm":0.5,"images_per_second":64}
 {"step":2,"eval":"validation","loss":-0.45}
@@ -737,20 +750,28 @@ mod tests {
             ),
             ("samples.json", samples),
             ("samples/a.png", "not really a picture"),
-            ("demo.json", r#"{"seconds":352.0,"teacher":{"openmoji":{"top1":0.1}}}"#),
+            (
+                "demo.json",
+                r#"{"seconds":352.0, "chance":{"top1":0.0005},
+                "teacher":{"openmoji":{"top1":0.1,"n":1607,"text_to_image_r1":0.3}},
+                "student":{"openmoji":{"top1":0.09,"n":1607,"text_to_image_r1":0.12}}}"#,
+            ),
         ]);
         for part in [
             "my &#60;run&#62;",
-            "85 %", // of the teacher's top-1
-            "340 times chance",
-            "2 of 4", // steps: the run is not finished
+            "85 %",             // of the teacher's top-1
+            "340 times chance", // (chance from demo.json)
+            "2 of 4",           // steps: the run is not finished
             "5 min 52 s",
             "Some CPU, 2 cores",
             "2000-02-29 12:34 UTC",
             "red &#60;apple&#62;",
             "data:image/png;base64,bm90IHJlYWxseSBhIHBpY3R1cmU=",
             "1 of 1 named at once",
-            "openmoji",
+            "text to image recall at 1",
+            "90 %",   // of the teacher's top-1 on openmoji
+            "12.0 %", // recall
+            "180 times chance",
             "block-reversed",
             "patch_size",
         ] {
@@ -762,8 +783,9 @@ mod tests {
             "SVG's name only"
         );
         assert!(!html.contains("https://") && !html.contains("NaN"));
-        // top-1, top-5, loss, cosine with its part, lr, grad norm, speed.
-        assert_eq!(html.matches("class=\"chart\"").count(), 7);
+        assert!(!html.contains("1607"), "a number of pictures is no score");
+        // top-1, top-5, recall, loss, cosine with its part, lr, grad norm, speed.
+        assert_eq!(html.matches("class=\"chart\"").count(), 8);
         assert!(
             html.contains("data-label=\"validation\"")
                 && html.contains("data-label=\"cosine cls\"")

@@ -257,7 +257,8 @@ mod tests {
         let (p, g) = ([Tensor::zeros([2], (Kind::Float, Device::Cpu))], [Tensor::from(1f64)]);
         let adamw = AdamW { lr: 1e-3, betas: (0.9, 0.98), eps: 1e-6, weight_decay: 0.0 };
         assert!(
-            fused_adamw(&p, &g, &[p[0].zeros_like()], &[p[0].zeros_like()], &[], adamw, None).is_err()
+            fused_adamw(&p, &g, &[p[0].zeros_like()], &[p[0].zeros_like()], &[], adamw, None)
+                .is_err()
         );
     }
 }

@@ -1,8 +1,8 @@
 //! `uta data pack`: a folder of images to shards, with captions from the `.txt` beside them and classes from folders.
 
-use std::{fmt, fs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::{fmt, fs};
 
 use indicatif::ProgressBar;
 use serde::Serialize;

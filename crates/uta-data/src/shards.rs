@@ -662,7 +662,12 @@ mod tests {
         let file = EntryType::Regular;
         raw_tar(
             &path,
-            &[("a.png", file, b"1"), ("a.cls", file, b"1"), ("a.png", file, b"2"), ("a.cls", file, b"2")],
+            &[
+                ("a.png", file, b"1"),
+                ("a.cls", file, b"1"),
+                ("a.png", file, b"2"),
+                ("a.cls", file, b"2"),
+            ],
         );
         let shards = open(&path);
         let classes: Vec<_> = (0..shards.len()).map(|i| shards.read(i).unwrap().class).collect();

@@ -187,12 +187,13 @@ impl Folder {
     fn open(root: &Path) -> Result<Folder, DataError> {
         let (mut files, mut tars, mut others) = (vec![], vec![], 0);
         let real = root.canonicalize().map_err(DataError::io("list", root))?;
-        walk(root, root, &mut vec![real], &mut |path| {
-            match path.extension().and_then(|e| e.to_str()) {
-                Some(extension) if is_image(extension) => files.push(path.to_owned()),
-                Some("tar") => tars.push(path.to_owned()),
-                _ => others += 1,
-            }
+        walk(root, root, &mut vec![real], &mut |path| match path
+            .extension()
+            .and_then(|e| e.to_str())
+        {
+            Some(extension) if is_image(extension) => files.push(path.to_owned()),
+            Some("tar") => tars.push(path.to_owned()),
+            _ => others += 1,
         })?;
         if files.is_empty() {
             let found = match tars.first().and_then(|tar| tar.parent()) {

@@ -86,19 +86,44 @@ impl TrainTransform {
         let spread = |x: f64| x.is_finite() && x >= 0.0;
         let (low, high) = self.scale;
         let value = format!("[{low}, {high}]");
-        check(0.0 < low && low <= high && high <= 1.0, "scale", value, "needs 0 < low <= high <= 1")?;
+        check(
+            0.0 < low && low <= high && high <= 1.0,
+            "scale",
+            value,
+            "needs 0 < low <= high <= 1",
+        )?;
         let (low, high) = self.ratio;
         let value = format!("[{low}, {high}]");
-        check(0.0 < low && low <= high && high.is_finite(), "ratio", value, "needs 0 < low <= high")?;
+        check(
+            0.0 < low && low <= high && high.is_finite(),
+            "ratio",
+            value,
+            "needs 0 < low <= high",
+        )?;
         check_size(self.size)?;
         check(probability(self.hflip), "hflip", self.hflip.to_string(), "is a probability")?;
-        check(probability(self.grayscale), "grayscale", self.grayscale.to_string(), "is a probability")?;
+        check(
+            probability(self.grayscale),
+            "grayscale",
+            self.grayscale.to_string(),
+            "is a probability",
+        )?;
         let p = self.color_jitter_prob;
         check(probability(p), "color_jitter_prob", p.to_string(), "is a probability")?;
         let ColorJitter { brightness, contrast, saturation, hue } = self.color_jitter;
-        check(spread(brightness), "color_jitter.brightness", brightness.to_string(), "is 0 or more")?;
+        check(
+            spread(brightness),
+            "color_jitter.brightness",
+            brightness.to_string(),
+            "is 0 or more",
+        )?;
         check(spread(contrast), "color_jitter.contrast", contrast.to_string(), "is 0 or more")?;
-        check(spread(saturation), "color_jitter.saturation", saturation.to_string(), "is 0 or more")?;
+        check(
+            spread(saturation),
+            "color_jitter.saturation",
+            saturation.to_string(),
+            "is 0 or more",
+        )?;
         check((0.0..=0.5).contains(&hue), "color_jitter.hue", hue.to_string(), "is 0 to 0.5")
     }
 
@@ -149,7 +174,12 @@ impl TrainTransform {
             (width, height)
         };
         let (crop_w, crop_h) = (crop_w.clamp(1, width), crop_h.clamp(1, height));
-        CropBox { left: (width - crop_w) / 2, top: (height - crop_h) / 2, width: crop_w, height: crop_h }
+        CropBox {
+            left: (width - crop_w) / 2,
+            top: (height - crop_h) / 2,
+            width: crop_w,
+            height: crop_h,
+        }
     }
 }
 
@@ -157,7 +187,11 @@ fn check_size(size: u32) -> Result<(), DataError> {
     if (1..=8192).contains(&size) {
         return Ok(());
     }
-    Err(DataError::Option { field: "size", value: size.to_string(), reason: "is 1 to 8192 pixels".into() })
+    Err(DataError::Option {
+        field: "size",
+        value: size.to_string(),
+        reason: "is 1 to 8192 pixels".into(),
+    })
 }
 
 /// The evaluation transform: shorter side to `size` (bicubic, antialiased), centre crop; torchvision's
@@ -194,7 +228,8 @@ impl EvalTransform {
             return Err(empty_image(image));
         }
         // Integer division, as torchvision's int(size * long / short).
-        let (resized_w, resized_h) = if w <= h { (size, size * h / w) } else { (size * w / h, size) };
+        let (resized_w, resized_h) =
+            if w <= h { (size, size * h / w) } else { (size * w / h, size) };
         // Only the centre is computed: what is cut away from a panorama may be a thousand times more.
         let centre = |full: u64, source: u64| {
             let start = ((full - size) as f64 / 2.0).round_ties_even();
@@ -223,7 +258,8 @@ fn empty_image(image: &Rgb) -> DataError {
 }
 
 fn pixels_of(image: &Rgb) -> Result<TypedImageRef<'_, U8x3>, DataError> {
-    TypedImageRef::from_buffer(image.width, image.height, &image.pixels).map_err(|_| empty_image(image))
+    TypedImageRef::from_buffer(image.width, image.height, &image.pixels)
+        .map_err(|_| empty_image(image))
 }
 
 /// `part` (left, top, width, height) of `view`, in source pixels and possibly between them, at `size` x `size`.
@@ -241,7 +277,8 @@ fn bicubic(
         .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
         .crop(part.0, part.1, part.2, part.3);
     let mut pixels = vec![0; 3 * size as usize * size as usize];
-    let mut out = TypedImage::from_buffer(size, size, &mut pixels).map_err(|e| DataError::Image(e.to_string()))?;
+    let mut out = TypedImage::from_buffer(size, size, &mut pixels)
+        .map_err(|e| DataError::Image(e.to_string()))?;
     RESIZER
         .with_borrow_mut(|resizer| resizer.resize_typed(view, &mut out, &options))
         .map_err(|e| DataError::Image(format!("cannot resize: {e}")))?;
@@ -263,7 +300,8 @@ impl ColorJitter {
             order.swap(last, rng.below(last as u64 + 1) as usize);
         }
         let mut around_one = |spread: f64| rng.range((1.0 - spread).max(0.0), 1.0 + spread);
-        let factors = [around_one(self.brightness), around_one(self.contrast), around_one(self.saturation)];
+        let factors =
+            [around_one(self.brightness), around_one(self.contrast), around_one(self.saturation)];
         let shift = rng.range(-self.hue, self.hue);
         for which in order {
             match which {

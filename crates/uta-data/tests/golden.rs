@@ -108,13 +108,20 @@ fn training_crops_are_torchvisions_for_the_same_draws() {
     for row in json("crops.json") {
         let f = |i: usize| row[i].as_f64().unwrap();
         let u = |i: usize| row[i].as_u64().unwrap() as u32;
-        let transform =
-            TrainTransform { scale: (f(2), f(3)), ratio: (f(4), f(5)), ..TrainTransform::default() };
+        let transform = TrainTransform {
+            scale: (f(2), f(3)),
+            ratio: (f(4), f(5)),
+            ..TrainTransform::default()
+        };
         let mut rng = Rng::new(88, Purpose::Augment, &[0, u64::from(u(6))]);
         let ours = transform.crop_box(u(0), u(1), &mut rng);
         let theirs = CropBox { left: u(7), top: u(8), width: u(9), height: u(10) };
         // torchvision asks for more columns or rows than there are when it falls back on a narrow image.
-        let theirs = CropBox { width: theirs.width.clamp(1, u(0)), height: theirs.height.clamp(1, u(1)), ..theirs };
+        let theirs = CropBox {
+            width: theirs.width.clamp(1, u(0)),
+            height: theirs.height.clamp(1, u(1)),
+            ..theirs
+        };
         assert_eq!(ours, theirs, "{row}");
     }
 }

@@ -44,8 +44,7 @@ impl Optimizer {
         sorted.sort_by(|a, b| a.name.cmp(&b.name));
         let mut groups: Vec<Group> = Vec::new();
         for p in sorted {
-            let weight_decay =
-                if decays(&p.name, &p.tensor) { options.weight_decay } else { 0.0 };
+            let weight_decay = if decays(&p.name, &p.tensor) { options.weight_decay } else { 0.0 };
             let lr_scale = lr_scale(&p.name, &depths, options.layer_decay);
             let same = |g: &&mut Group| g.weight_decay == weight_decay && g.lr_scale == lr_scale;
             let group = match groups.iter_mut().find(same) {
@@ -161,9 +160,8 @@ pub struct Ema {
 impl Ema {
     /// Starts at the parameters' present values.
     pub fn new(params: &[Parameter], decay: f64) -> Ema {
-        let average = |p: &Parameter| {
-            (format!("ema.{}", p.name), no_grad(|| p.tensor.detach().copy()))
-        };
+        let average =
+            |p: &Parameter| (format!("ema.{}", p.name), no_grad(|| p.tensor.detach().copy()));
         Ema {
             decay,
             params: params.iter().map(|p| p.tensor.shallow_clone()).collect(),
@@ -259,7 +257,8 @@ mod tests {
 
     #[test]
     fn layer_decay_gives_evas_rates() {
-        let names: Vec<String> = (0..12).map(|i| format!("visual.blocks.{i}.norm1.weight")).collect();
+        let names: Vec<String> =
+            (0..12).map(|i| format!("visual.blocks.{i}.norm1.weight")).collect();
         let depths = depths(names.iter().map(String::as_str));
         // Facts 6.4, B with decay 0.7.
         for (name, rate) in [
@@ -284,7 +283,11 @@ mod tests {
             ("text.token_embedding.weight", &[2, 2], true),
             ("logit_scale", &[1, 1, 1, 4], true),
         ] {
-            assert_eq!(decays(name, &Tensor::zeros(shape, (Kind::Float, Device::Cpu))), decay, "{name}");
+            assert_eq!(
+                decays(name, &Tensor::zeros(shape, (Kind::Float, Device::Cpu))),
+                decay,
+                "{name}"
+            );
         }
         assert!(!decays("logit_scale", &Tensor::from(1f32)));
     }

@@ -13,9 +13,8 @@ pub fn bar(length: u64, done: u64, unit: &str) -> ProgressBar {
     let template = format!(
         "{{prefix:>9.bold}} {{bar:28.cyan/black.bright}} {{pos}}/{{len}} {unit}  {{msg}}  [{{elapsed_precise}} < {{eta_precise}}]"
     );
-    let style = ProgressStyle::with_template(&template)
-        .expect("a fixed template")
-        .progress_chars("━╸━");
+    let style =
+        ProgressStyle::with_template(&template).expect("a fixed template").progress_chars("━╸━");
     let bar = BARS.add(ProgressBar::new(length).with_style(style).with_position(done));
     bar.reset_eta();
     bar.enable_steady_tick(Duration::from_millis(500));

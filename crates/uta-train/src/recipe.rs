@@ -99,15 +99,13 @@ impl TryFrom<Table> for Model {
         let mut sizes = match table.remove("preset") {
             None => Table::new(),
             Some(Value::String(name)) => {
-                let preset =
-                    VitConfig::preset(&name).map_err(|e| format!("model.preset: {e}"))?;
+                let preset = VitConfig::preset(&name).map_err(|e| format!("model.preset: {e}"))?;
                 Table::try_from(preset).map_err(|e| e.to_string())?
             }
             Some(other) => return Err(format!("model.preset: {other} is no text")),
         };
         sizes.extend(table);
-        let vision: VitConfig =
-            sizes.try_into().map_err(|e| format!("model: {}", brief(&e)))?;
+        let vision: VitConfig = sizes.try_into().map_err(|e| format!("model: {}", brief(&e)))?;
         vision.check().map_err(|e| format!("model: {e}"))?;
         Ok(Model { init, vision, text })
     }
@@ -325,11 +323,33 @@ pub struct Checkpoint {
     pub every: u64,
     /// How many are kept, the newest.
     pub keep: usize,
+    /// Type of the weights in the final RUN/model.safetensors.
+    pub export: ExportKind,
+}
+
+/// How final weights are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExportKind {
+    /// As they were trained.
+    #[default]
+    F32,
+    /// Half the size; products in bf16 or f32 notice little of it.
+    F16,
+}
+
+impl From<ExportKind> for tch::Kind {
+    fn from(kind: ExportKind) -> tch::Kind {
+        match kind {
+            ExportKind::F32 => tch::Kind::Float,
+            ExportKind::F16 => tch::Kind::Half,
+        }
+    }
 }
 
 impl Default for Checkpoint {
     fn default() -> Checkpoint {
-        Checkpoint { every: 1000, keep: 2 }
+        Checkpoint { every: 1000, keep: 2, export: ExportKind::F32 }
     }
 }
 
@@ -476,8 +496,14 @@ impl Recipe {
 
         match self.task {
             TaskKind::Align => match &self.teacher {
-                Some(Teacher { path: Some(_), arch: None } | Teacher { path: None, arch: Some(_) }) => {}
-                _ => return Err("teacher: task \"align\" needs either teacher.path or teacher.arch".into()),
+                Some(
+                    Teacher { path: Some(_), arch: None } | Teacher { path: None, arch: Some(_) },
+                ) => {}
+                _ => {
+                    return Err(
+                        "teacher: task \"align\" needs either teacher.path or teacher.arch".into()
+                    );
+                }
             },
             TaskKind::Contrastive => {
                 if self.model.text.is_none() {
@@ -587,7 +613,8 @@ fn read_extended(path: &Path, depth: usize) -> Result<Table, RecipeError> {
     }
     let text = std::fs::read_to_string(path).map_err(|e| fail(format!("can't be read: {e}")))?;
     let mut table: Table = text.parse().map_err(|e: toml::de::Error| {
-        let line = e.span().map_or(0, |s| text[..s.start.min(text.len())].matches('\n').count() + 1);
+        let line =
+            e.span().map_or(0, |s| text[..s.start.min(text.len())].matches('\n').count() + 1);
         fail(format!("line {line}: {}", e.message().trim().replace('\n', " ")))
     })?;
     match table.remove("extends") {

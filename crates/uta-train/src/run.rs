@@ -111,7 +111,11 @@ impl RunDir {
     ///
     /// # Errors
     /// When it can't be written.
-    pub fn log(&mut self, group: Option<&str>, line: &Map<String, Value>) -> Result<(), TrainError> {
+    pub fn log(
+        &mut self,
+        group: Option<&str>,
+        line: &Map<String, Value>,
+    ) -> Result<(), TrainError> {
         let file = self.path.join("metrics.jsonl");
         serde_json::to_writer(&mut self.metrics, line)
             .map_err(|e| TrainError::io(&file)(e.into()))?;

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use indicatif::ProgressBar;
 use serde_json::{Map, Value};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Device, Tensor, no_grad};
 use torch_ext::{Precision, autocast};
 use uta_data::rng::{Purpose, Rng};
 use uta_data::{Batch, EvalTransform, Source, Stream, StreamOptions};
@@ -253,10 +253,9 @@ impl Trainer {
     ) -> Result<(), TrainError> {
         let (skipped, in_a_row) = self.optimizer.skipped();
         if in_a_row >= self.recipe.train.max_skipped {
-            let last = crate::run::checkpoints(self.run.path()).last().map_or_else(
-                || "the start".to_owned(),
-                |step| format!("step {step}"),
-            );
+            let last = crate::run::checkpoints(self.run.path())
+                .last()
+                .map_or_else(|| "the start".to_owned(), |step| format!("step {step}"));
             return Err(TrainError::NonFinite { step: self.step, in_a_row, last });
         }
         let (images_per_second, data_wait) = clock.lap();
@@ -364,7 +363,7 @@ impl Trainer {
         if let Some(ema) = &self.ema {
             ema.swap();
         }
-        let saved = self.task.clip().save(self.run.path(), Kind::Float);
+        let saved = self.task.clip().save(self.run.path(), self.recipe.checkpoint.export.into());
         if let Some(ema) = &self.ema {
             ema.swap();
         }

@@ -42,17 +42,18 @@ pub enum Unit {
 impl Unit {
     /// How the number called `metric` is written: those that are shares by their definition in percent.
     pub fn of(metric: &str) -> Self {
-        let name = metric.rsplit('/').next().unwrap_or(metric);
+        let name = metric.rsplit(['/', '_']).next().unwrap_or(metric);
         let cut_off = name.strip_prefix("top").or(name.strip_prefix('r'));
         let ranked =
             cut_off.is_some_and(|k| !k.is_empty() && k.bytes().all(|b| b.is_ascii_digit()));
-        if ranked || name == "data_wait" { Self::Percent } else { Self::Number }
+        if ranked || metric == "data_wait" { Self::Percent } else { Self::Number }
     }
 
     /// A value by itself, to about three digits.
     pub fn show(self, value: f64) -> String {
         match self {
-            Self::Percent if value != 0.0 && value.abs() < 0.001 => {
+            Self::Percent if value == 0.0 => "0 %".into(),
+            Self::Percent if value.abs() < 0.001 => {
                 format!("{:.3} %", value * 100.0)
             }
             Self::Percent if value.abs() < 0.0995 => format!("{:.2} %", value * 100.0),
@@ -737,6 +738,8 @@ mod tests {
         assert_eq!(Unit::of("top1").show(1.0 / 1607.0), "0.062 %");
         assert_eq!(Unit::of("learning_rate"), Unit::Number);
         assert_eq!(Unit::of("rate"), Unit::Number);
+        assert_eq!(Unit::of("batch_top1"), Unit::Percent);
+        assert_eq!(Unit::of("data_wait"), Unit::Percent);
     }
 
     #[test]

@@ -112,7 +112,8 @@ fn prepare(args: &Args) -> anyhow::Result<Recipe> {
         return Err(Usage(message).into());
     }
     if exists {
-        fs::remove_dir_all(&args.out).with_context(|| format!("removing {}", args.out.display()))?;
+        fs::remove_dir_all(&args.out)
+            .with_context(|| format!("removing {}", args.out.display()))?;
     }
     Ok(Recipe::load(&args.recipe, &args.sets)?)
 }
@@ -130,7 +131,8 @@ fn measure(who: &'static str, clip: &Clip) -> anyhow::Result<Map<String, Value>>
     for style in TRAINING.iter().chain(&HELD_OUT) {
         bar.set_message((*style).to_owned());
         let zero_shot = zero_shot(style)?.run(clip)?;
-        let mut numbers = json!({ "top1": zero_shot.top1, "top5": zero_shot.top5, "n": zero_shot.n });
+        let mut numbers =
+            json!({ "top1": zero_shot.top1, "top5": zero_shot.top5, "n": zero_shot.n });
         if HELD_OUT.contains(style) {
             let source = uta_data::open(&shards(style))?;
             let recall = Retrieval::new(*style, source, EvalOptions::default()).run(clip)?;
@@ -182,11 +184,23 @@ fn save_pictures(run: &Path, student: &Clip) -> anyhow::Result<()> {
 
 /// The result for people.
 fn table(result: &Value, concepts: f64) -> String {
-    let percent = |value: &Value| value.as_f64().map_or(String::new(), |v| format!("{:.1}", v * 100.0));
+    let percent =
+        |value: &Value| value.as_f64().map_or(String::new(), |v| format!("{:.1}", v * 100.0));
     let mut text = format!(
         "\nZero-shot among {concepts} concepts, in percent (chance: {:.2})\n\n{:<20}{:>9}{:>9}{:>9}{:>9}{:>9}\n{:<20}{:>9}{:>9}{:>9}{:>9}{:>9}\n",
-        100.0 / concepts, "", "teacher", "student", "student/", "teacher", "student", "style", "top-1", "top-1",
-        "teacher", "top-5", "top-5"
+        100.0 / concepts,
+        "",
+        "teacher",
+        "student",
+        "student/",
+        "teacher",
+        "student",
+        "style",
+        "top-1",
+        "top-1",
+        "teacher",
+        "top-5",
+        "top-5"
     );
     for style in TRAINING.iter().chain(&HELD_OUT) {
         let (teacher, student) = (&result["teacher"][style], &result["student"][style]);
@@ -206,7 +220,8 @@ fn table(result: &Value, concepts: f64) -> String {
     }
     text += "\nRetrieval on the unseen styles: recall at 1 and 5, in percent\n\n";
     for style in HELD_OUT {
-        for (key, name) in [("text_to_image", "text to image"), ("image_to_text", "image to text")] {
+        for (key, name) in [("text_to_image", "text to image"), ("image_to_text", "image to text")]
+        {
             let recall = |who: &str, k| percent(&result[who][style][format!("{key}_r{k}")]);
             text += &format!(
                 "{style:<10}{name:<16}teacher {:>5} {:>5}   student {:>5} {:>5}\n",

@@ -42,7 +42,8 @@ fn main() -> ExitCode {
     wait_passively();
     tracing_subscriber::fmt()
         .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("UTA_LOG").unwrap_or_else(|_| "info".into()),
+            tracing_subscriber::EnvFilter::try_from_env("UTA_LOG")
+                .unwrap_or_else(|_| "info".into()),
         )
         .with_target(false)
         .without_time()
@@ -75,6 +76,7 @@ fn wait_passively() {
     }
     if let Ok(program) = std::env::current_exe() {
         // Returns only if it failed; then the run is slower, no more.
-        let _ = Command::new(program).args(std::env::args_os().skip(1)).env(POLICY, "passive").exec();
+        let _ =
+            Command::new(program).args(std::env::args_os().skip(1)).env(POLICY, "passive").exec();
     }
 }

@@ -118,9 +118,9 @@ pub fn title(metric: &str) -> String {
             let spelled = |word: &str| match (word.strip_prefix("top"), word.strip_prefix('r')) {
                 (Some(k), _) if is_count(k) => format!("top-{k}"),
                 (_, Some(k)) if is_count(k) => format!("recall at {k}"),
-                _ => word.replace('_', " "),
+                _ => word.to_owned(),
             };
-            metric.split('/').map(spelled).collect::<Vec<_>>().join(" ")
+            metric.split(['/', '_']).map(spelled).collect::<Vec<_>>().join(" ")
         }
     }
 }

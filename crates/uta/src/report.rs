@@ -508,7 +508,12 @@ fn charts(metrics: &Metrics) -> Vec<String> {
     for metric in metrics.evaluated() {
         // Recall at 5 and 10 move as recall at 1 does; the tables have them.
         let minor = metric.ends_with("/r5") || metric.ends_with("/r10");
-        if metrics.curve(metric).is_none() && !minor {
+        // One measurement is a number, not a curve.
+        let moves = metrics.sets(metric).iter().any(|set| {
+            let curve = metrics.evaluation(Model::Student, set, metric);
+            curve.is_some_and(|curve| curve.len() > 1)
+        });
+        if metrics.curve(metric).is_none() && moves && !minor {
             charts.push(evaluation_chart(metrics, metric));
         }
     }
@@ -784,8 +789,8 @@ mod tests {
         );
         assert!(!html.contains("https://") && !html.contains("NaN"));
         assert!(!html.contains("1607"), "a number of pictures is no score");
-        // top-1, top-5, recall, loss, cosine with its part, lr, grad norm, speed.
-        assert_eq!(html.matches("class=\"chart\"").count(), 8);
+        // top-1, top-5 (recall was measured once), loss, cosine with its part, lr, grad norm, speed.
+        assert_eq!(html.matches("class=\"chart\"").count(), 7);
         assert!(
             html.contains("data-label=\"validation\"")
                 && html.contains("data-label=\"cosine cls\"")

@@ -71,10 +71,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             "model.safetensors",
             out.display()
         ),
-        false => eprintln!(
-            "stopped at step {steps}; go on with: uta train --resume {}",
-            out.display()
-        ),
+        false => {
+            eprintln!("stopped at step {steps}; go on with: uta train --resume {}", out.display())
+        }
     }
     Ok(())
 }
@@ -171,9 +170,7 @@ fn newest_run(runs: &Path) -> anyhow::Result<PathBuf> {
         .map_err(|e| Usage(format!("{}: {e}; give the run's directory", runs.display())))?
         .flatten()
         .map(|entry| entry.path())
-        .filter_map(|path| {
-            Some((path.join("recipe.toml").metadata().ok()?.modified().ok()?, path))
-        })
+        .filter_map(|path| Some((path.join("recipe.toml").metadata().ok()?.modified().ok()?, path)))
         .collect();
     found.sort();
     let none = || Usage(format!("{}: there is no run to resume", runs.display()));

@@ -1,8 +1,6 @@
 //! Unmasked Token Alignment (paper section 2.2): the student sees [CLS] and the kept patches, the frozen teacher sees
 //! the whole image, and every token of the student is pulled towards the same token of the teacher.
 
-
-
 use tch::{Device, Kind, Tensor, no_grad};
 use uta_data::Batch;
 use uta_model::{Clip, ClipConfig};
@@ -136,4 +134,3 @@ fn freeze_text(student: &mut Clip) {
 fn wrong(message: &str) -> TrainError {
     RecipeError { origin: "recipe".into(), message: message.into() }.into()
 }
-

@@ -1,0 +1,208 @@
+//! `uta train` as its users and their accidents meet it: killed, resumed, given bad recipes and bad data.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+/// A folder with a set of small captioned pictures, a teacher recipe and a student recipe.
+struct World {
+    dir: tempfile::TempDir,
+}
+
+const MODEL: &str =
+    "image_size = 16\npatch_size = 4\nwidth = 16\ndepth = 2\nheads = 2\nhidden = 32\nout = 16\n";
+
+impl World {
+    fn new() -> World {
+        let world = World { dir: tempfile::tempdir().unwrap() };
+        let pictures = world.path("pictures");
+        fs::create_dir(&pictures).unwrap();
+        for i in 0..40u32 {
+            let colour =
+                |x: u32, y: u32| image::Rgb([(x * 12 + i) as u8, (y * 12) as u8, (i * 6) as u8]);
+            let picture = image::RgbImage::from_fn(20, 20, colour);
+            picture.save(pictures.join(format!("p{i:02}.png"))).unwrap();
+            fs::write(pictures.join(format!("p{i:02}.txt")), format!("picture {i}\nnumber {i}"))
+                .unwrap();
+        }
+        let common = "[data]\ntrain = [\"pictures\"]\nval = [\"pictures\"]\n[optim]\nlr = 1e-3\n[schedule]\nwarmup = 4\n\
+             [checkpoint]\nevery = 3\n[eval]\nevery = 8\n[train]\nsteps = 24\nbatch = 8\nlog_every = 1\ndevice = \"cpu\"\n";
+        let text = "[model.text]\ncontext_length = 12\nvocab_size = 1000\nwidth = 16\nheads = 2\nlayers = 1\nout = 16\n";
+        fs::write(
+            world.path("clip.toml"),
+            format!("task = \"contrastive\"\n[model]\n{MODEL}{text}{common}"),
+        )
+        .unwrap();
+        let align = format!(
+            "task = \"align\"\n[model]\n{MODEL}drop_path = 0.2\n[teacher]\npath = \"teacher\"\n{common}accumulate = 2\nema = 0.9\n"
+        );
+        fs::write(world.path("align.toml"), align).unwrap();
+        world
+    }
+
+    fn with_teacher() -> World {
+        let world = World::new();
+        let out = world.uta(&["train", "clip.toml", "--out", "teacher", "--set", "train.steps=2"]);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_uta"));
+        command.args(args).current_dir(self.dir.path()).stdin(Stdio::null());
+        command
+    }
+
+    fn uta(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Exit status 2 and one line that holds all of `words`.
+    fn refuses(&self, args: &[&str], words: &[&str]) {
+        let out = self.uta(args);
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(2), "{args:?}: {text}");
+        let last = text.lines().last().unwrap_or_default();
+        assert!(
+            last.starts_with("uta: ") && words.iter().all(|w| last.contains(w)),
+            "{args:?}: {text}"
+        );
+    }
+}
+
+/// The lines of metrics.jsonl without what depends on the clock.
+fn metrics(run: &Path) -> Vec<Map<String, Value>> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    text.lines()
+        .map(|line| {
+            let mut line: Map<String, Value> = serde_json::from_str(line).unwrap();
+            line.retain(|key, _| key != "images_per_second" && key != "data_wait");
+            line
+        })
+        .collect()
+}
+
+#[test]
+fn a_run_killed_ten_times_ends_with_the_metrics_of_an_undisturbed_one() {
+    let world = World::with_teacher();
+    assert!(world.uta(&["train", "align.toml", "--out", "whole"]).status.success());
+    let mut kills = 0;
+    let mut first = true;
+    while kills < 10 {
+        let args: &[&str] = match first {
+            true => &["train", "align.toml", "--out", "killed"],
+            false => &["train", "--resume", "killed"],
+        };
+        let mut child =
+            world.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // A different moment each time: while loading, between steps, inside a checkpoint.
+        std::thread::sleep(Duration::from_millis(90 + 67 * kills));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+        first = !world.path("killed/recipe.toml").exists();
+    }
+    let args: &[&str] = match first {
+        true => &["train", "align.toml", "--out", "killed"],
+        false => &["train", "--resume", "killed"],
+    };
+    let out = world.uta(args);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(metrics(&world.path("killed")), metrics(&world.path("whole")));
+    let weights = |run: &str| fs::read(world.path(run).join("model.safetensors")).unwrap();
+    assert!(weights("killed") == weights("whole"), "the final weights differ");
+}
+
+#[test]
+fn a_checkpoint_cut_short_is_passed_over_for_the_one_before() {
+    let world = World::with_teacher();
+    assert!(world.uta(&["train", "align.toml", "--out", "run"]).status.success());
+    let undisturbed = metrics(&world.path("run"));
+    let model = world.path("run/checkpoints/step-00000024/model.safetensors");
+    let bytes = fs::read(&model).unwrap();
+    fs::write(&model, &bytes[..bytes.len() / 2]).unwrap();
+    let out = world.uta(&["train", "--resume", "run"]);
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert!(
+        out.status.success() && text.contains("cut short") && text.contains("step-00000024"),
+        "{text}"
+    );
+    assert_eq!(metrics(&world.path("run")), undisturbed);
+}
+
+#[test]
+fn a_run_directory_is_never_overwritten_and_holds_what_the_design_says() {
+    let world = World::with_teacher();
+    for file in [
+        "recipe.toml",
+        "environment.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints/latest",
+        "checkpoints/step-00000002/model.safetensors",
+        "checkpoints/step-00000002/optimizer.safetensors",
+        "checkpoints/step-00000002/state.json",
+        "model.safetensors",
+        "config.json",
+        "report.html",
+    ] {
+        assert!(world.path("teacher").join(file).exists(), "{file}");
+    }
+    world.refuses(
+        &["train", "clip.toml", "--out", "teacher"],
+        &["teacher", "holds a run already", "--resume"],
+    );
+    world.refuses(&["train", "--resume", "nowhere"], &["nowhere", "no run"]);
+}
+
+#[test]
+fn mistakes_end_with_status_2_and_one_line_that_says_what_to_do() {
+    let world = World::with_teacher();
+    world.refuses(&["train", "align.toml", "--set", "train.stepz=1"], &["did you mean `steps`"]);
+    world.refuses(&["train", "align.toml", "--set", "data.train=none"], &["none"]);
+    world.refuses(
+        &["train", "align.toml", "--set", "teacher.path=pictures"],
+        &["pictures", "config.json"],
+    );
+    world.refuses(
+        &["train", "align.toml", "--set", "model.out=8"],
+        &["model.out = 8", "the teacher's, 16"],
+    );
+    world.refuses(&["train", "missing.toml"], &["missing.toml"]);
+    world.refuses(&["train"], &["--resume"]);
+}
+
+#[test]
+fn steps_without_a_finite_loss_are_skipped_and_end_the_run_with_advice() {
+    let world = World::with_teacher();
+    let out = world.uta(&[
+        "train",
+        "align.toml",
+        "--out",
+        "nan",
+        "--set",
+        "optim.lr=1e30",
+        "--set",
+        "optim.clip=0",
+        "--set",
+        "schedule.warmup=0",
+        "--set",
+        "train.max_skipped=3",
+        "--set",
+        "train.steps=200",
+    ]);
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{text}");
+    assert!(
+        text.contains("non-finite loss or gradient") && text.contains("lower optim.lr"),
+        "{text}"
+    );
+}

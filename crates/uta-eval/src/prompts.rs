@@ -147,3 +147,68 @@ fn lines(path: &Path) -> Result<Vec<String>, EvalError> {
         None => Ok(lines),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::testing::Pictures;
+    use std::fs;
+
+    fn message(result: Result<Prompts, EvalError>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn words_are_found_in_the_folder_of_the_set_or_above_it_and_what_is_given_wins() {
+        let root = tempfile::tempdir().unwrap();
+        let set = root.path().join("held-out");
+        fs::create_dir(&set).unwrap();
+        fs::write(root.path().join("classnames.txt"), "red\nblue heart\n\n").unwrap();
+        fs::write(set.join("zeroshot_classification_templates.txt"), "a {c}.\n{} !\n").unwrap();
+        fs::write(set.join("one-000000.tar"), "").unwrap();
+        let source = Pictures::new(2, 2);
+        for spec in [set.clone(), set.join("one-000000.tar"), set.join("one-{000000..000004}.tar")]
+        {
+            let found = Prompts::find(spec.to_str().unwrap(), &source, None, None).unwrap();
+            assert_eq!(found.sentences(), ["a red.", "red !", "a blue heart.", "blue heart !"]);
+        }
+        let given = root.path().join("other.txt");
+        fs::write(&given, "x\ny").unwrap();
+        let found = Prompts::find(set.to_str().unwrap(), &source, Some(&given), None).unwrap();
+        assert_eq!(found.names, ["x", "y"]);
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_refused_with_the_file_and_the_reason() {
+        let root = tempfile::tempdir().unwrap();
+        let (spec, source) = (root.path().to_str().unwrap(), Pictures::new(2, 2));
+        let file = |name: &str, text: &str| {
+            let path = root.path().join(name);
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let find = |names: &Path, templates: Option<&Path>| {
+            message(Prompts::find(spec, &source, Some(names), templates))
+        };
+        assert!(message(Prompts::find(spec, &source, None, None)).contains("--classnames"));
+        assert!(find(&root.path().join("absent.txt"), None).contains("absent.txt"));
+        assert!(find(&file("gap.txt", "a\n\nb\n"), None).contains("gap.txt: line 2 is empty"));
+        assert!(find(&file("none.txt", "\n"), None).contains("none.txt: no class names"));
+        let (names, templates) = (file("names.txt", "a\nb"), file("bad.txt", "a {}\nno hole\n"));
+        assert!(find(&names, Some(&templates)).contains("bad.txt: template \"no hole\""));
+    }
+
+    #[test]
+    fn names_that_do_not_number_the_class_folders_are_refused() {
+        let mut source = Pictures::new(2, 2);
+        source.folders = Some(vec!["n01".into(), "n02".into()]);
+        let root = tempfile::tempdir().unwrap();
+        let spec = root.path().to_str().unwrap();
+        assert_eq!(Prompts::find(spec, &source, None, None).unwrap().names, ["n01", "n02"]);
+        let names = root.path().join("names.txt");
+        fs::write(&names, "tench\ngoldfish\nshark").unwrap();
+        let error = message(Prompts::find(spec, &source, Some(&names), None));
+        assert!(error.contains("3 names for a set of 2 class folders"), "{error}");
+    }
+}

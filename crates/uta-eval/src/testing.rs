@@ -62,6 +62,7 @@ static SEED: std::sync::Mutex<()> = std::sync::Mutex::new(());
 /// Samples in memory.
 pub struct Pictures {
     pub samples: Vec<Sample>,
+    pub folders: Option<Vec<String>>,
 }
 
 impl Pictures {
@@ -73,7 +74,7 @@ impl Pictures {
             class: Some((i % classes) as u32),
             ..Sample::default()
         });
-        Pictures { samples: samples.collect() }
+        Pictures { samples: samples.collect(), folders: None }
     }
 
     pub fn shared(self) -> Arc<dyn Source> {
@@ -95,7 +96,7 @@ impl Source for Pictures {
     }
 
     fn class_names(&self) -> Option<&[String]> {
-        None
+        self.folders.as_deref()
     }
 }
 

@@ -46,7 +46,6 @@ def decode():
     rgb = Image.fromarray(picture(37, 29, 3, 0))
     rgba = Image.fromarray(picture(37, 29, 4, 1), "RGBA")
     gray = Image.fromarray(picture(37, 29, 1, 2)[..., 0])
-    words = np.random.default_rng(3).integers(0, 65536, (29, 37)).astype(np.uint16)
     palette = rgb.quantize(50)
     clear = palette.copy()
     clear.info["transparency"] = 7
@@ -58,7 +57,6 @@ def decode():
         "palette.png": (palette, {}),
         "palette-transparent.png": (clear, {"transparency": 7}),
         "bilevel.png": (gray.convert("1"), {}),
-        "gray16.png": (Image.fromarray(words), {}),
         "palette.gif": (palette, {}),
         "palette-transparent.gif": (clear, {"transparency": 7}),
         "lossless.webp": (rgba, {"lossless": True, "exact": True}),

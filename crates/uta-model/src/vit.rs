@@ -1,6 +1,6 @@
 //! The vision transformer of UTA: EVA-02's, with a head on every token (facts 1.3 to 1.5; the paper's Figure 2).
 //!
-//! Learned position embedding and 2-D rotary embedding together, [CLS] without rotation, biases on q and v only, SwiGLU
+//! Learned position embedding and 2-D rotary embedding together, `[CLS]` without rotation, biases on q and v only, SwiGLU
 //! with an inner LayerNorm, pre-norm, no layer scale. With [`Ffn::Gelu`] and without rotation it is EVA-01's. Field names
 //! are checkpoint keys.
 //!
@@ -44,7 +44,7 @@ impl Vit {
         }
     }
 
-    /// Every token after the final norm and the head: [B, 1+K, E], [CLS] first.
+    /// Every token after the final norm and the head: [B, 1+K, E], `[CLS]` first.
     ///
     /// `images` [B, 3, S, S] normalised; `kept` [B, K] i64 names the patches (row by row from the upper left) that are
     /// embedded and processed, in any order, each at its own place; `None` keeps all N. Drop path is on while `train`.
@@ -52,13 +52,13 @@ impl Vit {
         self.norm.forward(&self.hidden_t(images, kept, train)).apply(&self.head)
     }
 
-    /// The embedding of [CLS]: [B, E].
+    /// The embedding of `[CLS]`: [B, E].
     pub fn cls_t(&self, images: &Tensor, train: bool) -> Tensor {
         let cls = self.hidden_t(images, None, train).select(1, 0);
         self.norm.forward(&cls).apply(&self.head)
     }
 
-    /// The embedding of [CLS] of whole images, as used zero-shot: [B, E].
+    /// The embedding of `[CLS]` of whole images, as used zero-shot: [B, E].
     pub fn encode(&self, images: &Tensor) -> Tensor {
         self.cls_t(images, false)
     }
@@ -128,7 +128,7 @@ impl PatchEmbed {
 }
 
 /// The 2-D rotary embedding (facts 1.5). A pair of channels is a complex number, and a rotation its product with another:
-/// the first half of a head turns with the row, the second with the column. Row 0 of the table is [CLS]: no turn.
+/// the first half of a head turns with the row, the second with the column. Row 0 of the table is `[CLS]`: no turn.
 #[derive(Debug)]
 struct Rope {
     table: Tensor, // [1+N, head_width]: cos, sin, cos, ...

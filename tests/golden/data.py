@@ -5,7 +5,10 @@ Made with Pillow 13.0.0, torchvision 0.28.0, open_clip_torch 3.3.0.
     decode/NAME.{png,gif,webp,jpg}   images of every kind, and NAME.rgb, the bytes [29, 37, 3] of Image.convert("RGB")
     resize/picture.png               97 x 61 pixels, and what torchvision makes of it:
     resize/eval-S.rgb                Resize(S, BICUBIC) and CenterCrop(S), bytes [S, S, 3]
-    resize/crop-L-T-W-H-S.rgb        crop(L, T, W, H) resized to S, bicubic
+    resize/crop-L-T-W-H-S.rgb        crop(L, T, W, H) resized to S, bicubic, rows first
+
+Pillow 13 resizes columns first where the height shrinks much more than the width (python-pillow/Pillow#9549). Before, it
+always took rows first, as the published networks saw their images; crops are therefore resized in two explicit steps.
     jitter/NAME.rgb                  adjust_* of resize/eval-32.rgb as a uint8 tensor
     draws.json                       the first words of the counter-based generator, written a second time here
     crops.json                       RandomResizedCrop.get_params, its draws replaced by the generator's
@@ -83,7 +86,11 @@ def resize():
         view = transforms.Compose([transforms.Resize(size, BICUBIC), transforms.CenterCrop(size)])
         (folder / f"eval-{size}.rgb").write_bytes(view(image).tobytes())
     for left, top, width, height, size in [(0, 0, 97, 61, 32), (13, 7, 40, 50, 32), (60, 20, 21, 17, 40)]:
-        view = F.resized_crop(image, top, left, height, width, [size, size], BICUBIC)
+        crop = F.crop(image, top, left, height, width)
+        view = crop.resize((size, height), Image.BICUBIC).resize((size, size), Image.BICUBIC)
+        if height <= width:
+            # Where the order is not in question, the two steps are torchvision's one.
+            assert view.tobytes() == F.resize(crop, [size, size], BICUBIC).tobytes()
         (folder / f"crop-{left}-{top}-{width}-{height}-{size}.rgb").write_bytes(view.tobytes())
 
 

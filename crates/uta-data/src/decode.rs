@@ -1,5 +1,6 @@
 //! Image files to RGB bytes, as Pillow's `Image.open(..).convert("RGB")` gives them: alpha is dropped, not blended,
-//! palettes are looked up, 16 bits keep their high byte, EXIF orientation is left alone.
+//! palettes are looked up, EXIF orientation is left alone. One departure: 16-bit gray keeps its high byte, where Pillow
+//! turns everything above 255 white.
 
 use std::io::Cursor;
 
@@ -51,9 +52,9 @@ pub(crate) fn format(bytes: &[u8]) -> Result<&'static str, DataError> {
 pub fn decode(bytes: &[u8]) -> Result<Rgb, DataError> {
     match open(bytes)? {
         Opened::Jpeg(decoder, (width, height)) => decode_jpeg(bytes, decoder, width, height),
-        Opened::Png(decoder) => decode_with(decoder),
+        Opened::Png(decoder) => decode_with(*decoder),
         Opened::WebP(decoder) => decode_with(decoder),
-        Opened::Gif(decoder) => decode_with(decoder),
+        Opened::Gif(decoder) => decode_with(*decoder),
     }
 }
 
@@ -73,9 +74,9 @@ pub fn dimensions(bytes: &[u8]) -> Result<(u32, u32), DataError> {
 /// An image whose header was read and found to be of a bearable size.
 enum Opened<'a> {
     Jpeg(Box<JpegDecoder<ZCursor<&'a [u8]>>>, (u32, u32)),
-    Png(PngDecoder<Cursor<&'a [u8]>>),
+    Png(Box<PngDecoder<Cursor<&'a [u8]>>>),
     WebP(WebPDecoder<Cursor<&'a [u8]>>),
-    Gif(GifDecoder<Cursor<&'a [u8]>>),
+    Gif(Box<GifDecoder<Cursor<&'a [u8]>>>),
 }
 
 fn guess(bytes: &[u8]) -> Result<ImageFormat, DataError> {
@@ -101,9 +102,13 @@ fn open(bytes: &[u8]) -> Result<Opened<'_>, DataError> {
             Opened::WebP(WebPDecoder::new(Cursor::new(bytes)).map_err(|e| damaged("WebP", e))?)
         }
         ImageFormat::Gif => {
-            Opened::Gif(GifDecoder::new(Cursor::new(bytes)).map_err(|e| damaged("GIF", e))?)
+            let decoder = GifDecoder::new(Cursor::new(bytes)).map_err(|e| damaged("GIF", e))?;
+            Opened::Gif(Box::new(decoder))
         }
-        _ => Opened::Png(PngDecoder::new(Cursor::new(bytes)).map_err(|e| damaged("PNG", e))?),
+        _ => {
+            let decoder = PngDecoder::new(Cursor::new(bytes)).map_err(|e| damaged("PNG", e))?;
+            Opened::Png(Box::new(decoder))
+        }
     };
     let (width, height) = match &opened {
         Opened::Jpeg(_, dimensions) => *dimensions,
@@ -194,4 +199,39 @@ fn to_rgb<const C: usize>(raw: &[u8], gray: bool) -> Vec<u8> {
 fn high_bytes(raw: &[u8]) -> Vec<u8> {
     let (channels, _) = raw.as_chunks::<2>();
     channels.iter().map(|&c| (u16::from_ne_bytes(c) >> 8) as u8).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
+
+    use super::*;
+
+    #[test]
+    fn sixteen_bits_keep_their_high_byte() {
+        let words: Vec<u16> = vec![0, 255, 256, 0x1234, 0xff00, 0xffff];
+        let raw: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let encode = |width, color| {
+            let mut png = vec![];
+            PngEncoder::new(&mut png).write_image(&raw, width, 1, color).unwrap();
+            decode(&png).unwrap().pixels
+        };
+        let high = [0u8, 0, 1, 0x12, 0xff, 0xff];
+        assert_eq!(encode(6, ExtendedColorType::L16), high.map(|b| [b; 3]).concat());
+        assert_eq!(encode(2, ExtendedColorType::Rgb16), high);
+        assert_eq!(encode(3, ExtendedColorType::La16), [[0; 3], [1; 3], [0xff; 3]].concat());
+    }
+
+    #[test]
+    fn the_header_gives_the_size_and_the_bytes_the_format() {
+        let png = crate::testing::png(5, 3, [1, 2, 3]);
+        assert_eq!(dimensions(&png).unwrap(), (5, 3));
+        assert_eq!(format(&png).unwrap(), "png");
+        assert_eq!(decode(&png).unwrap().pixels, [1, 2, 3].repeat(15));
+        for (bytes, told) in [(&b""[..], "empty"), (b"<html></html>", "not a PNG")] {
+            let e = decode(bytes).unwrap_err().to_string();
+            assert!(e.contains(told), "{e}");
+        }
+    }
 }

@@ -123,7 +123,7 @@ mod tests {
     fn results_come_in_order_whoever_is_first() {
         for workers in [1, 3, 8] {
             let slow_at_first = move |i: u64| {
-                thread::sleep(Duration::from_millis(if i % 7 == 0 { 5 } else { 0 }));
+                thread::sleep(Duration::from_millis(if i.is_multiple_of(7) { 5 } else { 0 }));
                 i * i
             };
             let all: Vec<u64> = Ordered::new(workers, 5, 3..50, slow_at_first).collect();

@@ -166,9 +166,12 @@ pub(crate) struct Shards {
     spans: Vec<Span>,
     class_names: Option<Vec<String>>,
     problems: Vec<String>,
-    /// Open files; a shard may only be in the slot of its number modulo their count.
-    files: Vec<Mutex<Option<(u32, Arc<File>)>>>,
+    /// A shard may only be in the slot of its number modulo their count.
+    files: Vec<Slot>,
 }
+
+/// An open shard, by its number.
+type Slot = Mutex<Option<(u32, Arc<File>)>>;
 
 /// Where a sample's members lie in its shard, headers included.
 #[derive(Clone, Copy)]
@@ -382,14 +385,17 @@ fn scan(path: &Path) -> Result<Scan, DataError> {
         };
         let start = end;
         end = member.raw_file_position().saturating_add(member.size());
+        let name = name_of(&member);
         if end > length {
-            // The sample it belongs to is left out with it: without a caption it would be another sample.
+            // A sample that lacks a member, its caption say, would be another sample: only those before are used.
+            let key = name.as_ref().ok().and_then(|name| Some(split(name.as_ref()?)?.0));
+            scan.close(run.filter(|run| key.is_some_and(|key| key != run.key)), length);
             scan.ends_early(&format!("cut short at byte {length}"));
             return Ok(scan);
         }
         end = end.next_multiple_of(BLOCK);
         scan.members += 1;
-        let name = match name_of(&member) {
+        let name = match name {
             Ok(Some(name)) => name,
             Ok(None) => continue,
             Err(refused) => {

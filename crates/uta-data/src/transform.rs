@@ -263,25 +263,35 @@ fn pixels_of(image: &Rgb) -> Result<TypedImageRef<'_, U8x3>, DataError> {
 }
 
 /// `part` (left, top, width, height) of `view`, in source pixels and possibly between them, at `size` x `size`.
+///
+/// Rows first, then columns, with bytes in between, as Pillow did until version 13, which takes columns first for some
+/// tall images (python-pillow/Pillow#9549). The resizer alone would always do so, and the clamping of what overshoots at
+/// edges depends on the order: it puts a fifth of all bytes off by a level, and some by more.
 fn bicubic(
     view: &impl ImageView<Pixel = U8x3>,
     part: (f64, f64, f64, f64),
     size: u32,
 ) -> Result<Vec<u8>, DataError> {
     thread_local! {
-        /// Keeps its buffers from one image to the next.
-        static RESIZER: RefCell<Resizer> = RefCell::new(Resizer::new());
+        /// Keeps its buffers, and the rows between the passes, from one image to the next.
+        static RESIZER: RefCell<(Resizer, Vec<u8>)> = RefCell::new((Resizer::new(), vec![]));
     }
+    let (left, top, width, height) = part;
+    let failed = |e: &dyn std::fmt::Display| DataError::Image(format!("cannot resize: {e}"));
     // Catmull-Rom is the cubic with a = -0.5, Pillow's BICUBIC; torch's own has a = -0.75 and is not meant here.
-    let options = ResizeOptions::new()
-        .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
-        .crop(part.0, part.1, part.2, part.3);
-    let mut pixels = vec![0; 3 * size as usize * size as usize];
-    let mut out = TypedImage::from_buffer(size, size, &mut pixels)
-        .map_err(|e| DataError::Image(e.to_string()))?;
-    RESIZER
-        .with_borrow_mut(|resizer| resizer.resize_typed(view, &mut out, &options))
-        .map_err(|e| DataError::Image(format!("cannot resize: {e}")))?;
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
+    let side = size as usize;
+    let mut pixels = vec![0; 3 * side * side];
+    RESIZER.with_borrow_mut(|(resizer, between)| {
+        let rows = view.height();
+        between.resize(3 * side * rows as usize, 0);
+        let mut narrow = TypedImage::from_buffer(size, rows, between).map_err(|e| failed(&e))?;
+        let across = options.crop(left, 0.0, width, f64::from(rows));
+        resizer.resize_typed(view, &mut narrow, &across).map_err(|e| failed(&e))?;
+        let mut out = TypedImage::from_buffer(size, size, &mut pixels).map_err(|e| failed(&e))?;
+        let down = options.crop(0.0, top, f64::from(size), height);
+        resizer.resize_typed(&narrow, &mut out, &down).map_err(|e| failed(&e))
+    })?;
     Ok(pixels)
 }
 
@@ -305,9 +315,9 @@ impl ColorJitter {
         let shift = rng.range(-self.hue, self.hue);
         for which in order {
             match which {
-                0 if self.brightness > 0.0 => adjust_brightness(view, factors[0] as f32),
-                1 if self.contrast > 0.0 => adjust_contrast(view, factors[1] as f32),
-                2 if self.saturation > 0.0 => adjust_saturation(view, factors[2] as f32),
+                0 if self.brightness > 0.0 => adjust_brightness(view, factors[0]),
+                1 if self.contrast > 0.0 => adjust_contrast(view, factors[1]),
+                2 if self.saturation > 0.0 => adjust_saturation(view, factors[2]),
                 3 if self.hue > 0.0 => adjust_hue(view, shift as f32),
                 _ => {}
             }
@@ -318,27 +328,27 @@ impl ColorJitter {
 // What follows is torchvision's arithmetic on uint8 tensors (transforms/_functional_tensor.py), in f32 and rounded towards
 // zero at the same places.
 
-fn blend(a: u8, b: f32, factor: f32) -> u8 {
-    // `as` saturates, like clamp.
-    (factor * f32::from(a) + (1.0 - factor) * b) as u8
+fn blend(a: u8, b: f32, factor: f64) -> u8 {
+    // The factors are Python's, in f64, before they meet the tensor. `as` saturates, like clamp.
+    (factor as f32 * f32::from(a) + (1.0 - factor) as f32 * b) as u8
 }
 
 fn luma([r, g, b]: [u8; 3]) -> u8 {
     (0.2989 * f32::from(r) + 0.587 * f32::from(g) + 0.114 * f32::from(b)) as u8
 }
 
-fn adjust_brightness(view: &mut [u8], factor: f32) {
+fn adjust_brightness(view: &mut [u8], factor: f64) {
     view.iter_mut().for_each(|channel| *channel = blend(*channel, 0.0, factor));
 }
 
-fn adjust_contrast(view: &mut [u8], factor: f32) {
+fn adjust_contrast(view: &mut [u8], factor: f64) {
     let (pixels, _) = view.as_chunks::<3>();
     let mean = pixels.iter().map(|&p| f64::from(luma(p))).sum::<f64>() / pixels.len() as f64;
     view.iter_mut().for_each(|channel| *channel = blend(*channel, mean as f32, factor));
 }
 
 /// Factor 0 is torchvision's `Grayscale(3)`.
-fn adjust_saturation(view: &mut [u8], factor: f32) {
+fn adjust_saturation(view: &mut [u8], factor: f64) {
     let (pixels, _) = view.as_chunks_mut::<3>();
     for pixel in pixels {
         let gray = f32::from(luma(*pixel));
@@ -379,5 +389,136 @@ fn adjust_hue(view: &mut [u8], shift: f32) {
         };
         // torchvision's convert_image_dtype: just below 256, so that 1.0 gives 255.
         *pixel = rgb.map(|channel| (channel * (256.0 - 1e-3)) as u8);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+    use crate::rng::Purpose;
+
+    /// What `tests/golden/data.py` wrote.
+    fn golden(name: &str) -> Vec<u8> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/data");
+        fs::read(folder.join(name)).unwrap()
+    }
+
+    #[test]
+    fn colours_stray_as_torchvisions_do_on_bytes() {
+        let check = |name: &str, adjust: &dyn Fn(&mut [u8])| {
+            let mut view = golden("resize/eval-32.rgb");
+            adjust(&mut view);
+            let theirs = golden(&format!("jitter/{name}.rgb"));
+            let off = view.iter().zip(&theirs).filter(|(a, b)| a != b).count();
+            let worst = view.iter().zip(&theirs).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+            // Rounding towards zero at an exact integer may fall either way in f32.
+            assert!(worst <= 1 && off * 200 <= view.len(), "{name}: {off} off, by up to {worst}");
+        };
+        check("brightness-1.4", &|v| adjust_brightness(v, 1.4));
+        check("brightness-0.6", &|v| adjust_brightness(v, 0.6));
+        check("contrast-1.4", &|v| adjust_contrast(v, 1.4));
+        check("contrast-0.6", &|v| adjust_contrast(v, 0.6));
+        check("saturation-1.4", &|v| adjust_saturation(v, 1.4));
+        check("saturation-0.6", &|v| adjust_saturation(v, 0.6));
+        check("saturation-0", &|v| adjust_saturation(v, 0.0));
+        check("hue-0.2", &|v| adjust_hue(v, 0.2));
+        check("hue--0.1", &|v| adjust_hue(v, -0.1));
+    }
+
+    /// A ramp: red grows to the right, green downwards.
+    fn ramp(width: u32, height: u32) -> Rgb {
+        let pixel = |i: u32| [(i % width * 255 / width) as u8, (i / width * 255 / height) as u8, 7];
+        Rgb { width, height, pixels: (0..width * height).flat_map(pixel).collect() }
+    }
+
+    fn whole(size: u32) -> TrainTransform {
+        TrainTransform { size, scale: (1.0, 1.0), ratio: (1.0, 1.0), ..TrainTransform::default() }
+    }
+
+    #[test]
+    fn the_flip_mirrors_rows_and_only_when_drawn() {
+        let image = ramp(16, 16);
+        let view = |hflip| {
+            let mut rng = Rng::new(1, Purpose::Augment, &[]);
+            TrainTransform { hflip, ..whole(16) }.apply(&image, &mut rng).unwrap()
+        };
+        assert_eq!(view(0.0), image.pixels);
+        let mirrored = view(1.0);
+        assert_eq!(mirrored[..3], image.pixels[45..48]);
+        assert_eq!(mirrored[45..48], image.pixels[..3]);
+        let flipped = |&i: &u64| {
+            let mut rng = Rng::new(1, Purpose::Augment, &[i]);
+            whole(16).apply(&image, &mut rng).unwrap() != image.pixels
+        };
+        let flips = (0..1000).filter(flipped).count();
+        assert!((430..570).contains(&flips), "{flips} flips of 1000 at probability 0.5");
+    }
+
+    #[test]
+    fn gray_and_jitter_follow_their_probabilities() {
+        let image = ramp(16, 16);
+        let is_gray =
+            |view: &[u8]| view.as_chunks::<3>().0.iter().all(|p| p[0] == p[1] && p[1] == p[2]);
+        let view = |grayscale, color_jitter_prob, i| {
+            let color_jitter = ColorJitter { brightness: 0.4, hue: 0.1, ..ColorJitter::default() };
+            let colours =
+                TrainTransform { grayscale, color_jitter, color_jitter_prob, ..whole(16) };
+            let mut rng = Rng::new(1, Purpose::Augment, &[i]);
+            TrainTransform { hflip: 0.0, ..colours }.apply(&image, &mut rng).unwrap()
+        };
+        assert!(is_gray(&view(1.0, 0.0, 0)) && is_gray(&view(1.0, 1.0, 0)));
+        assert_eq!(view(0.0, 0.0, 0), image.pixels);
+        let strayed = (0..20).filter(|&i| view(0.0, 1.0, i) != image.pixels).count();
+        assert_eq!(strayed, 20);
+    }
+
+    #[test]
+    fn crops_stay_inside_and_have_the_asked_share_and_ratio() {
+        let transform = TrainTransform::default();
+        let (mut shares, n) = (0.0, 4000);
+        for i in 0..n {
+            let crop = transform.crop_box(500, 400, &mut Rng::new(3, Purpose::Augment, &[i]));
+            assert!(crop.left + crop.width <= 500 && crop.top + crop.height <= 400);
+            let (w, h) = (f64::from(crop.width), f64::from(crop.height));
+            assert!((0.74..1.35).contains(&(w / h)), "{crop:?}");
+            shares += w * h / 200_000.0;
+        }
+        // torchvision's own mean over 20,000 draws is 0.514; large crops of a wrong ratio don't fit and are drawn again.
+        let mean = shares / n as f64;
+        assert!((mean - 0.514).abs() < 0.012, "{mean}");
+    }
+
+    #[test]
+    fn slivers_and_single_pixels_have_views() {
+        for (width, height) in [(1, 1), (1, 3000), (3000, 1), (2, 5)] {
+            let image = ramp(width, height);
+            let eval = EvalTransform { size: 24 }.apply(&image).unwrap();
+            let mut rng = Rng::new(1, Purpose::Augment, &[]);
+            let train = whole(24).apply(&image, &mut rng).unwrap();
+            assert_eq!((eval.len(), train.len()), (24 * 24 * 3, 24 * 24 * 3));
+        }
+        let none = Rgb { width: 0, height: 0, pixels: vec![] };
+        assert!(EvalTransform { size: 24 }.apply(&none).is_err());
+    }
+
+    #[test]
+    fn values_out_of_range_are_named() {
+        let good = TrainTransform::default();
+        assert!(good.validate().is_ok());
+        for (bad, field) in [
+            (TrainTransform { size: 0, ..good.clone() }, "size"),
+            (TrainTransform { scale: (0.0, 1.0), ..good.clone() }, "scale"),
+            (TrainTransform { scale: (0.9, 0.2), ..good.clone() }, "scale"),
+            (TrainTransform { ratio: (-1.0, 1.0), ..good.clone() }, "ratio"),
+            (TrainTransform { hflip: 1.5, ..good.clone() }, "hflip"),
+            (TrainTransform { grayscale: f64::NAN, ..good.clone() }, "grayscale"),
+        ] {
+            let e = bad.validate().unwrap_err().to_string();
+            assert!(e.starts_with(field), "{e}");
+        }
     }
 }

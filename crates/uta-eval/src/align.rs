@@ -26,9 +26,9 @@ pub struct Align {
 /// What [`Align::run`] found: means over images.
 #[derive(Clone, Debug, Serialize)]
 pub struct AlignReport {
-    /// Over [CLS] and the patches that the student saw, each token counting alike; minus the training loss.
+    /// Over `[CLS]` and the patches that the student saw, each token counting alike; minus the training loss.
     pub cosine: f64,
-    /// Of [CLS].
+    /// Of `[CLS]`.
     pub cosine_cls: f64,
     /// Over the patches that the student saw.
     pub cosine_patches: f64,
@@ -49,7 +49,7 @@ pub struct ImageCosine {
     pub file: String,
     /// Over all tokens.
     pub cosine: f64,
-    /// Of [CLS].
+    /// Of `[CLS]`.
     pub cosine_cls: f64,
     /// Over the patches.
     pub cosine_patches: f64,
@@ -120,7 +120,7 @@ impl Align {
         })
     }
 
-    /// Cosines f32 [B,1+K] of the tokens of `pixels` u8 [B,S,S,3]; each model normalises them its own way, and the teacher
+    /// Cosines f32 `[B,1+K]` of the tokens of `pixels` u8 `[B,S,S,3]`; each model normalises them its own way, and the teacher
     /// sees the whole image.
     fn cosine(
         &self,

@@ -52,7 +52,7 @@ pub(crate) fn unit(x: &Tensor) -> Tensor {
     x / x.norm_scalaropt_dim(2.0, [-1], true).clamp_min(1e-12)
 }
 
-/// Passes every readable sample of `source` to `each`, with its pixels u8 [B,S,S,3] on `model`'s device at the model's
+/// Passes every readable sample of `source` to `each`, with its pixels u8 `[B,S,S,3]` on `model`'s device at the model's
 /// resolution, in order, and returns the unreadable ones.
 pub(crate) fn sweep(
     model: &Clip,
@@ -81,7 +81,7 @@ pub(crate) fn sweep(
     Ok(rejected)
 }
 
-/// Unit image embeddings [B,D] of a batch of `pixels` u8 [B,S,S,3].
+/// Unit image embeddings `[B,D]` of a batch of `pixels` u8 `[B,S,S,3]`.
 ///
 /// # Errors
 /// When one is not finite: it could neither be right nor wrong.
@@ -96,7 +96,7 @@ pub(crate) fn encode_images(
     Ok(unit(&embeddings))
 }
 
-/// Fails with the name of the first row of `x` [B,...] that holds NaN or infinity.
+/// Fails with the name of the first row of `x` `[B,...]` that holds NaN or infinity.
 pub(crate) fn finite(
     x: &Tensor,
     options: &EvalOptions,
@@ -109,7 +109,7 @@ pub(crate) fn finite(
     }
 }
 
-/// Unit text embeddings [N,D] of `texts`, on `model`'s device.
+/// Unit text embeddings `[N,D]` of `texts`, on `model`'s device.
 ///
 /// Equal texts are encoded once, so that they tie exactly; batches hold texts of similar length, as the tower may cut
 /// the padding after the longest.

@@ -51,7 +51,7 @@ impl Prompts {
         let folders = source.class_names();
         let (names, names_from) =
             match (names.map(Path::to_path_buf).or(beside(spec, &NAMES)), folders) {
-                (Some(path), _) => (lines(&path)?, path.display().to_string()),
+                (Some(path), _) => (lines(&path)?, shown(&path)),
                 (None, Some(folders)) => (folders.to_vec(), "class folders".to_string()),
                 (None, None) => {
                     return Err(EvalError::Prompts {
@@ -75,7 +75,7 @@ impl Prompts {
         }
         let (templates, templates_from) =
             match templates.map(Path::to_path_buf).or(beside(spec, &TEMPLATES)) {
-                Some(path) => (lines(&path)?, path.display().to_string()),
+                Some(path) => (lines(&path)?, shown(&path)),
                 None => (vec![PLAIN.to_string()], format!("default \"{PLAIN}\"")),
             };
         Prompts { names, templates, names_from, templates_from }.checked()
@@ -132,6 +132,12 @@ fn beside(spec: &str, files: &[&str]) -> Option<PathBuf> {
         .flatten()
         .flat_map(|dir| files.iter().map(move |file| dir.join(file)))
         .find(|candidate| candidate.is_file())
+}
+
+/// A path as a person would write it: below the working directory, relative to it.
+fn shown(path: &Path) -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(here).unwrap_or(path).display().to_string()
 }
 
 /// The lines of a list; blank ones at the end don't count, a blank one between is refused, as it would shift labels.

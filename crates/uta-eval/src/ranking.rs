@@ -22,7 +22,7 @@ pub fn expected_hit(greater: u64, tied: u64, right: u64, k: u64) -> f64 {
     1.0 - miss
 }
 
-/// How the best right answer of every query stands, for `scores` [Q,C] and the mask `right` [Q,C] of right answers (at
+/// How the best right answer of every query stands, for `scores` `[Q,C]` and the mask `right` `[Q,C]` of right answers (at
 /// least one a row): (greater, tied, right among the tied), each a list of Q, as [`expected_hit`] takes them.
 pub fn standings(scores: &Tensor, right: &Tensor) -> Vec<(u64, u64, u64)> {
     let best =
@@ -37,7 +37,7 @@ pub fn standings(scores: &Tensor, right: &Tensor) -> Vec<(u64, u64, u64)> {
     flat.chunks_exact(3).map(|row| (row[0] as u64, row[1] as u64, row[2] as u64)).collect()
 }
 
-/// The 95 % Wilson score interval of a share `p` seen in `n` trials; it stays within [0, 1] and is sensible at 0 and 1.
+/// The 95 % Wilson score interval of a share `p` seen in `n` trials; it stays within `[0, 1]` and is sensible at 0 and 1.
 pub fn wilson(p: f64, n: usize) -> (f64, f64) {
     if n == 0 {
         return (0.0, 1.0);

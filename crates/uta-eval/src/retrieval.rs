@@ -143,8 +143,8 @@ impl uta_train::Evaluator for Retrieval {
     }
 }
 
-/// Recall of unit `queries` [Q,D] among unit `candidates` [C,D]; a candidate is right for a query of the same owner
-/// (i64 [Q] and [C]), and every query has a right one.
+/// Recall of unit `queries` `[Q,D]` among unit `candidates` `[C,D]`; a candidate is right for a query of the same owner
+/// (i64 `[Q]` and `[C]`), and every query has a right one.
 fn recall(queries: (&Tensor, &Tensor), candidates: (&Tensor, &Tensor)) -> Recall {
     // Bounds the scores and masks in memory at some tens of MB (COCO: 25,010 captions).
     let chunk = ((1 << 22) / candidates.0.size()[0]).max(1);

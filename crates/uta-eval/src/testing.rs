@@ -116,7 +116,7 @@ pub fn options(batch: usize) -> EvalOptions {
     EvalOptions { batch, workers: 2, precision: Precision::F32, progress: None }
 }
 
-/// Sample `i` as the model sees it, [1,3,S,S].
+/// Sample `i` as the model sees it, `[1,3,S,S]`.
 pub fn naive_pixels(model: &Clip, source: &dyn Source, i: usize) -> Tensor {
     let size = model.config.vision.image_size;
     let image = uta_data::decode(&source.read(i).unwrap().image).unwrap();

@@ -230,7 +230,7 @@ impl uta_train::Evaluator for ZeroShot {
     }
 }
 
-/// The highest `k` (or all) of every row of `scores` [Q,C], best first, equal ones by index: values and indices, flat.
+/// The highest `k` (or all) of every row of `scores` `[Q,C]`, best first, equal ones by index: values and indices, flat.
 fn best(scores: &Tensor, k: i64) -> (Vec<f32>, Vec<i64>) {
     let (values, indices) = scores.sort_stable(true, 1, true);
     let k = k.min(scores.size()[1]);
@@ -251,7 +251,7 @@ pub(crate) fn same_space(model: &Clip, text: &Clip) -> Result<(), EvalError> {
     })
 }
 
-/// The zero-shot classifier of `prompts` under the text tower of `text`: unit rows [C,D], on its device.
+/// The zero-shot classifier of `prompts` under the text tower of `text`: unit rows `[C,D]`, on its device.
 ///
 /// The newest few are kept in memory by (weights, sentences, precision), so that many models, sets and evaluations
 /// during training share one; a tower that has been trained further since gets a new one.

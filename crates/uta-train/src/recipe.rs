@@ -501,7 +501,7 @@ impl Recipe {
                 ) => {}
                 _ => {
                     return Err(
-                        "teacher: task \"align\" needs either teacher.path or teacher.arch".into()
+                        "teacher: task \"align\" needs either teacher.path or teacher.arch".into(),
                     );
                 }
             },

@@ -173,7 +173,7 @@ fn zeroshot(args: &ZeroshotArgs) -> anyhow::Result<()> {
     let chance = 1.0 / report.classes as f64;
     page.share("top-1", report.top1, report.n, chance);
     page.share("top-5", report.top5, report.n, (5.0 * chance).min(1.0));
-    page.plain("mean per class", report.mean_per_class);
+    page.percent("mean per class", report.mean_per_class);
     page.print(args.common.json, &report, |report, object| {
         for (key, value) in [("top1", report.top1), ("top5", report.top5)] {
             object.insert(format!("{key}_interval"), json!(wilson(value, report.n)));
@@ -405,6 +405,10 @@ impl Page {
             100.0 * chance
         );
         self.rows.push((name.to_string(), line));
+    }
+
+    fn percent(&mut self, name: &str, value: f64) {
+        self.rows.push((name.to_string(), format!("{:6.2} %", 100.0 * value)));
     }
 
     fn plain(&mut self, name: &str, value: f64) {

@@ -52,7 +52,7 @@ impl RunDir {
         let lock = lock(path)?;
         write_atomically(&path.join("environment.json"), environment(recipe).as_bytes())?;
         write_atomically(&path.join("recipe.toml"), recipe.to_toml().as_bytes())?;
-        RunDir::open_files(path, lock)
+        RunDir::open_files(path, lock, None)
     }
 
     /// Goes on with the run in `path` after `step`: later lines of the metrics are dropped, they will be made again.
@@ -75,10 +75,10 @@ impl RunDir {
             .flat_map(|line| [line, "\n"])
             .collect();
         write_atomically(&file, kept.as_bytes())?;
-        RunDir::open_files(path, lock)
+        RunDir::open_files(path, lock, Some(step))
     }
 
-    fn open_files(path: &Path, lock: File) -> Result<RunDir, TrainError> {
+    fn open_files(path: &Path, lock: File, resumed: Option<u64>) -> Result<RunDir, TrainError> {
         let file = path.join("metrics.jsonl");
         let metrics = OpenOptions::new()
             .create(true)
@@ -86,7 +86,12 @@ impl RunDir {
             .open(&file)
             .map_err(TrainError::io(&file))?;
         let tensorboard = path.join("tensorboard");
-        let events = EventWriter::create(&tensorboard).map_err(TrainError::io(&tensorboard))?;
+        let events = match resumed {
+            // Hides the steps after `step` that a killed run logged and that will be logged again.
+            Some(step) => EventWriter::resume(&tensorboard, step as i64),
+            None => EventWriter::create(&tensorboard),
+        };
+        let events = events.map_err(TrainError::io(&tensorboard))?;
         Ok(RunDir { path: path.to_owned(), metrics: BufWriter::new(metrics), events, _lock: lock })
     }
 

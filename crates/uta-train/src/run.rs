@@ -55,11 +55,12 @@ impl RunDir {
         RunDir::open_files(path, lock, None)
     }
 
-    /// Goes on with the run in `path` after `step`: later lines of the metrics are dropped, they will be made again.
+    /// Goes on with the run in `path` after the checkpoint at `step`, or from its start where there is none: lines of the
+    /// metrics after that are dropped, they will be made again.
     ///
     /// # Errors
     /// When another process has the run open, or nothing can be written.
-    pub fn reopen(path: &Path, step: u64) -> Result<RunDir, TrainError> {
+    pub fn reopen(path: &Path, step: Option<u64>) -> Result<RunDir, TrainError> {
         let lock = lock(path)?;
         let file = path.join("metrics.jsonl");
         let text = match fs::read_to_string(&file) {
@@ -70,12 +71,14 @@ impl RunDir {
             .lines()
             .filter(|line| {
                 let value: Result<Value, _> = serde_json::from_str(line);
-                value.is_ok_and(|v| v["step"].as_u64().is_some_and(|s| s <= step))
+                value.is_ok_and(|v| {
+                    v["step"].as_u64().is_some_and(|s| step.is_some_and(|step| s <= step))
+                })
             })
             .flat_map(|line| [line, "\n"])
             .collect();
         write_atomically(&file, kept.as_bytes())?;
-        RunDir::open_files(path, lock, Some(step))
+        RunDir::open_files(path, lock, Some(step.unwrap_or(0)))
     }
 
     fn open_files(path: &Path, lock: File, resumed: Option<u64>) -> Result<RunDir, TrainError> {

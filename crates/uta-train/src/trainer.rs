@@ -100,7 +100,7 @@ impl Trainer {
         };
         let step = state.as_ref().map_or(0, |state: &State| state.step);
         let run = match resume {
-            true => RunDir::reopen(out, step)?,
+            true => RunDir::reopen(out, state.as_ref().map(|state| state.step))?,
             false => RunDir::create(out, &recipe)?,
         };
         Ok(Trainer {

@@ -256,7 +256,7 @@ impl Canvas {
 pub struct MaskStatistics {
     /// Masks drawn.
     pub samples: usize,
-    /// Share of the masks in which a patch is masked, row-major [N].
+    /// Share of the masks in which a patch is masked, row-major `[N]`.
     pub probability: Vec<f64>,
 }
 

@@ -297,9 +297,9 @@ mod tests {
         let p = parameter("visual.head.weight", &[1.0, 2.0], &[1, 2]);
         let mut optimizer = Optimizer::new(std::slice::from_ref(&p), &Optim::default());
         (&p.tensor * f64::NAN).sum(Kind::Float).backward();
-        optimizer.step(0.1).unwrap();
+        let _ = optimizer.step(0.1).unwrap();
         (&p.tensor * f64::INFINITY).sum(Kind::Float).backward();
-        optimizer.step(0.1).unwrap();
+        let _ = optimizer.step(0.1).unwrap();
         assert_eq!(Vec::<f32>::try_from(p.tensor.reshape(-1)).unwrap(), [1.0, 2.0]);
         assert_eq!(optimizer.skipped(), (2, 2));
         p.tensor.sum(Kind::Float).backward();

@@ -67,8 +67,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let (steps, speed) = (outcome.step, outcome.images_per_second);
     match outcome.finished {
         true => eprintln!(
-            "done: {steps} steps, {speed:.0} images/s; {} and report.html are in {}",
-            "model.safetensors",
+            "done: {steps} steps, {speed:.0} images/s; model.safetensors and report.html are in {}",
             out.display()
         ),
         false => {

@@ -1,4 +1,4 @@
-//! Unmasked Token Alignment (paper section 2.2): the student sees [CLS] and the kept patches, the frozen teacher sees
+//! Unmasked Token Alignment (paper section 2.2): the student sees `[CLS]` and the kept patches, the frozen teacher sees
 //! the whole image, and every token of the student is pulled towards the same token of the teacher.
 
 use tch::{Device, Kind, Tensor, no_grad};
@@ -109,7 +109,7 @@ impl Task for Align {
     }
 }
 
-/// [CLS] and the kept patches of `tokens` [B, 1+N, E]: [B, 1+K, E].
+/// `[CLS]` and the kept patches of `tokens` [B, 1+N, E]: [B, 1+K, E].
 fn same_tokens(tokens: &Tensor, kept: &Tensor) -> Tensor {
     let (b, _, e) = tokens.size3().expect("tokens are [B, 1+N, E]");
     let cls = Tensor::zeros([b, 1], (Kind::Int64, kept.device()));

@@ -25,17 +25,17 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use self::catalogue::{Emoji, IconSet, Info, Picture};
 pub use self::packages::PackageError;
 use self::packages::{Package, Store};
-use crate::DataError;
 use crate::shards::{Limit, ShardWriter};
+use crate::{DataError, progress};
 
 /// Raise it when the same packages would give other bytes: old sets are then made anew.
 const FORMAT: u32 = 1;
@@ -339,7 +339,7 @@ fn get_from(
         return Ok(report(true, contents));
     }
 
-    let fetching = bar(styles.len() + 1, "fetching");
+    let fetching = bar(styles.len() + 1, "packages", "fetching");
     let store = Store::open(&options.cache, options.offline, npm)?;
     let provide = |package: &Package<'_>| {
         fetching.set_message(package.spec());
@@ -349,7 +349,7 @@ fn get_from(
     let emojibase_archive = provide(&emojibase)?;
     fetching.finish_and_clear();
 
-    let reading = bar(styles.len(), "reading");
+    let reading = bar(styles.len(), "sets", "reading");
     let sources: Vec<(&Style, PathBuf)> = styles.iter().zip(archives).collect();
     let sets = parallel_map(&sources, &reading, |(style, archive)| read_set(style, archive))?;
     let (emoji, words) = read_emojibase(&emojibase, &emojibase_archive)?;
@@ -364,7 +364,7 @@ fn get_from(
         bytes: 0,
     };
     place.replace(|folder| {
-        let drawing = bar(catalogue.pictures.iter().map(Vec::len).sum(), "drawing");
+        let drawing = bar(catalogue.pictures.iter().map(Vec::len).sum(), "pictures", "drawing");
         for ((style, set), pictures) in styles.iter().zip(&sets).zip(&catalogue.pictures) {
             contents.styles.push(write_style(
                 folder,
@@ -708,15 +708,8 @@ fn parallel_map<T: Sync, R: Send>(
     all.into_iter().map(|(_, result)| result).collect()
 }
 
-/// A progress bar on standard error, hidden when that is no terminal.
-fn bar(length: usize, what: &'static str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix:>9} [{bar:30}] {pos}/{len} {msg} {eta}");
-    // Cleared when an error drops it, too: the error's line then stands alone.
-    let bar =
-        ProgressBar::new(length as u64).with_prefix(what).with_finish(ProgressFinish::AndClear);
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar.enable_steady_tick(Duration::from_millis(200));
-    bar
+fn bar(length: usize, unit: &str, what: &'static str) -> ProgressBar {
+    progress::bar(length as u64, 0, unit).with_prefix(what)
 }
 
 #[cfg(test)]

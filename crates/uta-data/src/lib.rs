@@ -14,6 +14,7 @@ pub mod emoji;
 mod error;
 pub mod pack;
 mod parallel;
+pub mod progress;
 pub mod rng;
 pub mod shards;
 mod source;

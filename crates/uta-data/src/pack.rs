@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::parallel::Ordered;
 use crate::shards::{Limit, ShardWriter};
-use crate::{DataError, Rejected, Sample, decode, open};
+use crate::{DataError, Rejected, Sample, Source, decode, open, progress};
 
 /// How to pack.
 #[derive(Clone, Debug)]
@@ -69,23 +69,12 @@ pub fn pack(dir: &Path, out: &Path, options: &PackOptions) -> Result<Packed, Dat
     let prefix = whole.file_name().map_or("images".into(), |name| name.to_string_lossy());
     let mut writer = ShardWriter::create(out, &prefix.replace('.', "-"), options.limit)?;
     let bar = bar(source.len(), options.progress, "packing");
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    let reader = Arc::clone(&source);
-    let samples = Ordered::new(workers, 64, 0..source.len() as u64, move |i| {
-        let checked = || {
-            let sample = reader.read(i as usize)?;
-            decode(&sample.image)?;
-            let format = crate::decode::format(&sample.image)?;
-            Ok((sample, format))
-        };
-        checked()
-            .map_err(|e: DataError| Rejected { key: reader.key(i as usize), reason: e.to_string() })
-    });
+    let samples = inspect(&source);
     let (mut written, mut captioned, mut broken) = (0, 0, vec![]);
     for (i, sample) in samples.enumerate() {
         bar.inc(1);
         match sample {
-            Ok((sample, format)) => {
+            Ok(Inspected { sample, format, .. }) => {
                 captioned += usize::from(!sample.captions.is_empty());
                 write(&mut writer, i, &sample, format)?;
                 written += 1;
@@ -125,16 +114,39 @@ fn write(
     writer.write(&format!("{i:08}-{name}"), &members)
 }
 
+/// A sample that could be read and decoded.
+pub(crate) struct Inspected {
+    pub(crate) sample: Sample,
+    /// (width, height)
+    pub(crate) size: (u32, u32),
+    /// The extension that the image's bytes ask for.
+    pub(crate) format: &'static str,
+}
+
+/// Every sample read and decoded on all cores, in order; those that can't be, by name.
+pub(crate) fn inspect(
+    source: &Arc<dyn Source>,
+) -> impl Iterator<Item = Result<Inspected, Rejected>> + use<> {
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let (source, length) = (Arc::clone(source), source.len() as u64);
+    Ordered::new(workers, 64, 0..length, move |i| {
+        let inspected = || {
+            let sample = source.read(i as usize)?;
+            let image = decode(&sample.image)?;
+            let format = crate::decode::format(&sample.image)?;
+            Ok(Inspected { sample, size: (image.width, image.height), format })
+        };
+        inspected()
+            .map_err(|e: DataError| Rejected { key: source.key(i as usize), reason: e.to_string() })
+    })
+}
+
+/// A bar over images, where one is wanted.
 pub(crate) fn bar(length: usize, shown: bool, verb: &'static str) -> ProgressBar {
-    if !shown {
-        return ProgressBar::hidden();
+    match shown {
+        true => progress::bar(length as u64, 0, "images").with_prefix(verb),
+        false => ProgressBar::hidden(),
     }
-    let style = indicatif::ProgressStyle::with_template(
-        "{prefix:>9.bold} {bar:28.cyan/black.bright} {pos}/{len} images  [{elapsed_precise} < {eta_precise}]",
-    );
-    ProgressBar::new(length as u64)
-        .with_style(style.expect("a fixed template").progress_chars("━╸━"))
-        .with_prefix(verb)
 }
 
 #[cfg(test)]

@@ -6,9 +6,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::pack::bar;
-use crate::parallel::Ordered;
-use crate::{DataError, Rejected, Source, decode};
+use crate::pack::{Inspected, bar, inspect};
+use crate::{DataError, Rejected, Source};
 
 /// What is in a set; `Display` is the human table, `Serialize` the JSON.
 #[derive(Clone, Debug, Serialize)]
@@ -82,19 +81,7 @@ impl fmt::Display for Stats {
 /// # Errors
 /// None today: single broken samples are counted.
 pub fn stats(source: &Arc<dyn Source>, progress: bool) -> Result<Stats, DataError> {
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
     let bar = bar(source.len(), progress, "reading");
-    let reader = Arc::clone(source);
-    let samples = Ordered::new(workers, 64, 0..source.len() as u64, move |i| {
-        let read = || {
-            let sample = reader.read(i as usize)?;
-            let image = decode(&sample.image)?;
-            let format = crate::decode::format(&sample.image)?;
-            Ok((sample, (image.width, image.height), format))
-        };
-        read()
-            .map_err(|e: DataError| Rejected { key: reader.key(i as usize), reason: e.to_string() })
-    });
     let mut stats = Stats {
         samples: source.len(),
         image_bytes: 0,
@@ -111,11 +98,11 @@ pub fn stats(source: &Arc<dyn Source>, progress: bool) -> Result<Stats, DataErro
         broken: vec![],
     };
     let (mut sizes, mut classes, mut words) = (vec![], BTreeMap::<u32, usize>::new(), 0);
-    for sample in samples {
+    for sample in inspect(source) {
         bar.inc(1);
         match sample {
             Err(rejected) => stats.broken.push(rejected),
-            Ok((sample, size, format)) => {
+            Ok(Inspected { sample, size, format }) => {
                 stats.image_bytes += sample.image.len() as u64;
                 *stats.formats.entry(format.to_owned()).or_default() += 1;
                 sizes.push(size);

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use serde::Serialize;
 use tch::{Kind, Tensor};
 use uta_data::{Rejected, Source};
-use uta_model::Clip;
+use uta_model::{Clip, same_tokens, unit};
 use uta_train::mask::MaskGenerator;
 
-use crate::embed::{finite, sweep, unit};
+use crate::embed::{finite, sweep};
 use crate::ranking::to_vec;
 use crate::{EvalError, EvalOptions};
 
@@ -132,13 +132,12 @@ impl Align {
         let tokens = |clip: &Clip, kept: Option<&Tensor>| {
             let pixels = pixels.to_device(clip.store.device());
             let forward = || clip.visual.forward_t(&clip.normalise(&pixels), kept, false);
-            unit(&self.options.forward(clip, forward)).to_device(pixels.device())
+            unit(&self.options.forward(clip, forward))
         };
         let student = tokens(model, kept).to_device(pixels.device());
         let mut target = tokens(teacher, None).to_device(pixels.device());
         if let Some(kept) = kept {
-            let rows = Tensor::cat(&[kept.narrow(1, 0, 1).zeros_like(), kept + 1], 1).unsqueeze(2);
-            target = target.gather(1, &rows.expand_as(&student), false);
+            target = same_tokens(&target, kept);
         }
         (student * target).sum_dim_intlist([2i64].as_slice(), false, Kind::Float)
     }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use tch::{Kind, Tensor};
 use torch_ext::{Precision, autocast};
 use uta_data::{Batch, EvalTransform, Rejected, Source, Tokenizer};
-use uta_model::Clip;
+use uta_model::{ByLength, Clip, unit};
+use uta_train::upload;
 
 use crate::EvalError;
 use crate::ranking::to_vec;
@@ -47,11 +48,6 @@ impl EvalOptions {
     }
 }
 
-/// Rows of unit length; a zero row stays zero, so that it ties with everything.
-pub(crate) fn unit(x: &Tensor) -> Tensor {
-    x / x.norm_scalaropt_dim(2.0, [-1], true).clamp_min(1e-12)
-}
-
 /// Passes every readable sample of `source` to `each`, with its pixels u8 `[B,S,S,3]` on `model`'s device at the model's
 /// resolution, in order, and returns the unreadable ones.
 pub(crate) fn sweep(
@@ -60,18 +56,15 @@ pub(crate) fn sweep(
     options: &EvalOptions,
     mut each: impl FnMut(&Batch, &Tensor) -> Result<(), EvalError>,
 ) -> Result<Vec<Rejected>, EvalError> {
-    let size = model.config.vision.image_size;
     let (mut rejected, mut done, total) = (Vec::new(), 0, source.len());
     options.report("images", 0, total);
-    let transform = EvalTransform { size: size as u32 };
+    let transform = EvalTransform { size: model.config.vision.image_size as u32 };
     for batch in uta_data::sweep(source.clone(), transform, options.batch, options.workers) {
         let mut batch = batch?;
         rejected.append(&mut batch.rejected);
         done += batch.items.len();
         if !batch.items.is_empty() {
-            let shape = [batch.items.len() as i64, size, size, 3];
-            let pixels = Tensor::from_slice(&batch.pixels).view(shape);
-            each(&batch, &pixels.to_device(model.store.device()))?;
+            each(&batch, &upload(&batch, model.store.device()))?;
         }
         options.report("images", done + rejected.len(), total);
     }
@@ -138,29 +131,20 @@ pub fn encode_texts<S: AsRef<str>>(
         .collect();
 
     let tokens: Vec<Vec<i64>> = unique.iter().map(|text| tokenizer.encode(text)).collect();
-    let length = |i: &usize| tokens[*i].iter().rposition(|&token| token != 0);
-    let mut order: Vec<usize> = (0..unique.len()).collect();
-    order.sort_by_key(length);
-
-    let mut parts = Vec::new();
-    let mut place = vec![0i64; unique.len()];
+    let by_length = ByLength::new(&tokens, options.batch);
+    let (mut parts, mut done) = (Vec::new(), 0);
     options.report("texts", 0, unique.len());
-    for (chunk, members) in order.chunks(options.batch).enumerate() {
-        let flat: Vec<i64> = members.iter().flat_map(|&i| &tokens[i]).copied().collect();
-        let batch = Tensor::from_slice(&flat).view([-1, context as i64]).to_device(device);
-        let encode =
-            || model.encode_text(&batch).expect("a model with a text config has the tower");
+    for (members, batch) in &by_length.parts {
+        let encode = || model.encode_text(batch).expect("a model with a text config has the tower");
         let embeddings = options.forward(model, encode);
         finite(&embeddings, options, |row| format!("\"{}\"", unique[members[row]]))?;
         parts.push(unit(&embeddings));
-        for (offset, &i) in members.iter().enumerate() {
-            place[i] = (chunk * options.batch + offset) as i64;
-        }
-        options.report("texts", chunk * options.batch + members.len(), unique.len());
+        done += members.len();
+        options.report("texts", done, unique.len());
     }
     if parts.is_empty() {
         return Ok(Tensor::zeros([0, model.config.embed_dim], (Kind::Float, device)));
     }
-    let index: Vec<i64> = rows.iter().map(|&row| place[row as usize]).collect();
+    let index: Vec<i64> = rows.iter().map(|&row| by_length.place[row as usize]).collect();
     Ok(Tensor::cat(&parts, 0).index_select(0, &Tensor::from_slice(&index).to_device(device)))
 }

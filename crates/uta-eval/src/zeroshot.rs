@@ -12,9 +12,9 @@ use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 use torch_ext::Precision;
 use uta_data::{Rejected, Source};
-use uta_model::Clip;
+use uta_model::{Clip, unit};
 
-use crate::embed::{encode_images, encode_texts, sweep, unit};
+use crate::embed::{encode_images, encode_texts, sweep};
 use crate::ranking::{expected_hit, standings, to_vec};
 use crate::{EvalError, EvalOptions, Prompts};
 

@@ -8,7 +8,14 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor, nn, no_grad};
 
 use crate::layers::Scope;
+use crate::safetensors_io::write_atomically;
 use crate::{ClipConfig, ModelError, TextTower, Vit, safetensors_io};
+
+/// Rows of unit length, in f32; a zero row stays zero, so that it ties with everything.
+pub fn unit(x: &Tensor) -> Tensor {
+    let x = x.to_kind(Kind::Float);
+    &x / x.norm_scalaropt_dim(2.0, [-1i64], true).clamp_min(1e-12)
+}
 
 /// A CLIP: facts 1.2. Keys are `visual.*`, `text.*` and `logit_scale`, as in the official checkpoints.
 #[derive(Debug)]
@@ -112,9 +119,9 @@ impl Clip {
     /// When it can't be written.
     pub fn save_config(&self, dir: &Path) -> Result<(), ModelError> {
         let text = serde_json::to_string_pretty(&self.config).expect("sizes are plain data") + "\n";
-        safetensors_io::write_atomically(&dir.join("config.json"), |file| {
-            file.write_all(text.as_bytes())
-        })
+        let path = dir.join("config.json");
+        write_atomically(&path, |file| file.write_all(text.as_bytes()))
+            .map_err(ModelError::io(&path))
     }
 
     /// All variables, sorted by key.

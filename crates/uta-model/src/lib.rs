@@ -17,8 +17,8 @@ mod text;
 mod vit;
 
 pub use adapter::Adapter;
-pub use clip::Clip;
+pub use clip::{Clip, unit};
 pub use config::{ClipConfig, Ffn, TextConfig, VitConfig, preset_names};
 pub use error::ModelError;
-pub use text::TextTower;
-pub use vit::Vit;
+pub use text::{ByLength, TextTower};
+pub use vit::{Vit, same_tokens};

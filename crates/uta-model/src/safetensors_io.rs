@@ -81,13 +81,17 @@ pub fn save(
         }
         Ok(())
     })
+    .map_err(ModelError::io(path))
 }
 
 /// Writes a file beside `path`, waits until the disk has it, and puts it in `path`'s place.
-pub(crate) fn write_atomically(
+///
+/// # Errors
+/// The operating system's; a former file of that name is then as it was, and nothing is left beside it.
+pub fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
-) -> Result<(), ModelError> {
+) -> io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".tmp");
     let beside = PathBuf::from(beside);
@@ -103,7 +107,7 @@ pub(crate) fn write_atomically(
         // Best effort: the disk may be full or gone.
         let _ = fs::remove_file(&beside);
     }
-    written.map_err(ModelError::io(path))
+    written
 }
 
 /// A safetensors file that has been checked against its header.

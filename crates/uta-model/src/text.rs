@@ -60,6 +60,37 @@ impl TextTower {
     }
 }
 
+/// Token rows in parts of similar length, so that little of what is encoded is padding. Causal attention and pooling at
+/// the end of the text make the result independent of the split.
+#[derive(Debug)]
+pub struct ByLength {
+    /// The rows of each part, and their tokens i64 [n, T] on the CPU, T being the longest text of the part.
+    pub parts: Vec<(Vec<usize>, Tensor)>,
+    /// Where each row stands in the parts laid end to end.
+    pub place: Vec<i64>,
+}
+
+impl ByLength {
+    /// Parts of `part` rows, shortest texts first; rows are padded with 0, which ends no text.
+    pub fn new(rows: &[Vec<i64>], part: usize) -> ByLength {
+        let length = |&i: &usize| rows[i].iter().rposition(|&t| t != 0).map_or(0, |last| last + 1);
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        order.sort_by_key(length);
+        let mut place = vec![0; rows.len()];
+        for (at, &i) in order.iter().enumerate() {
+            place[i] = at as i64;
+        }
+        let cut = |members: &[usize]| {
+            let longest = members.last().map_or(0, length);
+            let tokens: Vec<i64> =
+                members.iter().flat_map(|&i| &rows[i][..longest]).copied().collect();
+            let shape = [members.len() as i64, longest as i64];
+            (members.to_vec(), Tensor::from_slice(&tokens).view(shape))
+        };
+        ByLength { parts: order.chunks(part.max(1)).map(cut).collect(), place }
+    }
+}
+
 #[derive(Debug)]
 struct Block {
     ln_1: LayerNorm,
@@ -124,6 +155,17 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::layers::testing::seeded;
+
+    #[test]
+    fn rows_by_length_are_cut_to_their_longest_and_find_their_way_back() {
+        let rows = vec![vec![9, 1, 2, 8], vec![9, 8, 0, 0], vec![9, 3, 8, 0]];
+        let parts = ByLength::new(&rows, 2);
+        assert_eq!(parts.place, [2, 0, 1]);
+        let members: Vec<&[usize]> = parts.parts.iter().map(|(m, _)| m.as_slice()).collect();
+        assert_eq!(members, [&[1, 2][..], &[0]]);
+        let first = Tensor::from_slice(&[9i64, 8, 0, 9, 3, 8]).view([2, 3]);
+        assert_eq!((&parts.parts[0].1, parts.parts[1].1.size()), (&first, vec![1, 4]));
+    }
 
     #[test]
     fn padding_changes_nothing_and_the_order_of_words_does() {

@@ -68,7 +68,7 @@ impl Vit {
         let patches = self.patch_embed.forward_t(images, kept, train); // [B, K, D]
         let cls = self.cls_token.expand([patches.size()[0], 1, -1], false);
         // Rows of the position embedding and of the rotations: 0 for [CLS], 1 + n for patch n.
-        let places = kept.map(|kept| (kept + 1).constant_pad_nd([1, 0])); // [B, 1+K]
+        let places = kept.map(places);
         let pos = match &places {
             Some(places) => rows(&self.pos_embed.squeeze_dim(0), places),
             None => self.pos_embed.shallow_clone(),
@@ -80,6 +80,17 @@ impl Vit {
         }
         x
     }
+}
+
+/// Where `[CLS]` and the `kept` patches [B, K] stand among all tokens: [B, 1+K].
+fn places(kept: &Tensor) -> Tensor {
+    (kept + 1).constant_pad_nd([1, 0])
+}
+
+/// `[CLS]` and the `kept` patches [B, K] of the tokens of whole images [B, 1+N, E]: [B, 1+K, E].
+pub fn same_tokens(tokens: &Tensor, kept: &Tensor) -> Tensor {
+    let index = places(kept).unsqueeze(-1).expand([-1, -1, tokens.size()[2]], false);
+    tokens.gather(1, &index, false)
 }
 
 /// A patch's pixels times one matrix: the convolution of stride P, for the patches that are wanted only.

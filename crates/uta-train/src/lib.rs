@@ -10,7 +10,6 @@
 mod error;
 pub mod mask;
 mod optim;
-pub mod progress;
 pub mod recipe;
 mod run;
 mod schedule;
@@ -23,5 +22,5 @@ pub use optim::{Ema, Optimizer, Parameter};
 pub use recipe::{Recipe, RecipeError};
 pub use run::RunDir;
 pub use schedule::CosineSchedule;
-pub use task::{Align, Contrastive, Mode, Output, Task, build};
+pub use task::{Align, Contrastive, Mode, Output, Task, build, upload};
 pub use trainer::{Evaluator, Outcome, Trainer};

@@ -285,17 +285,8 @@ fn lock(path: &Path) -> Result<File, TrainError> {
 
 /// Written beside, synced, renamed.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".tmp");
-    let beside = PathBuf::from(beside);
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)
-    };
-    write().map_err(TrainError::io(path))?;
-    sync_dir(path.parent().unwrap_or(Path::new(".")))
+    safetensors_io::write_atomically(path, |file| file.write_all(bytes))
+        .map_err(TrainError::io(path))
 }
 
 fn sync_dir(path: &Path) -> Result<(), TrainError> {

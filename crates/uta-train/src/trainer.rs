@@ -11,11 +11,11 @@ use serde_json::{Map, Value};
 use tch::{Device, Tensor, no_grad};
 use torch_ext::{Precision, autocast};
 use uta_data::rng::{Purpose, Rng};
-use uta_data::{Batch, EvalTransform, Source, Stream, StreamOptions};
+use uta_data::{Batch, EvalTransform, Source, Stream, StreamOptions, progress};
 use uta_model::Clip;
 
 use crate::run::{RunDir, State};
-use crate::{CosineSchedule, Ema, Mode, Optimizer, Recipe, Task, TrainError, progress};
+use crate::{CosineSchedule, Ema, Mode, Optimizer, Recipe, Task, TrainError};
 
 /// Measures a model; plugged into a run by name, and run from the command line.
 pub trait Evaluator {
@@ -281,13 +281,15 @@ impl Trainer {
 
     /// Validation loss and every evaluator, on the averaged weights where there are any.
     fn evaluate(&mut self) -> Result<(), TrainError> {
-        if let Some(ema) = &self.ema {
-            ema.swap();
-        }
-        let result = self.evaluate_present_weights();
-        if let Some(ema) = &self.ema {
-            ema.swap();
-        }
+        self.averaged(Self::evaluate_present_weights)
+    }
+
+    /// Does `f` on the averaged weights where there are any, else on the present ones.
+    fn averaged<T>(&mut self, f: impl FnOnce(&mut Self) -> T) -> T {
+        let swap = |trainer: &Self| trainer.ema.iter().for_each(Ema::swap);
+        swap(self);
+        let result = f(self);
+        swap(self);
         result
     }
 
@@ -359,15 +361,11 @@ impl Trainer {
     }
 
     /// RUN/model.safetensors and RUN/config.json: the averaged weights where there are any.
-    fn export(&self) -> Result<(), TrainError> {
-        if let Some(ema) = &self.ema {
-            ema.swap();
-        }
-        let saved = self.task.clip().save(self.run.path(), self.recipe.checkpoint.export.into());
-        if let Some(ema) = &self.ema {
-            ema.swap();
-        }
-        Ok(saved?)
+    fn export(&mut self) -> Result<(), TrainError> {
+        self.averaged(|trainer| {
+            let kind = trainer.recipe.checkpoint.export.into();
+            Ok(trainer.task.clip().save(trainer.run.path(), kind)?)
+        })
     }
 }
 

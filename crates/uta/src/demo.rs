@@ -9,10 +9,10 @@ use std::time::Instant;
 use anyhow::Context;
 use serde_json::{Map, Value, json};
 use tch::Device;
-use uta_data::emoji;
-use uta_eval::{EvalOptions, Prompts, Retrieval, ZeroShot};
+use uta_data::{emoji, progress};
+use uta_eval::{EvalOptions, Prediction, Prompts, Retrieval, ZeroShot};
 use uta_model::Clip;
-use uta_train::{Recipe, RunDir, progress};
+use uta_train::{Recipe, RunDir};
 
 use crate::error::Usage;
 use crate::{report, train};
@@ -62,7 +62,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let teacher_path =
         teacher_path.ok_or_else(|| Usage("the demo's recipe needs teacher.path".into()))?;
     let teacher = Clip::load(&teacher_path, Device::Cpu)?;
-    let teacher_scores = measure("teacher", &teacher)?;
+    let teacher_scores = measure("teacher", &teacher, |_, _, _| ())?;
     drop(teacher);
 
     let outcome = train::train(recipe, &args.out, args.resume, stop)?;
@@ -71,8 +71,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         return Ok(());
     }
     let student = Clip::load(&args.out, Device::Cpu)?;
-    let student_scores = measure("student", &student)?;
-    save_pictures(&args.out, &student)?;
+    let mut named = vec![];
+    let student_scores = measure("student", &student, |style, truth, prediction| {
+        named.push((style, truth.to_owned(), prediction));
+    })?;
+    save_pictures(&args.out, &named)?;
 
     let concepts = data.contents.concepts as f64;
     let result = json!({
@@ -123,18 +126,29 @@ fn shards(style: &str) -> String {
     format!("data/emoji/{folder}/{style}-000*.tar")
 }
 
-/// Zero-shot top-1 and top-5 on every style, recall on the held-out ones.
-fn measure(who: &'static str, clip: &Clip) -> anyhow::Result<Map<String, Value>> {
+/// Zero-shot top-1 and top-5 on every style, recall on the held-out ones. `each` gets (style, true name, best five names)
+/// of every picture.
+fn measure(
+    who: &'static str,
+    clip: &Clip,
+    mut each: impl FnMut(&'static str, &str, Prediction),
+) -> anyhow::Result<Map<String, Value>> {
     let bar = progress::bar((TRAINING.len() + HELD_OUT.len()) as u64, 0, "styles");
     bar.set_prefix(who);
     let mut scores = Map::new();
     for style in TRAINING.iter().chain(&HELD_OUT) {
         bar.set_message((*style).to_owned());
-        let zero_shot = zero_shot(style)?.run(clip)?;
+        let spec = shards(style);
+        let source = uta_data::open(&spec)?;
+        let prompts = Prompts::find(&spec, source.as_ref(), None, None)?;
+        let names = prompts.names.clone();
+        let zero_shot = ZeroShot::new(*style, source.clone(), prompts, EvalOptions::default())
+            .predict(clip, |prediction| {
+                each(style, &names[prediction.label as usize], prediction);
+            })?;
         let mut numbers =
             json!({ "top1": zero_shot.top1, "top5": zero_shot.top5, "n": zero_shot.n });
         if HELD_OUT.contains(style) {
-            let source = uta_data::open(&shards(style))?;
             let recall = Retrieval::new(*style, source, EvalOptions::default()).run(clip)?;
             numbers["text_to_image_r1"] = recall.text_to_image.r1.into();
             numbers["text_to_image_r5"] = recall.text_to_image.r5.into();
@@ -148,33 +162,29 @@ fn measure(who: &'static str, clip: &Clip) -> anyhow::Result<Map<String, Value>>
     Ok(scores)
 }
 
-fn zero_shot(style: &str) -> anyhow::Result<ZeroShot> {
-    let spec = shards(style);
-    let source = uta_data::open(&spec)?;
-    let prompts = Prompts::find(&spec, source.as_ref(), None, None)?;
-    Ok(ZeroShot::new(style, source, prompts, EvalOptions::default()))
-}
-
 /// Pictures of the held-out styles with the student's five best names, for the report.
-fn save_pictures(run: &Path, student: &Clip) -> anyhow::Result<()> {
+fn save_pictures(run: &Path, named: &[(&str, String, Prediction)]) -> anyhow::Result<()> {
     let folder = run.join("samples");
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     let mut samples = vec![];
     for style in HELD_OUT {
+        let of_style: Vec<_> = named.iter().filter(|(known, ..)| *known == style).collect();
+        let step = (of_style.len() / SHOWN).max(1);
+        let mut shown = of_style.into_iter().step_by(step).take(SHOWN).peekable();
         let source = uta_data::open(&shards(style))?;
-        let evaluation = zero_shot(style)?;
-        let mut predictions = vec![];
-        evaluation.predict(student, |prediction| predictions.push(prediction))?;
-        let step = (predictions.len() / SHOWN).max(1);
-        for prediction in predictions.iter().step_by(step).take(SHOWN) {
-            let index = (0..source.len()).find(|&i| source.key(i) == prediction.file);
-            let Some(index) = index else { continue };
+        for index in 0..source.len() {
+            // Predictions come in the order of the source.
+            let Some((_, truth, prediction)) = shown.peek() else { break };
+            let sample = source.read(index)?;
+            if sample.key != prediction.file {
+                continue;
+            }
             let image = format!("samples/{style}-{index}.png");
-            fs::write(run.join(&image), source.read(index)?.image)?;
-            let top5: Vec<(&String, f32)> =
-                prediction.names.iter().zip(prediction.scores.iter().copied()).collect();
-            let truth = evaluation.prompts().names.get(prediction.label as usize);
+            fs::write(run.join(&image), sample.image)?;
+            let top5: Vec<(&String, &f32)> =
+                prediction.names.iter().zip(&prediction.scores).collect();
             samples.push(json!({ "image": image, "truth": truth, "top5": top5, "set": style }));
+            shown.next();
         }
     }
     let path = run.join("samples.json");

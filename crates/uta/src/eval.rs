@@ -287,9 +287,6 @@ impl<'a> Setup<'a> {
             options.workers = workers;
         }
         let source = uta_data::open_all(&args.data)?;
-        for problem in source.problems() {
-            tracing::warn!("{problem}");
-        }
         let model = Clip::load(&args.model, device)?;
         Ok(Setup { args, device, model, source, options })
     }
@@ -333,7 +330,7 @@ fn progress() -> Progress {
         let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
         let (_, bar) = match shown.take() {
             Some((known, bar)) if known == stage => shown.insert((stage, bar)),
-            _ => shown.insert((stage, uta_train::progress::bar(total as u64, 0, stage))),
+            _ => shown.insert((stage, uta_data::progress::bar(total as u64, 0, stage))),
         };
         bar.set_position(done as u64);
         if done >= total {

@@ -38,8 +38,18 @@ enum Commands {
     Plot(plot::Args),
 }
 
+impl Commands {
+    /// Whether it runs a network.
+    fn computes(&self) -> bool {
+        matches!(self, Commands::Demo(_) | Commands::Train(_) | Commands::Eval(_))
+    }
+}
+
 fn main() -> ExitCode {
-    wait_passively();
+    let command = Cli::parse().command;
+    if command.computes() {
+        wait_passively();
+    }
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("UTA_LOG")
@@ -48,9 +58,9 @@ fn main() -> ExitCode {
         .with_target(false)
         .without_time()
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_writer(uta_train::progress::LogWriter::default)
+        .with_writer(uta_data::progress::LogWriter::default)
         .init();
-    let done = match Cli::parse().command {
+    let done = match command {
         Commands::Demo(args) => demo::run(args),
         Commands::Train(args) => train::run(args),
         Commands::Eval(args) => eval::run(args),

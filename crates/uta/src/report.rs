@@ -14,17 +14,17 @@ use base64::Engine as _;
 use serde::Deserialize;
 use serde_json::Value;
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use toml::Table;
+use uta_model::safetensors_io::write_atomically;
 use uta_train::mask::{MaskGenerator, MaskKind};
 
 /// Makes `RUN/report.html` of the run in `run_dir`.
 pub fn write(run_dir: &Path) -> anyhow::Result<()> {
     let page = Page::of(&Run::read(run_dir)?)?.render()?;
     let path = run_dir.join("report.html");
-    let beside = run_dir.join(".report.html.tmp");
-    fs::write(&beside, page)
-        .and_then(|()| fs::rename(&beside, &path))
+    write_atomically(&path, |file| file.write_all(page.as_bytes()))
         .with_context(|| format!("cannot write {}", path.display()))
 }
 

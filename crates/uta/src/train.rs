@@ -93,7 +93,7 @@ pub fn train(
     let device = uta_train::recipe::device(&r.train.device).map_err(Usage)?;
     tracing::info!(
         "{} on {device:?}: {:.2} M parameters, steps {}..{}, batch {}, into {}",
-        toml_name(&r.task),
+        r.task,
         trainer.parameters() as f64 / 1e6,
         trainer.step(),
         r.steps(),
@@ -139,13 +139,6 @@ pub fn stop_on_ctrl_c() -> anyhow::Result<Arc<AtomicBool>> {
     })
     .context("listening for Ctrl-C")?;
     Ok(stop)
-}
-
-fn toml_name(task: &uta_train::recipe::TaskKind) -> String {
-    serde_json::to_value(task)
-        .ok()
-        .and_then(|name| name.as_str().map(str::to_owned))
-        .unwrap_or_default()
 }
 
 /// The recipe given beside --resume must be the run's own.

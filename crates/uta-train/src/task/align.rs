@@ -3,7 +3,7 @@
 
 use tch::{Device, Kind, Tensor, no_grad};
 use uta_data::Batch;
-use uta_model::{Clip, ClipConfig};
+use uta_model::{Clip, ClipConfig, same_tokens};
 
 use super::{Mode, Output, Task, initialise, parameters_of, to_device, upload};
 use crate::mask::{MaskGenerator, MaskKind};
@@ -109,16 +109,8 @@ impl Task for Align {
     }
 }
 
-/// `[CLS]` and the kept patches of `tokens` [B, 1+N, E]: [B, 1+K, E].
-fn same_tokens(tokens: &Tensor, kept: &Tensor) -> Tensor {
-    let (b, _, e) = tokens.size3().expect("tokens are [B, 1+N, E]");
-    let cls = Tensor::zeros([b, 1], (Kind::Int64, kept.device()));
-    let index = Tensor::cat(&[cls, kept + 1], 1).unsqueeze(-1).expand([-1, -1, e], false);
-    tokens.gather(1, &index, false)
-}
-
 /// Cosine of each pair of tokens, in f32 whatever the precision: [B, T, E] x [B, T, E] -> [B, T].
-pub(crate) fn cosine(a: &Tensor, b: &Tensor) -> Tensor {
+fn cosine(a: &Tensor, b: &Tensor) -> Tensor {
     Tensor::cosine_similarity(&a.to_kind(Kind::Float), &b.to_kind(Kind::Float), -1, 1e-8)
 }
 

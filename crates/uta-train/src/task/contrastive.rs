@@ -2,15 +2,11 @@
 
 use tch::{Device, Kind, Reduction, Tensor, no_grad};
 use uta_data::{Batch, Tokenizer};
-use uta_model::{Clip, ClipConfig};
+use uta_model::{ByLength, Clip, ClipConfig, unit};
 
 use super::{Mode, Output, Task, initialise, parameters_of, to_device, upload};
 use crate::recipe::{self, Recipe};
 use crate::{Parameter, RecipeError, TrainError};
-
-/// CLIP's pixel statistics (facts 1.10).
-const MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
-const STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 
 /// The largest logit scale: CLIP's bound on the temperature, 1 / 100.
 const MAX_LOGIT_SCALE: f64 = 100.0;
@@ -34,9 +30,7 @@ impl Contrastive {
             message: "model.text: task \"contrastive\" needs a text tower".into(),
         })?;
         let tokenizer = Tokenizer::new(text.vocab_size as usize, text.context_length as usize)?;
-        let vision = recipe.model.vision.clone();
-        let config =
-            ClipConfig { embed_dim: vision.out, vision, text: Some(text), mean: MEAN, std: STD };
+        let config = ClipConfig::new(recipe.model.vision.clone(), Some(text));
         config.check()?;
         let clip = Clip::new(&config, device);
         initialise(&clip, &recipe.model.init)?;
@@ -48,28 +42,13 @@ impl Contrastive {
         Ok(Contrastive { clip, tokenizer, options: recipe.contrastive.clone() })
     }
 
-    /// Text embeddings [B, E], in the order of `captions`. Causal attention and pooling at the end of the text make the
-    /// result independent of padding, so each part is cut to its longest caption.
+    /// Text embeddings [B, E], in the order of `captions`.
     fn encode_captions(&self, captions: &[&str], device: Device) -> Option<Tensor> {
         let rows: Vec<Vec<i64>> = captions.iter().map(|c| self.tokenizer.encode(c)).collect();
-        let length = |row: &[i64]| row.iter().rposition(|&t| t != 0).map_or(0, |i| i + 1);
-        let mut order: Vec<usize> = (0..rows.len()).collect();
-        order.sort_by_key(|&i| length(&rows[i]));
         let text = self.clip.text.as_ref()?;
-        let parts: Vec<Tensor> = order
-            .chunks(rows.len().div_ceil(TEXT_PARTS).max(1))
-            .map(|part| {
-                let longest = part.iter().map(|&i| length(&rows[i])).max().unwrap_or(1);
-                let tokens: Vec<i64> =
-                    part.iter().flat_map(|&i| rows[i][..longest].iter().copied()).collect();
-                let tokens = Tensor::from_slice(&tokens).view([part.len() as i64, longest as i64]);
-                text.forward(&to_device(tokens, device))
-            })
-            .collect();
-        let mut place = vec![0i64; order.len()];
-        for (at, &i) in order.iter().enumerate() {
-            place[i] = at as i64;
-        }
+        let ByLength { parts, place } = ByLength::new(&rows, rows.len().div_ceil(TEXT_PARTS));
+        let parts: Vec<Tensor> =
+            parts.into_iter().map(|(_, tokens)| text.forward(&to_device(tokens, device))).collect();
         let place = to_device(Tensor::from_slice(&place), device);
         Some(Tensor::cat(&parts, 0).index_select(0, &place))
     }
@@ -122,10 +101,4 @@ impl Task for Contrastive {
             });
         }
     }
-}
-
-/// Rows of length 1, in f32.
-fn unit(x: &Tensor) -> Tensor {
-    let x = x.to_kind(Kind::Float);
-    &x / x.norm_scalaropt_dim(2.0, [-1i64], true).clamp_min(1e-12)
 }

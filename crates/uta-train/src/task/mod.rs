@@ -91,7 +91,7 @@ fn parameters_of(clip: &Clip, prefixes: &[&str]) -> Vec<Parameter> {
 }
 
 /// The pixels of a batch as u8 [B, S, S, 3] on `device`; to a GPU through pinned memory, without waiting.
-fn upload(batch: &Batch, device: Device) -> Tensor {
+pub fn upload(batch: &Batch, device: Device) -> Tensor {
     let (b, s) = (batch.len() as i64, batch.size as i64);
     to_device(Tensor::from_slice(&batch.pixels), device).view([b, s, s, 3])
 }

@@ -4,18 +4,24 @@ use std::io::Write;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressFinish, ProgressStyle};
 
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
-/// A bar over `length` of `unit`, already at `done`; invisible when standard error is no terminal.
+/// A bar over `length` of `unit`, already at `done`; invisible when standard error is no terminal. Cleared when an error
+/// drops it, too: the error's line then stands alone.
 pub fn bar(length: u64, done: u64, unit: &str) -> ProgressBar {
     let template = format!(
         "{{prefix:>9.bold}} {{bar:28.cyan/black.bright}} {{pos}}/{{len}} {unit}  {{msg}}  [{{elapsed_precise}} < {{eta_precise}}]"
     );
     let style =
         ProgressStyle::with_template(&template).expect("a fixed template").progress_chars("━╸━");
-    let bar = BARS.add(ProgressBar::new(length).with_style(style).with_position(done));
+    let bar = BARS.add(
+        ProgressBar::new(length)
+            .with_style(style)
+            .with_position(done)
+            .with_finish(ProgressFinish::AndClear),
+    );
     bar.reset_eta();
     bar.enable_steady_tick(Duration::from_millis(500));
     bar

@@ -29,6 +29,9 @@ pub struct State {
     pub step: u64,
     /// Training images seen.
     pub samples: u64,
+    /// Samples met on the way that could not be used.
+    #[serde(default)]
+    pub rejected: u64,
     /// Bytes of the files beside it; a file of another length was cut short.
     pub bytes: Map<String, Value>,
 }
@@ -143,14 +146,13 @@ impl RunDir {
         self.events.flush().map_err(TrainError::io(&self.path.join("tensorboard")))
     }
 
-    /// Writes checkpoint `step-…`, makes it the latest, and removes all but the newest `keep`.
+    /// Writes the checkpoint of `state.step`, makes it the latest, and removes all but the newest `keep`.
     ///
     /// # Errors
     /// When it can't be written; the former checkpoints are then as they were.
     pub fn save_checkpoint(
         &mut self,
-        step: u64,
-        samples: u64,
+        state: State,
         model: &[(String, Tensor)],
         optimizer: &[(String, Tensor)],
         keep: usize,
@@ -160,9 +162,9 @@ impl RunDir {
             .and_then(|()| self.metrics.get_ref().sync_data())
             .map_err(TrainError::io(&self.path.join("metrics.jsonl")))?;
         let folder = self.path.join("checkpoints");
-        let name = checkpoint_name(step);
+        let name = checkpoint_name(state.step);
         let (beside, whole) = (folder.join(format!(".{name}.tmp")), folder.join(&name));
-        let written = self.write_checkpoint(&beside, step, samples, model, optimizer);
+        let written = write_checkpoint(&beside, state, model, optimizer);
         if written.is_err() {
             // What was begun only takes room that the next try may need.
             let _ = fs::remove_dir_all(&beside);
@@ -179,30 +181,6 @@ impl RunDir {
             fs::remove_dir_all(&old).map_err(TrainError::io(&old))?;
         }
         Ok(())
-    }
-
-    fn write_checkpoint(
-        &self,
-        dir: &Path,
-        step: u64,
-        samples: u64,
-        model: &[(String, Tensor)],
-        optimizer: &[(String, Tensor)],
-    ) -> Result<(), TrainError> {
-        if dir.exists() {
-            fs::remove_dir_all(dir).map_err(TrainError::io(dir))?;
-        }
-        fs::create_dir_all(dir).map_err(TrainError::io(dir))?;
-        let mut bytes = Map::new();
-        for (file, tensors) in [(MODEL, model), (OPTIMIZER, optimizer)] {
-            let file_path = dir.join(file);
-            safetensors_io::save(tensors, &file_path, &Default::default(), None)?;
-            let length = fs::metadata(&file_path).map_err(TrainError::io(&file_path))?.len();
-            bytes.insert(file.into(), length.into());
-        }
-        let state = serde_json::to_string_pretty(&State { step, samples, bytes });
-        write_atomically(&dir.join("state.json"), state.expect("plain data").as_bytes())?;
-        sync_dir(dir)
     }
 
     /// Fills `model` and `optimizer` from the newest whole checkpoint of the run in `path` and returns its state; `None`
@@ -231,6 +209,28 @@ impl RunDir {
             "no checkpoint is whole; start again with another --out",
         ))
     }
+}
+
+/// A checkpoint's files in `dir`, anew; `state` gets their lengths.
+fn write_checkpoint(
+    dir: &Path,
+    mut state: State,
+    model: &[(String, Tensor)],
+    optimizer: &[(String, Tensor)],
+) -> Result<(), TrainError> {
+    if dir.exists() {
+        fs::remove_dir_all(dir).map_err(TrainError::io(dir))?;
+    }
+    fs::create_dir_all(dir).map_err(TrainError::io(dir))?;
+    for (file, tensors) in [(MODEL, model), (OPTIMIZER, optimizer)] {
+        let file_path = dir.join(file);
+        safetensors_io::save(tensors, &file_path, &Default::default(), None)?;
+        let length = fs::metadata(&file_path).map_err(TrainError::io(&file_path))?.len();
+        state.bytes.insert(file.into(), length.into());
+    }
+    let state = serde_json::to_string_pretty(&state).expect("plain data");
+    write_atomically(&dir.join("state.json"), state.as_bytes())?;
+    sync_dir(dir)
 }
 
 fn read_checkpoint(

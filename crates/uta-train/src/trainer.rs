@@ -58,6 +58,8 @@ pub struct Trainer {
     evaluators: Vec<Box<dyn Evaluator>>,
     run: RunDir,
     step: u64,
+    /// Training samples that could not be used, over all sittings.
+    rejected: u64,
     stop: Arc<AtomicBool>,
 }
 
@@ -75,10 +77,17 @@ impl Trainer {
     ) -> Result<Trainer, TrainError> {
         let device = crate::recipe::device(&recipe.train.device)
             .map_err(|message| crate::RecipeError { origin: "train.device".into(), message })?;
-        let train = uta_data::open_all(&recipe.data.train)?;
+        let open = |specs: &[String]| -> Result<_, TrainError> {
+            let source = uta_data::open_all(specs)?;
+            for problem in source.problems() {
+                tracing::warn!("{problem}");
+            }
+            Ok(source)
+        };
+        let train = open(&recipe.data.train)?;
         let val = match recipe.data.val.is_empty() {
             true => None,
-            false => Some(uta_data::open_all(&recipe.data.val)?),
+            false => Some(open(&recipe.data.val)?),
         };
         recipe.settle(train.len());
         let task = crate::task::build(&recipe, device)?;
@@ -98,7 +107,7 @@ impl Trainer {
             }
             false => None,
         };
-        let step = state.as_ref().map_or(0, |state: &State| state.step);
+        let (step, rejected) = state.as_ref().map_or((0, 0), |s: &State| (s.step, s.rejected));
         let run = match resume {
             true => RunDir::reopen(out, state.as_ref().map(|state| state.step))?,
             false => RunDir::create(out, &recipe)?,
@@ -115,6 +124,7 @@ impl Trainer {
             evaluators: vec![],
             run,
             step,
+            rejected,
             stop,
         })
     }
@@ -224,7 +234,7 @@ impl Trainer {
         autocast(self.device, Precision::from(train.precision), || {
             for _ in 0..train.accumulate {
                 let batch = clock.waiting(|| stream.next_batch())?;
-                report_rejected(&batch);
+                self.rejected += report_rejected(&batch);
                 measured.epoch = batch.epoch;
                 let output = task.forward(&batch, Mode::Train)?;
                 (&output.loss / parts).backward();
@@ -268,6 +278,7 @@ impl Trainer {
         }
         line.insert("lr".into(), lr.into());
         line.insert("skipped_steps".into(), skipped.into());
+        line.insert("rejected_samples".into(), self.rejected.into());
         line.insert("images_per_second".into(), round(images_per_second, 1).into());
         line.insert("data_wait".into(), round(data_wait, 4).into());
         let loss = line["loss"].as_f64().unwrap_or(f64::NAN);
@@ -354,10 +365,15 @@ impl Trainer {
     }
 
     fn save(&mut self) -> Result<(), TrainError> {
-        let samples = self.step * self.recipe.train.batch as u64;
+        let state = State {
+            step: self.step,
+            samples: self.step * self.recipe.train.batch as u64,
+            rejected: self.rejected,
+            bytes: Map::new(),
+        };
         let model = named(&self.task.parameters());
-        let state = saved_state(&self.optimizer, self.ema.as_ref());
-        self.run.save_checkpoint(self.step, samples, &model, &state, self.recipe.checkpoint.keep)
+        let optimizer = saved_state(&self.optimizer, self.ema.as_ref());
+        self.run.save_checkpoint(state, &model, &optimizer, self.recipe.checkpoint.keep)
     }
 
     /// RUN/model.safetensors and RUN/config.json: the averaged weights where there are any.
@@ -379,10 +395,12 @@ fn saved_state(optimizer: &Optimizer, ema: Option<&Ema>) -> Vec<(String, Tensor)
     state
 }
 
-fn report_rejected(batch: &Batch) {
+/// Names the unusable samples of a batch in the log; how many there are.
+fn report_rejected(batch: &Batch) -> u64 {
     for rejected in &batch.rejected {
         tracing::warn!("unusable sample {}: {}", rejected.key, rejected.reason);
     }
+    batch.rejected.len() as u64
 }
 
 fn round(value: f64, digits: i32) -> f64 {

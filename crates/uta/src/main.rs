@@ -48,7 +48,7 @@ impl Commands {
 fn main() -> ExitCode {
     let command = Cli::parse().command;
     if command.computes() {
-        wait_passively();
+        wait_briefly();
     }
     tracing_subscriber::fmt()
         .with_env_filter(
@@ -77,16 +77,19 @@ fn main() -> ExitCode {
     }
 }
 
-/// OpenMP's threads spin while they wait, which starves the decoding threads: with two cores a step takes five times as
-/// long. libgomp reads its settings when it is loaded, before `main`, so the process starts itself again with them.
-fn wait_passively() {
-    const POLICY: &str = "OMP_WAIT_POLICY";
-    if std::env::var_os(POLICY).is_some() {
+/// How long OpenMP's threads wait for more work before they sleep. Forever, the default, starves the decoding threads; not
+/// at all ([`OMP_WAIT_POLICY`] `passive`) costs small networks half of their speed, because work comes every few
+/// microseconds. libgomp reads its settings when it is loaded, before `main`, so the process starts itself again with them.
+///
+/// [`OMP_WAIT_POLICY`]: https://www.openmp.org/spec-html/5.0/openmpse55.html
+fn wait_briefly() {
+    const SETTINGS: [(&str, &str); 2] =
+        [("OMP_WAIT_POLICY", "passive"), ("GOMP_SPINCOUNT", "10000")];
+    if SETTINGS.iter().any(|(name, _)| std::env::var_os(name).is_some()) {
         return;
     }
     if let Ok(program) = std::env::current_exe() {
         // Returns only if it failed; then the run is slower, no more.
-        let _ =
-            Command::new(program).args(std::env::args_os().skip(1)).env(POLICY, "passive").exec();
+        let _ = Command::new(program).args(std::env::args_os().skip(1)).envs(SETTINGS).exec();
     }
 }

@@ -11,7 +11,7 @@ use std::path::Path;
 pub type Curve = Vec<(f64, f64)>;
 
 /// Bookkeeping that is no measurement.
-const COUNTERS: [&str; 5] = ["step", "samples", "epoch", "skipped_steps", "n"];
+const COUNTERS: [&str; 6] = ["step", "samples", "epoch", "skipped_steps", "rejected_samples", "n"];
 
 /// Everything measured in a run, in the order of first appearance.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -206,3 +206,73 @@ fn steps_without_a_finite_loss_are_skipped_and_end_the_run_with_advice() {
         "{text}"
     );
 }
+
+/// The limit on the size of a file stands for a full disk: both are a write that fails half-way.
+#[test]
+fn a_disk_that_fills_up_ends_the_run_with_one_line_and_loses_nothing() {
+    let world = World::with_teacher();
+    let keep = ["--set", "checkpoint.keep=8"];
+    let train = |out| [&["train", "align.toml", "--out", out][..], &keep].concat();
+    assert!(world.uta(&train("whole")).status.success());
+    // As if it had been killed after step 15, the newest checkpoint being that of step 12.
+    assert!(world.uta(&train("full")).status.success());
+    for step in [15, 18, 21, 24] {
+        fs::remove_dir_all(world.path(&format!("full/checkpoints/step-000000{step}"))).unwrap();
+    }
+    let size =
+        |name| fs::metadata(world.path("full/checkpoints/step-00000012").join(name)).unwrap().len();
+    assert!(size("optimizer.safetensors") > size("model.safetensors") + 4096);
+    let kilobytes = size("model.safetensors") / 1024 + 2;
+    let limited = format!(
+        "trap '' XFSZ; ulimit -f {}; exec \"$0\" train --resume full",
+        kilobytes * 1024 / 512
+    );
+    let out = Command::new("sh")
+        .args(["-c", &limited, env!("CARGO_BIN_EXE_uta")])
+        .current_dir(world.dir.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{text}");
+    let last = text.lines().last().unwrap_or_default();
+    assert!(last.starts_with("uta: ") && last.contains("optimizer.safetensors"), "{text}");
+    let mut left: Vec<String> = fs::read_dir(world.path("full/checkpoints"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    left.sort();
+    let whole = ["latest", "step-00000003", "step-00000006", "step-00000009", "step-00000012"];
+    assert_eq!(left, whole, "half a checkpoint stayed");
+
+    let out = world.uta(&["train", "--resume", "full"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(metrics(&world.path("full")), metrics(&world.path("whole")));
+}
+
+#[test]
+fn a_shard_that_vanishes_under_a_run_is_named_counted_and_done_without() {
+    let world = World::with_teacher();
+    let pack = ["data", "pack", "pictures", "--out", "shards", "--shard-samples", "2"];
+    assert!(world.uta(&pack).status.success());
+    let args = ["train", "align.toml", "--out", "run", "--set", "data.train=shards"];
+    let more =
+        ["--set", "train.steps=600", "--set", "checkpoint.every=600", "--set", "eval.every=0"];
+    let log = fs::File::create(world.path("log")).unwrap();
+    let mut child = world.command(&[&args[..], &more].concat()).stderr(log).spawn().unwrap();
+    let begun = || {
+        let lines = fs::read_to_string(world.path("run/metrics.jsonl")).unwrap_or_default();
+        lines.contains("grad_norm")
+    };
+    while !begun() {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before its first step");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    fs::remove_file(world.path("shards/pictures-000007.tar")).unwrap();
+    assert!(child.wait().unwrap().success());
+    let log = fs::read_to_string(world.path("log")).unwrap();
+    let named = log.lines().filter(|l| l.contains("pictures-000007.tar")).count() as u64;
+    let lines = metrics(&world.path("run"));
+    let counted = lines.iter().rev().find_map(|line| line.get("rejected_samples")).unwrap();
+    assert!(named > 0 && counted.as_u64() == Some(named), "{named} named, {counted} counted");
+    assert!(lines.iter().any(|line| line["step"] == 600));
+}

@@ -17,7 +17,7 @@ pub enum TrainError {
     Data(#[from] DataError),
     /// A checkpoint or a network can't be used.
     #[error(transparent)]
-    Model(#[from] ModelError),
+    Model(ModelError),
     /// libtorch refused; out of memory, mostly.
     #[error("libtorch: {0}")]
     Torch(String),
@@ -71,6 +71,16 @@ impl TrainError {
     }
 }
 
+/// A file that can't be read or written is one whoever met it.
+impl From<ModelError> for TrainError {
+    fn from(e: ModelError) -> TrainError {
+        match e {
+            ModelError::Io { path, source } => TrainError::Io { path, source },
+            other => TrainError::Model(other),
+        }
+    }
+}
+
 impl From<tch::TchError> for TrainError {
     fn from(e: tch::TchError) -> TrainError {
         TrainError::Torch(e.to_string().lines().next().unwrap_or_default().to_owned())
@@ -78,9 +88,10 @@ impl From<tch::TchError> for TrainError {
 }
 
 fn hint(source: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     match source.kind() {
-        std::io::ErrorKind::StorageFull => {
-            "; free some space, then --resume: the newest checkpoint is whole"
+        StorageFull | QuotaExceeded | FileTooLarge => {
+            "; make room, then --resume: the newest checkpoint is whole"
         }
         _ => "",
     }

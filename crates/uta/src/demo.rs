@@ -15,6 +15,7 @@ use uta_model::Clip;
 use uta_train::{Recipe, RunDir};
 
 use crate::error::Usage;
+use crate::metrics::{Curve, Metrics, Model};
 use crate::{report, train};
 
 /// The training styles, and the two that neither teacher nor student has seen.
@@ -78,9 +79,18 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     save_pictures(&args.out, &named)?;
 
     let concepts = data.contents.concepts as f64;
+    let metrics = Metrics::read(&args.out)?;
+    let learning: Map<String, Value> = HELD_OUT
+        .iter()
+        .filter_map(|style| {
+            let curve = metrics.evaluation(Model::Student, style, "top1")?;
+            Some(((*style).to_owned(), json!({ "top1": curve })))
+        })
+        .collect();
     let result = json!({
         "teacher": teacher_scores,
         "student": student_scores,
+        "learning": learning,
         "chance": { "top1": 1.0 / concepts, "top5": 5.0 / concepts },
         "seconds": began.elapsed().as_secs_f64(),
         "training_seconds": outcome.seconds,
@@ -227,6 +237,17 @@ fn table(result: &Value, concepts: f64) -> String {
             percent(&teacher["top5"]),
             percent(&student["top5"]),
         );
+    }
+    let curve = |style: &str| -> Curve {
+        serde_json::from_value(result["learning"][style]["top1"].clone()).unwrap_or_default()
+    };
+    let steps: String = curve(HELD_OUT[0]).iter().map(|(step, _)| format!("{step:>8}")).collect();
+    text += "\nThe student while it learnt, from random weights on: top-1 in percent\n\n";
+    text += &format!("{:<12}{steps}\n", "step");
+    for style in HELD_OUT {
+        let values: String =
+            curve(style).iter().map(|(_, top1)| format!("{:>8.1}", top1 * 100.0)).collect();
+        text += &format!("{style:<12}{values}\n");
     }
     text += "\nRetrieval on the unseen styles: recall at 1 and 5, in percent\n\n";
     for style in HELD_OUT {

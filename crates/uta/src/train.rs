@@ -64,10 +64,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
     };
     let outcome = train(recipe, &out, resume, stop_on_ctrl_c()?)?;
-    let (steps, speed) = (outcome.step, outcome.images_per_second);
+    let steps = outcome.step;
+    let speed = match outcome.images_per_second {
+        0.0 => String::new(), // It had been finished before.
+        speed => format!(", {speed:.0} images/s"),
+    };
     match outcome.finished {
         true => eprintln!(
-            "done: {steps} steps, {speed:.0} images/s; model.safetensors and report.html are in {}",
+            "done: {steps} steps{speed}; model.safetensors and report.html are in {}",
             out.display()
         ),
         false => {

@@ -235,7 +235,8 @@ fn a_disk_that_fills_up_ends_the_run_with_one_line_and_loses_nothing() {
     let text = String::from_utf8_lossy(&out.stderr);
     assert_eq!(out.status.code(), Some(1), "{text}");
     let last = text.lines().last().unwrap_or_default();
-    assert!(last.starts_with("uta: ") && last.contains("optimizer.safetensors"), "{text}");
+    let words = ["uta: ", "optimizer.safetensors", "make room, then --resume"];
+    assert!(words.iter().all(|word| last.contains(word)), "{text}");
     let mut left: Vec<String> = fs::read_dir(world.path("full/checkpoints"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())

@@ -14,6 +14,7 @@ mod error;
 mod layers;
 pub mod safetensors_io;
 mod text;
+pub mod torch_file;
 mod vit;
 
 pub use adapter::Adapter;

@@ -196,6 +196,7 @@ mod tests {
             heads: 2,
             layers: 1,
             out: 8,
+            quick_gelu: false,
         };
         ClipConfig::new(vision, Some(text))
     }

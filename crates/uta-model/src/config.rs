@@ -6,23 +6,66 @@ use serde::{Deserialize, Serialize};
 
 use crate::ModelError;
 
-/// The presets, as data: facts 1.3, 1.8, 2.1 and 2.6. Ti and S have the paper's family of blocks (an inner LayerNorm in
-/// the SwiGLU), unlike EVA-02's own Ti and S, which go without it.
+/// The presets, as data: facts 1.3, 1.8, 2.1 and 2.6, and open_clip's model configs. `uta-ti14` and `uta-s14` have the
+/// paper's family of blocks (an inner LayerNorm in the SwiGLU), unlike EVA-02's own Ti and S, which go without it.
 const PRESETS: &str = include_str!("presets.json");
 
 /// CLIP's pixel statistics (facts 1.10).
 const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
 const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 
+/// ImageNet's: what MAE and BEiT v2 were trained with.
+pub(crate) const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
+pub(crate) const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
+
 /// The feed-forward network of a block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ffn {
-    /// `w3(LN(SiLU(w1 x) * (w2 x)))`: EVA-02, UTA.
+    /// `w3(LN(SiLU(w1 x) * (w2 x)))`: EVA-02, UTA; without the LN where [`VitConfig::ffn_norm`] is off.
     #[default]
     SwiGlu,
-    /// `fc2(GELU(fc1 x))`: EVA-01, the paper's teacher.
+    /// `fc2(GELU(fc1 x))`: EVA-01, the paper's teacher; OpenCLIP, MAE, BEiT.
     Gelu,
+    /// The same with `x sigmoid(1.702 x)` in GELU's place: OpenAI's CLIP.
+    QuickGelu,
+}
+
+/// The last layer, which makes a token a point of the space shared with text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Head {
+    /// `W x + b`: UTA, EVA.
+    #[default]
+    Biased,
+    /// `W x`: OpenAI's CLIP and OpenCLIP.
+    Plain,
+    /// None: encoders that know no text (MAE, BEiT, timm's EVA-02). Then `out` is the width.
+    None,
+}
+
+/// What stands for the whole image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pool {
+    /// `[CLS]`, after the final norm.
+    #[default]
+    Cls,
+    /// The mean of the patches, then the final norm, whose key is then `fc_norm` as in timm and BEiT.
+    Mean,
+}
+
+/// A learned bias of attention by how far apart two patches are (BEiT).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RelPos {
+    /// None.
+    #[default]
+    None,
+    /// One table for all blocks: BEiT while it is pre-trained.
+    Shared,
+    /// A table in each block: BEiT fine-tuned, and in timm.
+    Blocks,
 }
 
 /// A vision transformer.
@@ -55,6 +98,42 @@ pub struct VitConfig {
     /// The share of the gradient that reaches the patch embedding; EVA-02 trains with 0.1 (facts 2.2).
     #[serde(default = "whole")]
     pub patch_grad: f64,
+    /// Whether a SwiGLU has a LayerNorm before its last layer (`ffn_ln`).
+    #[serde(default = "yes")]
+    pub ffn_norm: bool,
+    /// Whether attention has a LayerNorm before its last layer (`inner_attn_ln`): EVA02-CLIP.
+    #[serde(default)]
+    pub attn_norm: bool,
+    /// Whether a block normalises what a branch gives (`x + norm(f(x))`) instead of what it gets: EVA's bigE.
+    #[serde(default)]
+    pub post_norm: bool,
+    /// Whether tokens are normalised before the first block; patches are then embedded without a bias: OpenAI's CLIP.
+    #[serde(default)]
+    pub norm_pre: bool,
+    /// Whether keys have a bias as queries and values do: all but EVA's and BEiT's.
+    #[serde(default)]
+    pub k_bias: bool,
+    /// The last layer.
+    #[serde(default)]
+    pub head: Head,
+    /// What stands for the whole image.
+    #[serde(default)]
+    pub pool: Pool,
+    /// Whether there is a learned position embedding: all but BEiT's.
+    #[serde(default = "yes")]
+    pub abs_pos: bool,
+    /// The relative position bias.
+    #[serde(default)]
+    pub rel_pos: RelPos,
+    /// Whether what a branch gives is multiplied by a vector (`gamma_1`, `gamma_2`): BEiT.
+    #[serde(default)]
+    pub layer_scale: bool,
+    /// Whether there is a token for masked patches: nets pre-trained by masked image modelling.
+    #[serde(default)]
+    pub mask_token: bool,
+    /// LayerNorm's epsilon: 1e-6, but 1e-5 in OpenAI's CLIP and OpenCLIP.
+    #[serde(default = "millionth")]
+    pub eps: f64,
 }
 
 fn yes() -> bool {
@@ -62,6 +141,9 @@ fn yes() -> bool {
 }
 fn whole() -> f64 {
     1.0
+}
+fn millionth() -> f64 {
+    1e-6
 }
 
 impl VitConfig {
@@ -88,17 +170,42 @@ impl VitConfig {
         self.width / self.heads
     }
 
+    /// Rows of a table of relative positions: every offset on the grid, and three with `[CLS]`.
+    pub(crate) fn offsets(&self) -> i64 {
+        (2 * self.grid() - 1).pow(2) + 3
+    }
+
     /// Parameters, head included (facts 1.8).
     pub fn parameters(&self) -> i64 {
         let (d, h, n) = (self.width, self.hidden, self.num_patches());
+        let some = |there: bool, count: i64| if there { count } else { 0 };
         let ffn = match self.ffn {
-            Ffn::SwiGlu => 2 * (d * h + h) + 2 * h + h * d + d,
-            Ffn::Gelu => d * h + h + h * d + d,
+            Ffn::SwiGlu => 2 * (d * h + h) + some(self.ffn_norm, 2 * h) + h * d + d,
+            Ffn::Gelu | Ffn::QuickGelu => d * h + h + h * d + d,
         };
+        let table = self.offsets() * self.heads;
         // q, k, v, projection; biases of q, v and the projection; two norms.
-        let block = 4 * d * d + 3 * d + 4 * d + ffn;
-        let embedding = 3 * self.patch_size * self.patch_size * d + d + d + (1 + n) * d;
-        embedding + self.depth * block + 2 * d + d * self.out + self.out
+        let block = 4 * d * d
+            + 3 * d
+            + 4 * d
+            + ffn
+            + some(self.k_bias, d)
+            + some(self.attn_norm, 2 * d)
+            + some(self.layer_scale, 2 * d)
+            + some(self.rel_pos == RelPos::Blocks, table);
+        let embedding = 3 * self.patch_size * self.patch_size * d
+            + d
+            + some(self.norm_pre, 2 * d)
+            + some(!self.norm_pre, d)
+            + some(self.abs_pos, (1 + n) * d)
+            + some(self.mask_token, d)
+            + some(self.rel_pos == RelPos::Shared, table);
+        let head = match self.head {
+            Head::Biased => d * self.out + self.out,
+            Head::Plain => d * self.out,
+            Head::None => 0,
+        };
+        embedding + self.depth * block + 2 * d + head
     }
 
     /// # Errors
@@ -123,6 +230,20 @@ impl VitConfig {
             );
             return Err(ModelError::Config(message));
         }
+        if self.head == Head::None && self.out != self.width {
+            let message =
+                format!("out = {}: must be width, {}, without a head", self.out, self.width);
+            return Err(ModelError::Config(message));
+        }
+        if self.post_norm && self.layer_scale {
+            return Err(ModelError::Config("layer_scale goes with pre-norm blocks only".into()));
+        }
+        if !(self.eps > 0.0 && self.eps < 1.0) {
+            return Err(ModelError::Config(format!(
+                "eps = {}: must lie between 0 and 1",
+                self.eps
+            )));
+        }
         share("drop_path", self.drop_path, 0.99)?;
         share("patch_grad", self.patch_grad, 1.0)
     }
@@ -144,6 +265,9 @@ pub struct TextConfig {
     pub layers: i64,
     /// Width of the space shared with images.
     pub out: i64,
+    /// Whether the activation is `x sigmoid(1.702 x)` instead of GELU: OpenAI's CLIP.
+    #[serde(default)]
+    pub quick_gelu: bool,
 }
 
 impl TextConfig {
@@ -210,7 +334,7 @@ impl ClipConfig {
         ClipConfig { embed_dim: vision.out, vision, text, mean: CLIP_MEAN, std: CLIP_STD }
     }
 
-    /// A preset's image encoder alone: what a teacher needs.
+    /// A preset's image encoder alone, with CLIP's pixel statistics: what a teacher needs.
     ///
     /// # Errors
     /// When there is none of that name.

@@ -18,7 +18,7 @@ mod vit;
 
 pub use adapter::Adapter;
 pub use clip::{Clip, unit};
-pub use config::{ClipConfig, Ffn, TextConfig, VitConfig, preset_names};
+pub use config::{ClipConfig, Ffn, Head, Pool, RelPos, TextConfig, VitConfig, preset_names};
 pub use error::ModelError;
 pub use text::{ByLength, TextTower};
-pub use vit::{Vit, same_tokens};
+pub use vit::{Features, Vit, same_tokens};

@@ -79,6 +79,7 @@ fn vision(ffn: Ffn, rope: bool) -> VitConfig {
         rope,
         drop_path: 0.0,
         patch_grad: 1.0,
+        ..VitConfig::preset("uta-b14").unwrap()
     }
 }
 
@@ -116,8 +117,15 @@ fn text_tower_equals_open_clips() {
         let part = golden.adapted(prefix, &Adapter::UTA);
         part.into_iter().map(|(name, tensor)| (format!("text.{name}"), tensor)).collect()
     };
-    let config =
-        TextConfig { context_length: 12, vocab_size: 64, width: 32, heads: 2, layers: 2, out: 24 };
+    let config = TextConfig {
+        context_length: 12,
+        vocab_size: 64,
+        width: 32,
+        heads: 2,
+        layers: 2,
+        out: 24,
+        quick_gelu: false,
+    };
     let config = ClipConfig::new(vision(Ffn::SwiGlu, true), Some(config));
     let clip = filled(config, under_text("weights."), "text.");
     let embeddings = clip.encode_text(golden.get("input.tokens")).unwrap();

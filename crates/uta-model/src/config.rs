@@ -376,7 +376,7 @@ pub fn preset_names() -> Vec<String> {
 }
 
 fn take<T>(mut presets: BTreeMap<String, T>, name: &str) -> Result<T, ModelError> {
-    presets.remove(name).ok_or_else(|| {
+    presets.remove(&name.to_lowercase()).ok_or_else(|| {
         let names = presets.into_keys().collect::<Vec<_>>().join(", ");
         ModelError::Config(format!("no preset {name:?}; there are {names}"))
     })

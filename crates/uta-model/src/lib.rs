@@ -12,13 +12,16 @@ mod clip;
 mod config;
 mod error;
 mod layers;
+mod origin;
 pub mod safetensors_io;
 mod text;
+pub mod torch_file;
 mod vit;
 
-pub use adapter::Adapter;
+pub use adapter::{Adapter, Layout};
 pub use clip::{Clip, unit};
 pub use config::{ClipConfig, Ffn, Head, Pool, RelPos, TextConfig, VitConfig, preset_names};
 pub use error::ModelError;
+pub use origin::Origin;
 pub use text::{ByLength, TextTower};
 pub use vit::{Features, Vit, same_tokens};

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::{Adapter, ModelError};
+use crate::{Adapter, ModelError, torch_file};
 
 /// The longest header that is believed; 100 MB, as in the reference implementation.
 const MAX_HEADER: u64 = 100_000_000;
@@ -175,6 +175,22 @@ impl Checkpoint {
             metadata: header.metadata().clone().unwrap_or_default().into_iter().collect(),
             tensors: header.tensors().into_iter().map(view).collect::<Result<_, ModelError>>()?,
         })
+    }
+
+    /// A safetensors file, or one of PyTorch's own ([`torch_file`]), told apart by where a header starts.
+    ///
+    /// # Errors
+    /// When it can't be read, or is no whole file of either kind.
+    pub fn read(path: &Path) -> Result<Checkpoint, ModelError> {
+        let mut start = [0u8; LENGTH + 1];
+        let file = File::open(path).map_err(ModelError::io(path))?;
+        let whole = file.take(start.len() as u64).read_exact(&mut start).is_ok();
+        let named = path.extension().is_some_and(|extension| extension == "safetensors");
+        if named || (whole && start[LENGTH] == b'{') {
+            return Checkpoint::open(path);
+        }
+        let tensors = torch_file::read(path)?;
+        Ok(Checkpoint { path: path.to_owned(), metadata: BTreeMap::new(), tensors })
     }
 
     /// The tensors under this program's names, `adapter` being that of the family the file comes from.

@@ -212,15 +212,15 @@ impl VitConfig {
     /// Names the size that makes no network, and what is allowed.
     pub fn check(&self) -> Result<(), ModelError> {
         let sizes = [
-            ("image_size", self.image_size),
-            ("patch_size", self.patch_size),
-            ("width", self.width),
-            ("depth", self.depth),
-            ("heads", self.heads),
-            ("hidden", self.hidden),
-            ("out", self.out),
+            ("image_size", self.image_size, MOST),
+            ("patch_size", self.patch_size, MOST),
+            ("width", self.width, MOST),
+            ("depth", self.depth, MOST_BLOCKS),
+            ("heads", self.heads, MOST),
+            ("hidden", self.hidden, MOST),
+            ("out", self.out, MOST),
         ];
-        positive(&sizes)?;
+        within(&sizes)?;
         divides("image_size", self.image_size, "patch_size", self.patch_size)?;
         divides("width", self.width, "heads", self.heads)?;
         if self.rope && self.head_width() % 4 != 0 {
@@ -229,6 +229,9 @@ impl VitConfig {
                 self.head_width()
             );
             return Err(ModelError::Config(message));
+        }
+        if self.rel_pos != RelPos::None {
+            within(&[("image_size / patch_size", self.grid(), MOST_RELATIVE)])?;
         }
         if self.head == Head::None && self.out != self.width {
             let message =
@@ -291,13 +294,13 @@ impl TextConfig {
     /// # Errors
     /// Names the size that makes no network, and what is allowed.
     pub fn check(&self) -> Result<(), ModelError> {
-        positive(&[
-            ("context_length", self.context_length),
-            ("vocab_size", self.vocab_size),
-            ("width", self.width),
-            ("heads", self.heads),
-            ("layers", self.layers),
-            ("out", self.out),
+        within(&[
+            ("context_length", self.context_length, MOST),
+            ("vocab_size", self.vocab_size, MOST_TOKENS),
+            ("width", self.width, MOST),
+            ("heads", self.heads, MOST),
+            ("layers", self.layers, MOST_BLOCKS),
+            ("out", self.out, MOST),
         ])?;
         divides("width", self.width, "heads", self.heads)
     }
@@ -342,6 +345,11 @@ impl ClipConfig {
         Ok(ClipConfig::new(VitConfig::preset(name)?, None))
     }
 
+    /// Parameters, with the logit scale where there is a text encoder.
+    pub fn parameters(&self) -> i64 {
+        self.vision.parameters() + self.text.as_ref().map_or(0, |text| text.parameters() + 1)
+    }
+
     /// # Errors
     /// Names the size that makes no network, and what is allowed.
     pub fn check(&self) -> Result<(), ModelError> {
@@ -382,11 +390,19 @@ fn take<T>(mut presets: BTreeMap<String, T>, name: &str) -> Result<T, ModelError
     })
 }
 
-fn positive(sizes: &[(&str, i64)]) -> Result<(), ModelError> {
-    match sizes.iter().find(|(_, size)| *size < 1) {
+/// The largest size of a net, and of a vocabulary: parameters are then counted without overflow, whatever a file claims.
+const MOST: i64 = 1 << 16;
+const MOST_BLOCKS: i64 = 1 << 12;
+const MOST_TOKENS: i64 = 1 << 24;
+
+/// The longest side of a grid with relative positions, which need a table of all pairs of patches.
+const MOST_RELATIVE: i64 = 64;
+
+fn within(sizes: &[(&str, i64, i64)]) -> Result<(), ModelError> {
+    match sizes.iter().find(|(_, size, most)| !(1..=*most).contains(size)) {
         None => Ok(()),
-        Some((name, size)) => {
-            Err(ModelError::Config(format!("{name} = {size}: must be 1 or more")))
+        Some((name, size, most)) => {
+            Err(ModelError::Config(format!("{name} = {size}: must be from 1 to {most}")))
         }
     }
 }
@@ -431,6 +447,48 @@ mod tests {
         text.check().unwrap();
         let found = text.parameters() as f64 / 1e6;
         assert!((found - 354.03).abs() < 0.006, "{found} M");
+    }
+
+    /// open_clip's `docs/model_profile.csv`: image encoder, text encoder, both, in millions.
+    #[test]
+    fn parameter_counts_of_the_pairs_are_the_published_ones() {
+        for (name, image, text, both) in [
+            ("ViT-S-32-alt", 22.59, 20.63, 43.22),
+            ("ViT-S-16", 21.81, 40.44, 62.26),
+            ("ViT-M-16-alt", 38.53, 40.44, 78.98),
+            ("ViT-B-32", 87.85, 63.43, 151.28),
+            ("ViT-B-32-quickgelu", 87.85, 63.43, 151.28),
+            ("ViT-B-32-plus-256", 119.13, 91.16, 210.3),
+            ("ViT-B-16", 86.19, 63.43, 149.62),
+            ("ViT-B-16-plus-240", 117.21, 91.16, 208.38),
+            ("ViT-L-16-320", 304.3, 123.65, 427.95),
+            ("ViT-L-14", 303.97, 123.65, 427.62),
+            ("ViT-L-14-280", 304.11, 123.65, 427.76),
+            ("ViT-L-14-336", 304.29, 123.65, 427.94),
+            ("ViT-H-14", 632.08, 354.03, 986.11),
+            ("ViT-g-14", 1012.65, 354.03, 1366.68),
+            ("ViT-bigG-14", 1844.91, 694.66, 2539.57),
+            ("ViT-e-14", 3807.72, 773.37, 4581.09),
+            ("EVA01-g-14", 1012.59, 123.85, 1136.44),
+            ("EVA01-g-14-plus", 1012.59, 354.03, 1366.62),
+            ("EVA02-B-16", 86.26, 63.43, 149.69),
+            ("EVA02-L-14", 304.11, 123.65, 427.76),
+            ("EVA02-L-14-336", 304.43, 123.65, 428.08),
+            ("EVA02-bigE-14", 4350.56, 354.03, 4704.59),
+            ("EVA02-bigE-14-plus", 4350.56, 694.33, 5044.89),
+            ("openai-l-14", 303.97, 123.65, 427.62),
+        ] {
+            let vision = VitConfig::preset(name).unwrap();
+            let config = ClipConfig::new(vision, Some(TextConfig::preset(name).unwrap()));
+            config.check().unwrap();
+            let [image_count, text_count] =
+                [config.vision.parameters(), config.text.as_ref().unwrap().parameters()];
+            let counts = [(image, image_count), (text, text_count), (both, config.parameters())];
+            for (millions, found) in counts {
+                let found = found as f64 / 1e6;
+                assert!((found - millions).abs() < 0.006, "{name}: {found} M, not {millions} M");
+            }
+        }
     }
 
     #[test]

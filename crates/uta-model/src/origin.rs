@@ -39,6 +39,9 @@ const QUICK_GELU_TAGS: [(&str, bool); 9] = [
     ("dfn5b", true),
 ];
 
+/// A net this many times larger than its file is refused before its names are compared.
+const MOST_MISSING: i64 = 16;
+
 /// A user's model: weights under this program's names, and the sizes of the net that they fill.
 #[derive(Debug)]
 pub struct Origin {
@@ -122,6 +125,13 @@ impl Origin {
     /// # Errors
     /// Lists missing, unexpected and mis-shaped names.
     pub fn into_clip(self, device: Device) -> Result<Clip, ModelError> {
+        // A damaged or hostile configuration must not make the machine swap.
+        let stored: i64 = self.tensors().values().map(|t| t.numel() as i64).sum();
+        let wanted = self.config.parameters();
+        if wanted / MOST_MISSING > stored {
+            let message = format!("holds {stored} numbers, and the net has {wanted} parameters");
+            return Err(ModelError::format(&self.weights, message));
+        }
         let mut clip = Clip::blank(&self.config, device);
         self.checkpoint.fill(&clip.variables())?;
         clip.notes = self.notes;

@@ -370,7 +370,11 @@ fn take_rgb(value: &Value, key: &str, into: &mut [f64; 3]) {
 fn only(what: &str, value: &Value, known: &[(&str, &str)]) -> Result<(), String> {
     for (key, wanted) in known {
         let found = &value[key];
-        if !found.is_null() && found.to_string() != *wanted {
+        let same = match (found.as_f64(), wanted.parse::<f64>()) {
+            (Some(found), Ok(wanted)) => found == wanted,
+            _ => found.to_string() == *wanted,
+        };
+        if !found.is_null() && !same {
             return Err(format!("{what}.{key} = {found}: only {wanted} is known here"));
         }
     }

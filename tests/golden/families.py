@@ -56,6 +56,7 @@ def folder(name):
 
 
 def inputs():
+    """Images and tokens, the same for every net."""
     torch.manual_seed(1)
     images = torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64)
     tokens = torch.zeros(3, CONTEXT, dtype=torch.long)
@@ -79,10 +80,10 @@ def halves(net):
 TEXT = dict(context_length=CONTEXT, vocab_size=VOCAB, width=64, heads=2, layers=2)
 
 
-def with_open_clip(name, vision, **options):
+def with_open_clip(name, vision, layers=2, **options):
     """An open_clip hub folder."""
     kind = CustomTextCLIP if options.pop("custom_text", False) else CLIP
-    model_cfg = dict(embed_dim=48, vision_cfg=vision, text_cfg=TEXT, **options)
+    model_cfg = dict(embed_dim=48, vision_cfg=vision, text_cfg=dict(TEXT, layers=layers), **options)
     net = randomise(kind(**model_cfg))
     if kind is CustomTextCLIP:
         model_cfg["custom_text"] = True
@@ -142,7 +143,7 @@ def _trunk(net, kwargs):
 @register_model
 def golden_eva02_clip(pretrained=False, **kwargs):
     kwargs = {k: v for k, v in kwargs.items() if k in ("num_classes", "global_pool")}
-    return _trunk(Eva(embed_dim=128, num_heads=2, mlp_ratio=86 / 128 + 1e-4, qkv_fused=False, swiglu_mlp=True,
+    return _trunk(Eva(embed_dim=64, num_heads=1, mlp_ratio=86 / 64 + 1e-4, qkv_fused=False, swiglu_mlp=True,
                       scale_mlp=True, scale_attn_inner=True, use_rot_pos_emb=True, **SMALL, **kwargs), kwargs)
 
 
@@ -176,9 +177,9 @@ if __name__ == "__main__":
     with_open_clip("open_clip", PLAIN)
     with_open_clip("open_clip_quickgelu", dict(PLAIN, ls_init_value=0.1), quick_gelu=True)
     with_open_clip("open_clip_eva02", trunk("golden_eva02_clip"), custom_text=True)
-    with_open_clip("open_clip_eva01", trunk("golden_eva_giant"), custom_text=True)
-    with_open_clip("open_clip_bige", trunk("golden_eva02_enormous"), custom_text=True)
-    with_open_clip("open_clip_timm_vit", dict(trunk("golden_vit"), timm_proj="linear"), custom_text=True)
+    with_open_clip("open_clip_eva01", trunk("golden_eva_giant"), layers=1, custom_text=True)
+    with_open_clip("open_clip_bige", trunk("golden_eva02_enormous"), layers=1, custom_text=True)
+    with_open_clip("open_clip_timm_vit", dict(trunk("golden_vit"), timm_proj="linear"), layers=1, custom_text=True)
     with_transformers("hf_clip")
     with_timm("timm_eva02_ti_mim", "eva02_tiny_patch14_224", num_classes=0)
     with_timm("timm_eva02_b_mim", "eva02_base_patch14_224", num_classes=0)

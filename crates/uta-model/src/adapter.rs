@@ -716,7 +716,7 @@ mod tests {
 
     /// Every tensor of a small net, its values its own.
     fn tensors(vision: &VitConfig, text: bool) -> BTreeMap<String, Tensor> {
-        let text = text.then(|| TextConfig {
+        let text = text.then_some(TextConfig {
             context_length: 6,
             vocab_size: 20,
             width: 16,

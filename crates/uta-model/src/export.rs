@@ -161,7 +161,8 @@ impl Clip {
     /// `config.json` of a timm hub folder: an architecture of the right build, and every size.
     fn timm(&self) -> Result<Value, ModelError> {
         let v = &self.config.vision;
-        let (token, avg) = (v.pool == Pool::Cls, v.pool == Pool::Mean);
+        let pool = if v.pool == Pool::Cls { "token" } else { "avg" };
+        let classes = if v.head == Head::None { 0 } else { v.out };
         let mut args = json!({
             "img_size": v.image_size,
             "patch_size": v.patch_size,
@@ -169,6 +170,8 @@ impl Clip {
             "depth": v.depth,
             "num_heads": v.heads,
             "mlp_ratio": ratio(v.hidden, v.width),
+            "num_classes": classes,
+            "global_pool": pool,
         });
         let clip_norms = v.norm_pre && v.eps == 1e-5;
         let usual_norms = !v.norm_pre && v.eps == 1e-6;
@@ -201,9 +204,9 @@ impl Clip {
         }
         Ok(json!({
             "architecture": name,
-            "num_classes": if v.head == Head::None { 0 } else { v.out },
+            "num_classes": classes,
             "num_features": v.width,
-            "global_pool": if token { "token" } else { "avg" },
+            "global_pool": pool,
             "model_args": args,
             "pretrained_cfg": {
                 "custom_load": false,
@@ -213,11 +216,10 @@ impl Clip {
                 "crop_pct": 1.0,
                 "mean": self.config.mean,
                 "std": self.config.std,
-                "num_classes": if v.head == Head::None { 0 } else { v.out },
+                "num_classes": classes,
                 "pool_size": Value::Null,
                 "first_conv": "patch_embed.proj",
                 "classifier": "head",
-                "use_fc_norm": avg,
             },
         }))
     }

@@ -145,7 +145,7 @@ fn locate(path: &Path) -> Result<(PathBuf, Option<PathBuf>), ModelError> {
     if path.is_file() {
         let dir = path.parent().unwrap_or(Path::new(""));
         let named = |name: &&str| path.file_name().is_some_and(|file| file == *name);
-        let config = FOLDERS.iter().find(|(_, weights)| weights.iter().any(|w| named(&w)));
+        let config = FOLDERS.iter().find(|(_, weights)| weights.iter().any(named));
         return Ok((path.to_owned(), config.and_then(|(config, _)| there(dir.join(config)))));
     }
     for (config, weights) in FOLDERS {
@@ -372,7 +372,7 @@ fn only(what: &str, value: &Value, known: &[(&str, &str)]) -> Result<(), String>
         let found = &value[key];
         let same = match (found.as_f64(), wanted.parse::<f64>()) {
             (Some(found), Ok(wanted)) => found == wanted,
-            _ => found.to_string() == *wanted,
+            _ => *found == wanted.parse::<Value>().unwrap_or_default(),
         };
         if !found.is_null() && !same {
             return Err(format!("{what}.{key} = {found}: only {wanted} is known here"));

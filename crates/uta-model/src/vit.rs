@@ -152,16 +152,16 @@ impl Vit {
         let cls = self.cls_token.expand([patches.size()[0], 1, -1], false);
         // Rows of the position embedding and of the rotations: 0 for [CLS], 1 + n for patch n.
         let places = kept.map(places);
-        let mut x = Tensor::cat(&[cls, patches], 1); // [B, 1+K, D]
-        if let Some(pos_embed) = &self.pos_embed {
-            x = x + match &places {
-                Some(places) => rows(&pos_embed.squeeze_dim(0), places),
-                None => pos_embed.shallow_clone(),
-            };
-        }
-        if let Some(norm) = &self.norm_pre {
-            x = norm.forward(&x);
-        }
+        let x = Tensor::cat(&[cls, patches], 1); // [B, 1+K, D]
+        let x = match (&self.pos_embed, &places) {
+            (Some(pos_embed), Some(places)) => x + rows(&pos_embed.squeeze_dim(0), places),
+            (Some(pos_embed), None) => x + pos_embed,
+            (None, _) => x,
+        };
+        let x = match &self.norm_pre {
+            Some(norm) => norm.forward(&x),
+            None => x,
+        };
         let rotation = self.rope.as_ref().map(|rope| rope.rotation(places.as_ref()));
         let offsets = self.rel_pos.as_ref().map(|rel_pos| rel_pos.offsets(places.as_ref()));
         let shared = self.rel_pos.as_ref().and_then(|rel_pos| rel_pos.shared.as_ref());

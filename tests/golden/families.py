@@ -176,7 +176,7 @@ PLAIN = dict(image_size=SIZE, patch_size=PATCH, width=64, layers=2, head_width=3
 if __name__ == "__main__":
     with_open_clip("open_clip", PLAIN)
     with_open_clip("open_clip_quickgelu", dict(PLAIN, ls_init_value=0.1), quick_gelu=True)
-    with_open_clip("open_clip_eva02", trunk("golden_eva02_clip"), custom_text=True)
+    with_open_clip("open_clip_eva02", trunk("golden_eva02_clip"), layers=1, custom_text=True)
     with_open_clip("open_clip_eva01", trunk("golden_eva_giant"), layers=1, custom_text=True)
     with_open_clip("open_clip_bige", trunk("golden_eva02_enormous"), layers=1, custom_text=True)
     with_open_clip("open_clip_timm_vit", dict(trunk("golden_vit"), timm_proj="linear"), layers=1, custom_text=True)

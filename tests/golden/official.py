@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from families import CONTEXT, PATCH, SIZE, VOCAB, expect, folder, halves, inputs, randomise
+from families import CONTEXT, HERE, PATCH, SIZE, VOCAB, expect, folder, halves, inputs, randomise
 
 EVA, UTA, CLIP, MAE = (Path(path) for path in sys.argv[1:5])
 norm = partial(nn.LayerNorm, eps=1e-6)
@@ -168,6 +168,8 @@ def masked_autoencoder():
     patches = latent[:, 1:].gather(1, order[..., None].expand(-1, -1, latent.shape[-1]))
     every = torch.cat([latent[:, :1], patches], dim=1)
     store("mae", net, every[:, 0], every)
+    # As released: beside counters, in torch's own format.
+    torch.save({"model": halves(net), "epoch": 1}, HERE / "official_mae/checkpoint.pth")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ pub fn clip(seed: i64) -> Clip {
         rope: true,
         drop_path: 0.0,
         patch_grad: 1.0,
+        ..VitConfig::preset("uta-b14").unwrap()
     };
     let text = TextConfig {
         context_length: 16,
@@ -35,6 +36,7 @@ pub fn clip(seed: i64) -> Clip {
         heads: 2,
         layers: 2,
         out: 24,
+        quick_gelu: false,
     };
     let config = ClipConfig {
         embed_dim: 24,

@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor, nn, no_grad};
 
 use crate::layers::Scope;
 use crate::safetensors_io::write_atomically;
-use crate::{ClipConfig, ModelError, TextTower, Vit, safetensors_io};
+use crate::{ClipConfig, ModelError, Origin, TextTower, Vit, safetensors_io};
 
 /// Rows of unit length, in f32; a zero row stays zero, so that it ties with everything.
 pub fn unit(x: &Tensor) -> Tensor {
@@ -30,6 +30,8 @@ pub struct Clip {
     pub logit_scale: Option<Tensor>,
     /// All variables by key.
     pub store: nn::VarStore,
+    /// What was assumed while it was read, and why; for the user to read.
+    pub notes: Vec<String>,
     /// Pixels 0..255 are normalised as `shift + scale * pixel`.
     scale: Tensor, // [3]
     shift: Tensor, // [3]
@@ -62,6 +64,7 @@ impl Clip {
             visual,
             text,
             logit_scale,
+            notes: Vec::new(),
             scale: per_channel(|_, std| 1.0 / (255.0 * std)),
             shift: per_channel(|mean, std| -mean / std),
             config: config.clone(),
@@ -69,32 +72,25 @@ impl Clip {
         }
     }
 
-    /// Reads a CLIP from a run directory or any folder with `config.json` and `model.safetensors` (or from that file).
+    /// Without weights, because a checkpoint follows.
+    pub(crate) fn blank(config: &ClipConfig, device: Device) -> Clip {
+        Clip::build(config, device, true)
+    }
+
+    /// Reads a CLIP from what a user has: see [`Origin::open`]. [`Clip::notes`] says what was assumed.
     ///
     /// # Errors
-    /// Says what was looked for, or which names don't fit.
+    /// Says what was looked for, what isn't known, or which names don't fit.
     pub fn load(path: &Path, device: Device) -> Result<Clip, ModelError> {
-        let dir = if path.is_file() { path.parent().unwrap_or(Path::new("")) } else { path };
-        let (config, weights) = (dir.join("config.json"), dir.join("model.safetensors"));
-        for wanted in [&config, &weights] {
-            if !wanted.is_file() {
-                let name = wanted.file_name().unwrap_or_default().to_string_lossy();
-                let found = if dir.is_dir() { "there is none" } else { "there is no such folder" };
-                let unfinished = match dir.join("checkpoints").is_dir() {
-                    true => "; the run isn't finished: continue it with --resume",
-                    false => "",
-                };
-                let message = format!("a model needs {name} here, and {found}{unfinished}");
-                return Err(ModelError::format(dir, message));
-            }
-        }
-        let text = fs::read_to_string(&config).map_err(ModelError::io(&config))?;
-        let parsed: ClipConfig =
-            serde_json::from_str(&text).map_err(|e| ModelError::format(&config, e.to_string()))?;
-        parsed.check().map_err(|e| ModelError::format(&config, e.to_string()))?;
-        let clip = Clip::build(&parsed, device, true);
-        safetensors_io::load_into(&weights, &clip.variables())?;
-        Ok(clip)
+        Origin::open(path, None)?.into_clip(device)
+    }
+
+    /// Reads a CLIP whose net `arch` names: a preset, or a configuration file.
+    ///
+    /// # Errors
+    /// Says what was looked for, what isn't known, or which names don't fit.
+    pub fn load_as(path: &Path, arch: &str, device: Device) -> Result<Clip, ModelError> {
+        Origin::open(path, Some(arch))?.into_clip(device)
     }
 
     /// Writes `config.json` and `model.safetensors` into `dir`, the weights as `kind`.
@@ -196,6 +192,7 @@ mod tests {
             heads: 2,
             layers: 1,
             out: 8,
+            quick_gelu: false,
         };
         ClipConfig::new(vision, Some(text))
     }

@@ -6,23 +6,66 @@ use serde::{Deserialize, Serialize};
 
 use crate::ModelError;
 
-/// The presets, as data: facts 1.3, 1.8, 2.1 and 2.6. Ti and S have the paper's family of blocks (an inner LayerNorm in
-/// the SwiGLU), unlike EVA-02's own Ti and S, which go without it.
+/// The presets, as data: facts 1.3, 1.8, 2.1 and 2.6, and open_clip's model configs. `uta-ti14` and `uta-s14` have the
+/// paper's family of blocks (an inner LayerNorm in the SwiGLU), unlike EVA-02's own Ti and S, which go without it.
 const PRESETS: &str = include_str!("presets.json");
 
 /// CLIP's pixel statistics (facts 1.10).
 const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
 const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 
+/// ImageNet's: what MAE and BEiT v2 were trained with.
+pub(crate) const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
+pub(crate) const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
+
 /// The feed-forward network of a block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ffn {
-    /// `w3(LN(SiLU(w1 x) * (w2 x)))`: EVA-02, UTA.
+    /// `w3(LN(SiLU(w1 x) * (w2 x)))`: EVA-02, UTA; without the LN where [`VitConfig::ffn_norm`] is off.
     #[default]
     SwiGlu,
-    /// `fc2(GELU(fc1 x))`: EVA-01, the paper's teacher.
+    /// `fc2(GELU(fc1 x))`: EVA-01, the paper's teacher; OpenCLIP, MAE, BEiT.
     Gelu,
+    /// The same with `x sigmoid(1.702 x)` in GELU's place: OpenAI's CLIP.
+    QuickGelu,
+}
+
+/// The last layer, which makes a token a point of the space shared with text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Head {
+    /// `W x + b`: UTA, EVA.
+    #[default]
+    Biased,
+    /// `W x`: OpenAI's CLIP and OpenCLIP.
+    Plain,
+    /// None: encoders that know no text (MAE, BEiT, timm's EVA-02). Then `out` is the width.
+    None,
+}
+
+/// What stands for the whole image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pool {
+    /// `[CLS]`, after the final norm.
+    #[default]
+    Cls,
+    /// The mean of the patches, then the final norm, whose key is then `fc_norm` as in timm and BEiT.
+    Mean,
+}
+
+/// A learned bias of attention by how far apart two patches are (BEiT).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RelPos {
+    /// None.
+    #[default]
+    None,
+    /// One table for all blocks: BEiT while it is pre-trained.
+    Shared,
+    /// A table in each block: BEiT fine-tuned, and in timm.
+    Blocks,
 }
 
 /// A vision transformer.
@@ -55,6 +98,42 @@ pub struct VitConfig {
     /// The share of the gradient that reaches the patch embedding; EVA-02 trains with 0.1 (facts 2.2).
     #[serde(default = "whole")]
     pub patch_grad: f64,
+    /// Whether a SwiGLU has a LayerNorm before its last layer (`ffn_ln`).
+    #[serde(default = "yes")]
+    pub ffn_norm: bool,
+    /// Whether attention has a LayerNorm before its last layer (`inner_attn_ln`): EVA02-CLIP.
+    #[serde(default)]
+    pub attn_norm: bool,
+    /// Whether a block normalises what a branch gives (`x + norm(f(x))`) instead of what it gets: EVA's bigE.
+    #[serde(default)]
+    pub post_norm: bool,
+    /// Whether tokens are normalised before the first block; patches are then embedded without a bias: OpenAI's CLIP.
+    #[serde(default)]
+    pub norm_pre: bool,
+    /// Whether keys have a bias as queries and values do: all but EVA's and BEiT's.
+    #[serde(default)]
+    pub k_bias: bool,
+    /// The last layer.
+    #[serde(default)]
+    pub head: Head,
+    /// What stands for the whole image.
+    #[serde(default)]
+    pub pool: Pool,
+    /// Whether there is a learned position embedding: all but BEiT's.
+    #[serde(default = "yes")]
+    pub abs_pos: bool,
+    /// The relative position bias.
+    #[serde(default)]
+    pub rel_pos: RelPos,
+    /// Whether what a branch gives is multiplied by a vector (`gamma_1`, `gamma_2`): BEiT.
+    #[serde(default)]
+    pub layer_scale: bool,
+    /// Whether there is a token for masked patches: nets pre-trained by masked image modelling.
+    #[serde(default)]
+    pub mask_token: bool,
+    /// LayerNorm's epsilon: 1e-6, but 1e-5 in OpenAI's CLIP and OpenCLIP.
+    #[serde(default = "millionth")]
+    pub eps: f64,
 }
 
 fn yes() -> bool {
@@ -62,6 +141,9 @@ fn yes() -> bool {
 }
 fn whole() -> f64 {
     1.0
+}
+fn millionth() -> f64 {
+    1e-6
 }
 
 impl VitConfig {
@@ -88,32 +170,57 @@ impl VitConfig {
         self.width / self.heads
     }
 
+    /// Rows of a table of relative positions: every offset on the grid, and three with `[CLS]`.
+    pub(crate) fn offsets(&self) -> i64 {
+        (2 * self.grid() - 1).pow(2) + 3
+    }
+
     /// Parameters, head included (facts 1.8).
     pub fn parameters(&self) -> i64 {
         let (d, h, n) = (self.width, self.hidden, self.num_patches());
+        let some = |there: bool, count: i64| if there { count } else { 0 };
         let ffn = match self.ffn {
-            Ffn::SwiGlu => 2 * (d * h + h) + 2 * h + h * d + d,
-            Ffn::Gelu => d * h + h + h * d + d,
+            Ffn::SwiGlu => 2 * (d * h + h) + some(self.ffn_norm, 2 * h) + h * d + d,
+            Ffn::Gelu | Ffn::QuickGelu => d * h + h + h * d + d,
         };
+        let table = self.offsets() * self.heads;
         // q, k, v, projection; biases of q, v and the projection; two norms.
-        let block = 4 * d * d + 3 * d + 4 * d + ffn;
-        let embedding = 3 * self.patch_size * self.patch_size * d + d + d + (1 + n) * d;
-        embedding + self.depth * block + 2 * d + d * self.out + self.out
+        let block = 4 * d * d
+            + 3 * d
+            + 4 * d
+            + ffn
+            + some(self.k_bias, d)
+            + some(self.attn_norm, 2 * d)
+            + some(self.layer_scale, 2 * d)
+            + some(self.rel_pos == RelPos::Blocks, table);
+        let embedding = 3 * self.patch_size * self.patch_size * d
+            + d
+            + some(self.norm_pre, 2 * d)
+            + some(!self.norm_pre, d)
+            + some(self.abs_pos, (1 + n) * d)
+            + some(self.mask_token, d)
+            + some(self.rel_pos == RelPos::Shared, table);
+        let head = match self.head {
+            Head::Biased => d * self.out + self.out,
+            Head::Plain => d * self.out,
+            Head::None => 0,
+        };
+        embedding + self.depth * block + 2 * d + head
     }
 
     /// # Errors
     /// Names the size that makes no network, and what is allowed.
     pub fn check(&self) -> Result<(), ModelError> {
         let sizes = [
-            ("image_size", self.image_size),
-            ("patch_size", self.patch_size),
-            ("width", self.width),
-            ("depth", self.depth),
-            ("heads", self.heads),
-            ("hidden", self.hidden),
-            ("out", self.out),
+            ("image_size", self.image_size, MOST),
+            ("patch_size", self.patch_size, MOST),
+            ("width", self.width, MOST),
+            ("depth", self.depth, MOST_BLOCKS),
+            ("heads", self.heads, MOST),
+            ("hidden", self.hidden, MOST),
+            ("out", self.out, MOST),
         ];
-        positive(&sizes)?;
+        within(&sizes)?;
         divides("image_size", self.image_size, "patch_size", self.patch_size)?;
         divides("width", self.width, "heads", self.heads)?;
         if self.rope && self.head_width() % 4 != 0 {
@@ -122,6 +229,23 @@ impl VitConfig {
                 self.head_width()
             );
             return Err(ModelError::Config(message));
+        }
+        if self.rel_pos != RelPos::None {
+            within(&[("image_size / patch_size", self.grid(), MOST_RELATIVE)])?;
+        }
+        if self.head == Head::None && self.out != self.width {
+            let message =
+                format!("out = {}: must be width, {}, without a head", self.out, self.width);
+            return Err(ModelError::Config(message));
+        }
+        if self.post_norm && self.layer_scale {
+            return Err(ModelError::Config("layer_scale goes with pre-norm blocks only".into()));
+        }
+        if !(self.eps > 0.0 && self.eps < 1.0) {
+            return Err(ModelError::Config(format!(
+                "eps = {}: must lie between 0 and 1",
+                self.eps
+            )));
         }
         share("drop_path", self.drop_path, 0.99)?;
         share("patch_grad", self.patch_grad, 1.0)
@@ -144,6 +268,9 @@ pub struct TextConfig {
     pub layers: i64,
     /// Width of the space shared with images.
     pub out: i64,
+    /// Whether the activation is `x sigmoid(1.702 x)` instead of GELU: OpenAI's CLIP.
+    #[serde(default)]
+    pub quick_gelu: bool,
 }
 
 impl TextConfig {
@@ -167,13 +294,13 @@ impl TextConfig {
     /// # Errors
     /// Names the size that makes no network, and what is allowed.
     pub fn check(&self) -> Result<(), ModelError> {
-        positive(&[
-            ("context_length", self.context_length),
-            ("vocab_size", self.vocab_size),
-            ("width", self.width),
-            ("heads", self.heads),
-            ("layers", self.layers),
-            ("out", self.out),
+        within(&[
+            ("context_length", self.context_length, MOST),
+            ("vocab_size", self.vocab_size, MOST_TOKENS),
+            ("width", self.width, MOST),
+            ("heads", self.heads, MOST),
+            ("layers", self.layers, MOST_BLOCKS),
+            ("out", self.out, MOST),
         ])?;
         divides("width", self.width, "heads", self.heads)
     }
@@ -210,12 +337,17 @@ impl ClipConfig {
         ClipConfig { embed_dim: vision.out, vision, text, mean: CLIP_MEAN, std: CLIP_STD }
     }
 
-    /// A preset's image encoder alone: what a teacher needs.
+    /// A preset's image encoder alone, with CLIP's pixel statistics: what a teacher needs.
     ///
     /// # Errors
     /// When there is none of that name.
     pub fn preset(name: &str) -> Result<ClipConfig, ModelError> {
         Ok(ClipConfig::new(VitConfig::preset(name)?, None))
+    }
+
+    /// Parameters, with the logit scale where there is a text encoder.
+    pub fn parameters(&self) -> i64 {
+        self.vision.parameters() + self.text.as_ref().map_or(0, |text| text.parameters() + 1)
     }
 
     /// # Errors
@@ -252,17 +384,25 @@ pub fn preset_names() -> Vec<String> {
 }
 
 fn take<T>(mut presets: BTreeMap<String, T>, name: &str) -> Result<T, ModelError> {
-    presets.remove(name).ok_or_else(|| {
+    presets.remove(&name.to_lowercase()).ok_or_else(|| {
         let names = presets.into_keys().collect::<Vec<_>>().join(", ");
         ModelError::Config(format!("no preset {name:?}; there are {names}"))
     })
 }
 
-fn positive(sizes: &[(&str, i64)]) -> Result<(), ModelError> {
-    match sizes.iter().find(|(_, size)| *size < 1) {
+/// The largest size of a net, and of a vocabulary: parameters are then counted without overflow, whatever a file claims.
+const MOST: i64 = 1 << 16;
+const MOST_BLOCKS: i64 = 1 << 12;
+const MOST_TOKENS: i64 = 1 << 24;
+
+/// The longest side of a grid with relative positions, which need a table of all pairs of patches.
+const MOST_RELATIVE: i64 = 64;
+
+fn within(sizes: &[(&str, i64, i64)]) -> Result<(), ModelError> {
+    match sizes.iter().find(|(_, size, most)| !(1..=*most).contains(size)) {
         None => Ok(()),
-        Some((name, size)) => {
-            Err(ModelError::Config(format!("{name} = {size}: must be 1 or more")))
+        Some((name, size, most)) => {
+            Err(ModelError::Config(format!("{name} = {size}: must be from 1 to {most}")))
         }
     }
 }
@@ -307,6 +447,48 @@ mod tests {
         text.check().unwrap();
         let found = text.parameters() as f64 / 1e6;
         assert!((found - 354.03).abs() < 0.006, "{found} M");
+    }
+
+    /// open_clip's `docs/model_profile.csv`: image encoder, text encoder, both, in millions.
+    #[test]
+    fn parameter_counts_of_the_pairs_are_the_published_ones() {
+        for (name, image, text, both) in [
+            ("ViT-S-32-alt", 22.59, 20.63, 43.22),
+            ("ViT-S-16", 21.81, 40.44, 62.26),
+            ("ViT-M-16-alt", 38.53, 40.44, 78.98),
+            ("ViT-B-32", 87.85, 63.43, 151.28),
+            ("ViT-B-32-quickgelu", 87.85, 63.43, 151.28),
+            ("ViT-B-32-plus-256", 119.13, 91.16, 210.3),
+            ("ViT-B-16", 86.19, 63.43, 149.62),
+            ("ViT-B-16-plus-240", 117.21, 91.16, 208.38),
+            ("ViT-L-16-320", 304.3, 123.65, 427.95),
+            ("ViT-L-14", 303.97, 123.65, 427.62),
+            ("ViT-L-14-280", 304.11, 123.65, 427.76),
+            ("ViT-L-14-336", 304.29, 123.65, 427.94),
+            ("ViT-H-14", 632.08, 354.03, 986.11),
+            ("ViT-g-14", 1012.65, 354.03, 1366.68),
+            ("ViT-bigG-14", 1844.91, 694.66, 2539.57),
+            ("ViT-e-14", 3807.72, 773.37, 4581.09),
+            ("EVA01-g-14", 1012.59, 123.85, 1136.44),
+            ("EVA01-g-14-plus", 1012.59, 354.03, 1366.62),
+            ("EVA02-B-16", 86.26, 63.43, 149.69),
+            ("EVA02-L-14", 304.11, 123.65, 427.76),
+            ("EVA02-L-14-336", 304.43, 123.65, 428.08),
+            ("EVA02-bigE-14", 4350.56, 354.03, 4704.59),
+            ("EVA02-bigE-14-plus", 4350.56, 694.33, 5044.89),
+            ("openai-l-14", 303.97, 123.65, 427.62),
+        ] {
+            let vision = VitConfig::preset(name).unwrap();
+            let config = ClipConfig::new(vision, Some(TextConfig::preset(name).unwrap()));
+            config.check().unwrap();
+            let [image_count, text_count] =
+                [config.vision.parameters(), config.text.as_ref().unwrap().parameters()];
+            let counts = [(image, image_count), (text, text_count), (both, config.parameters())];
+            for (millions, found) in counts {
+                let found = found as f64 / 1e6;
+                assert!((found - millions).abs() < 0.006, "{name}: {found} M, not {millions} M");
+            }
+        }
     }
 
     #[test]

@@ -5,21 +5,28 @@
 //!
 //! - [`Vit`] is the student and, with other sizes, the vision half of the teacher; [`TextTower`] is the text half.
 //! - [`Clip`] is the pair as it is stored: `config.json` beside `model.safetensors`.
+//! - [`Origin`] finds out what a user's file or folder is; [`Clip::export`] writes what other programs read.
 //! - [`safetensors_io`] reads and writes tensors by name; an [`Adapter`] knows a checkpoint family's names.
 
 mod adapter;
 mod clip;
 mod config;
 mod error;
+mod export;
 mod layers;
+mod origin;
+pub mod resize;
 pub mod safetensors_io;
 mod text;
 pub mod torch_file;
 mod vit;
 
-pub use adapter::Adapter;
+pub use adapter::{Adapter, Layout};
 pub use clip::{Clip, unit};
-pub use config::{ClipConfig, Ffn, TextConfig, VitConfig, preset_names};
+pub use config::{ClipConfig, Ffn, Head, Pool, RelPos, TextConfig, VitConfig, preset_names};
 pub use error::ModelError;
+pub use export::Exported;
+pub use origin::Origin;
+pub use resize::Resized;
 pub use text::{ByLength, TextTower};
-pub use vit::{Vit, same_tokens};
+pub use vit::{Features, Vit, same_tokens};

@@ -2,6 +2,7 @@
 //! memory besides the weights it fills.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
@@ -11,7 +12,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use tch::{Device, Kind, TchError, Tensor, no_grad};
 
-use crate::{Adapter, ModelError};
+use crate::{Adapter, ModelError, torch_file};
 
 /// The longest header that is believed; 100 MB, as in the reference implementation.
 const MAX_HEADER: u64 = 100_000_000;
@@ -239,6 +240,23 @@ impl Checkpoint {
             metadata: header.metadata().clone().unwrap_or_default().into_iter().collect(),
             tensors: header.tensors().into_iter().map(view).collect::<Result<_, ModelError>>()?,
         })
+    }
+
+    /// A safetensors file, or one of PyTorch's own ([`torch_file`]), told apart by what is in it: hubs have both as `.bin`.
+    ///
+    /// # Errors
+    /// When it can't be read, or is no whole file of either kind.
+    pub fn read(path: &Path) -> Result<Checkpoint, ModelError> {
+        if !torch_file::is_torch_file(path)? {
+            let opened = Checkpoint::open(path);
+            let torchs = |extension: &OsStr| extension == "pt" || extension == "pth";
+            // What is neither is told what its name says it should be.
+            if opened.is_ok() || !path.extension().is_some_and(torchs) {
+                return opened;
+            }
+        }
+        let tensors = torch_file::read(path)?;
+        Ok(Checkpoint { path: path.to_owned(), metadata: BTreeMap::new(), tensors })
     }
 
     /// The tensors under this program's names, `adapter` being that of the family the file comes from.

@@ -1,10 +1,10 @@
-//! CLIP's text transformer (facts 1.7): causal, pre-norm, exact GELU, pooled at the end-of-text token. Field names are
+//! CLIP's text transformer (facts 1.7): causal, pre-norm, GELU or QuickGELU, pooled at the end-of-text token. Field names are
 //! checkpoint keys.
 
 use tch::{Device, Kind, Tensor, nn};
 
 use crate::TextConfig;
-use crate::layers::{self, LayerNorm, Linear, Scope, rows};
+use crate::layers::{self, LayerNorm, Linear, Scope, quick_gelu, rows};
 
 /// LayerNorm's epsilon (facts 1.7).
 const EPS: f64 = 1e-5;
@@ -98,6 +98,7 @@ struct Block {
     ln_2: LayerNorm,
     c_fc: Linear,
     c_proj: Linear,
+    quick_gelu: bool,
 }
 
 impl Block {
@@ -109,12 +110,15 @@ impl Block {
             ln_2: LayerNorm::new(&(s / "ln_2"), d, EPS),
             c_fc: Linear::normal(&(&mlp / "c_fc"), (d, 4 * d), true, (2.0 * d as f64).powf(-0.5)),
             c_proj: Linear::normal(&(&mlp / "c_proj"), (4 * d, d), true, residual_std(c)),
+            quick_gelu: c.quick_gelu,
         }
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
         let x = x + self.attn.forward(&self.ln_1.forward(x));
-        &x + self.ln_2.forward(&x).apply(&self.c_fc).gelu("none").apply(&self.c_proj)
+        let hidden = self.ln_2.forward(&x).apply(&self.c_fc);
+        let hidden = if self.quick_gelu { quick_gelu(&hidden) } else { hidden.gelu("none") };
+        &x + hidden.apply(&self.c_proj)
     }
 }
 
@@ -141,7 +145,10 @@ impl Attention {
         let qkv = x.linear(&self.in_proj_weight, Some(&self.in_proj_bias)).chunk(3, -1);
         let heads_first = |x: &Tensor| x.unflatten(-1, [self.heads, -1]).transpose(1, 2);
         let (q, k, v) = (heads_first(&qkv[0]), heads_first(&qkv[1]), heads_first(&qkv[2]));
-        layers::attention(&q, &k, &v, true).transpose(1, 2).flatten(2, 3).apply(&self.out_proj)
+        layers::attention(&q, &k, &v, None, true)
+            .transpose(1, 2)
+            .flatten(2, 3)
+            .apply(&self.out_proj)
     }
 }
 
@@ -178,6 +185,7 @@ mod tests {
             heads: 2,
             layers: 2,
             out: 12,
+            quick_gelu: false,
         };
         let tower = TextTower::new(&vs.root(), &config);
         let embed = |tokens: &[i64]| tower.forward(&Tensor::from_slice(tokens).unsqueeze(0));

@@ -1,29 +1,41 @@
 //! The vision transformer of UTA: EVA-02's, with a head on every token (facts 1.3 to 1.5; the paper's Figure 2).
 //!
 //! Learned position embedding and 2-D rotary embedding together, `[CLS]` without rotation, biases on q and v only, SwiGLU
-//! with an inner LayerNorm, pre-norm, no layer scale. With [`Ffn::Gelu`] and without rotation it is EVA-01's. Field names
-//! are checkpoint keys.
+//! with an inner LayerNorm, pre-norm, no layer scale. The fields of [`VitConfig`] turn it into its relatives: EVA-01 and
+//! EVA-CLIP, OpenAI's and OpenCLIP's plain ViT, MAE's and BEiT's encoders. Field names are checkpoint keys.
 //!
 //! Shapes: B batch, N patches, K kept patches, T = 1 + K tokens, D width, H heads, E joint width.
 
 use tch::{Device, Kind, Tensor, nn};
 
-use crate::layers::{self, LayerNorm, Linear, Scope, rows};
-use crate::{Ffn, VitConfig};
-
-/// LayerNorm's epsilon (facts 1.3).
-const EPS: f64 = 1e-6;
+use crate::layers::{self, LayerNorm, Linear, Scope, quick_gelu, rows};
+use crate::{Ffn, Head, ModelError, Pool, RelPos, VitConfig};
 
 /// A vision transformer that can look at some of the patches only.
 #[derive(Debug)]
 pub struct Vit {
     patch_embed: PatchEmbed,
-    cls_token: Tensor, // [1, 1, D]
-    pos_embed: Tensor, // [1, 1+N, D], row 0 for [CLS]
+    cls_token: Tensor,          // [1, 1, D]
+    pos_embed: Option<Tensor>,  // [1, 1+N, D], row 0 for [CLS]
+    mask_token: Option<Tensor>, // [1, 1, D]
     rope: Option<Rope>,
+    rel_pos: Option<RelativePositions>,
+    norm_pre: Option<LayerNorm>,
     blocks: Vec<Block>,
     norm: LayerNorm,
-    head: Linear,
+    head: Option<Linear>,
+    pool: Pool,
+}
+
+/// What a vision transformer makes of whole images on its way.
+#[derive(Debug)]
+pub struct Features {
+    /// The layers that were asked for, in that order: [B, 1+N, D] each, `[CLS]` first, before the final norm.
+    pub hidden: Vec<Tensor>,
+    /// Every token after the final norm: [B, 1+N, D].
+    pub tokens: Tensor,
+    /// Every token after the head, in the space of the embeddings: [B, 1+N, E]; `tokens` where there is no head.
+    pub projected: Tensor,
 }
 
 impl Vit {
@@ -33,14 +45,27 @@ impl Vit {
     }
 
     pub(crate) fn build(s: &Scope, c: &VitConfig) -> Vit {
+        let norm = match c.pool {
+            Pool::Cls => "norm",
+            Pool::Mean => "fc_norm",
+        };
+        let head = |bias| Linear::xavier(&(s / "head"), (c.width, c.out), bias, 1.0);
         Vit {
             patch_embed: PatchEmbed::new(&(s / "patch_embed" / "proj"), c),
             cls_token: s.token("cls_token", &[1, 1, c.width]),
-            pos_embed: s.token("pos_embed", &[1, 1 + c.num_patches(), c.width]),
+            pos_embed: c.abs_pos.then(|| s.token("pos_embed", &[1, 1 + c.num_patches(), c.width])),
+            mask_token: c.mask_token.then(|| s.token("mask_token", &[1, 1, c.width])),
             rope: c.rope.then(|| Rope::new(c.grid(), c.head_width(), s.device())),
+            rel_pos: RelativePositions::new(s, c),
+            norm_pre: c.norm_pre.then(|| LayerNorm::new(&(s / "norm_pre"), c.width, c.eps)),
             blocks: (0..c.depth).map(|i| Block::new(&(s / "blocks" / i), c, i)).collect(),
-            norm: LayerNorm::new(&(s / "norm"), c.width, EPS),
-            head: Linear::xavier(&(s / "head"), (c.width, c.out), true, 1.0),
+            norm: LayerNorm::new(&(s / norm), c.width, c.eps),
+            head: match c.head {
+                Head::Biased => Some(head(true)),
+                Head::Plain => Some(head(false)),
+                Head::None => None,
+            },
+            pool: c.pool,
         }
     }
 
@@ -49,37 +74,107 @@ impl Vit {
     /// `images` [B, 3, S, S] normalised; `kept` [B, K] i64 names the patches (row by row from the upper left) that are
     /// embedded and processed, in any order, each at its own place; `None` keeps all N. Drop path is on while `train`.
     pub fn forward_t(&self, images: &Tensor, kept: Option<&Tensor>, train: bool) -> Tensor {
-        self.norm.forward(&self.hidden_t(images, kept, train)).apply(&self.head)
+        self.project(self.norm.forward(&self.hidden_t(images, kept, train)))
     }
 
-    /// The embedding of `[CLS]`: [B, E].
+    /// Every token after the final norm and the head, [B, 1+N, E], of images in which the patches that `masked` [B, N] bool
+    /// names are replaced by the mask token: masked image modelling. Drop path is on while `train`.
+    ///
+    /// # Panics
+    /// When the net has no mask token ([`VitConfig::mask_token`]).
+    pub fn forward_masked_t(&self, images: &Tensor, masked: &Tensor, train: bool) -> Tensor {
+        let token = self.mask_token.as_ref().expect("a net with a mask token");
+        let patches = self.patch_embed.forward_t(images, None, train);
+        let patches = token.to_kind(patches.kind()).where_self(&masked.unsqueeze(-1), &patches);
+        let (x, at) = self.placed(patches, None);
+        let x = self.blocks.iter().fold(x, |x, block| block.forward_t(&x, &at, train));
+        self.project(self.norm.forward(&x))
+    }
+
+    /// The embedding of the whole image, [B, E]: that of `[CLS]`, or of the patches' mean ([`VitConfig::pool`]).
     pub fn cls_t(&self, images: &Tensor, train: bool) -> Tensor {
-        let cls = self.hidden_t(images, None, train).select(1, 0);
-        self.norm.forward(&cls).apply(&self.head)
+        let x = self.hidden_t(images, None, train);
+        let pooled = match self.pool {
+            Pool::Cls => x.select(1, 0),
+            Pool::Mean => x.narrow(1, 1, x.size()[1] - 1).mean_dim(1, false, x.kind()),
+        };
+        self.project(self.norm.forward(&pooled))
     }
 
-    /// The embedding of `[CLS]` of whole images, as used zero-shot: [B, E].
+    /// The embedding of whole images, as used zero-shot: [B, E].
     pub fn encode(&self, images: &Tensor) -> Tensor {
         self.cls_t(images, false)
+    }
+
+    /// Hidden states and patch tokens of `images` [B, 3, S, S]. Layer 0 is what the first block gets, layer l what the
+    /// l-th block gives.
+    ///
+    /// # Errors
+    /// When a layer is beyond the net's depth.
+    pub fn features(&self, images: &Tensor, layers: &[usize]) -> Result<Features, ModelError> {
+        let depth = self.blocks.len();
+        if let Some(layer) = layers.iter().find(|&&layer| layer > depth) {
+            let message = format!("layer {layer}: the net has layers 0 to {depth}");
+            return Err(ModelError::Config(message));
+        }
+        let (mut x, at) = self.placed(self.patch_embed.forward_t(images, None, false), None);
+        let mut hidden: Vec<Tensor> = layers.iter().map(|_| x.shallow_clone()).collect();
+        for (block, l) in self.blocks.iter().zip(1..) {
+            x = block.forward_t(&x, &at, false);
+            for (place, _) in layers.iter().enumerate().filter(|&(_, &layer)| layer == l) {
+                hidden[place] = x.shallow_clone();
+            }
+        }
+        let tokens = self.norm.forward(&x);
+        let projected = self.project(tokens.shallow_clone());
+        Ok(Features { hidden, tokens, projected })
+    }
+
+    fn project(&self, x: Tensor) -> Tensor {
+        match &self.head {
+            Some(head) => x.apply(head),
+            None => x,
+        }
     }
 
     /// Tokens after the last block, before the final norm: [B, 1+K, D].
     fn hidden_t(&self, images: &Tensor, kept: Option<&Tensor>, train: bool) -> Tensor {
         let patches = self.patch_embed.forward_t(images, kept, train); // [B, K, D]
-        let cls = self.cls_token.expand([patches.size()[0], 1, -1], false);
-        // Rows of the position embedding and of the rotations: 0 for [CLS], 1 + n for patch n.
-        let places = kept.map(places);
-        let pos = match &places {
-            Some(places) => rows(&self.pos_embed.squeeze_dim(0), places),
-            None => self.pos_embed.shallow_clone(),
-        };
-        let rotation = self.rope.as_ref().map(|rope| rope.rotation(places.as_ref()));
-        let mut x = Tensor::cat(&[cls, patches], 1) + pos; // [B, 1+K, D]
+        let (mut x, at) = self.placed(patches, kept);
         for block in &self.blocks {
-            x = block.forward_t(&x, rotation.as_ref(), train);
+            x = block.forward_t(&x, &at, train);
         }
         x
     }
+
+    /// What the first block gets of patches [B, K, D], [B, 1+K, D], and what attention needs to know of their places.
+    fn placed(&self, patches: Tensor, kept: Option<&Tensor>) -> (Tensor, Places) {
+        let cls = self.cls_token.expand([patches.size()[0], 1, -1], false);
+        // Rows of the position embedding and of the rotations: 0 for [CLS], 1 + n for patch n.
+        let places = kept.map(places);
+        let x = Tensor::cat(&[cls, patches], 1); // [B, 1+K, D]
+        let x = match (&self.pos_embed, &places) {
+            (Some(pos_embed), Some(places)) => x + rows(&pos_embed.squeeze_dim(0), places),
+            (Some(pos_embed), None) => x + pos_embed,
+            (None, _) => x,
+        };
+        let x = match &self.norm_pre {
+            Some(norm) => norm.forward(&x),
+            None => x,
+        };
+        let rotation = self.rope.as_ref().map(|rope| rope.rotation(places.as_ref()));
+        let offsets = self.rel_pos.as_ref().map(|rel_pos| rel_pos.offsets(places.as_ref()));
+        let shared = self.rel_pos.as_ref().and_then(|rel_pos| rel_pos.shared.as_ref());
+        let bias = shared.zip(offsets.as_ref()).map(|(table, offsets)| bias(table, offsets));
+        (x, Places { rotation, offsets, bias })
+    }
+}
+
+/// What attention needs to know of the tokens' places.
+struct Places {
+    rotation: Option<Tensor>, // complex [B or 1, T, 1, head_width / 2]
+    offsets: Option<Tensor>,  // [B or 1, T, T], rows of a table of relative positions
+    bias: Option<Tensor>,     // [B or 1, H, T, T], where all blocks share one
 }
 
 /// Where `[CLS]` and the `kept` patches [B, K] stand among all tokens: [B, 1+K].
@@ -96,8 +191,8 @@ pub fn same_tokens(tokens: &Tensor, kept: &Tensor) -> Tensor {
 /// A patch's pixels times one matrix: the convolution of stride P, for the patches that are wanted only.
 #[derive(Debug)]
 struct PatchEmbed {
-    weight: Tensor, // [D, 3, P, P]
-    bias: Tensor,   // [D]
+    weight: Tensor,       // [D, 3, P, P]
+    bias: Option<Tensor>, // [D]
     image: i64,
     patch: i64,
     grad: f64,
@@ -109,7 +204,7 @@ impl PatchEmbed {
         let shape = [c.width, 3, c.patch_size, c.patch_size];
         PatchEmbed {
             weight: s.xavier_uniform("weight", &shape, fan),
-            bias: s.zeros("bias", &[c.width]),
+            bias: (!c.norm_pre).then(|| s.zeros("bias", &[c.width])),
             image: c.image_size,
             patch: c.patch_size,
             grad: c.patch_grad,
@@ -129,8 +224,9 @@ impl PatchEmbed {
             let first = Tensor::arange(b, (Kind::Int64, kept.device())).unsqueeze(1) * (g * g);
             patches = patches.index_select(0, &(kept + first).flatten(0, 1));
         }
-        let x =
-            patches.view([b, -1, c * p * p]).linear(&self.weight.flatten(1, -1), Some(&self.bias));
+        let x = patches
+            .view([b, -1, c * p * p])
+            .linear(&self.weight.flatten(1, -1), self.bias.as_ref());
         match self.grad {
             share if train && share < 1.0 => x.detach() * (1.0 - share) + x * share,
             _ => x,
@@ -188,30 +284,102 @@ impl Rope {
     }
 }
 
-/// x += attention(norm1(x)); x += mlp(norm2(x)), each branch dropped for some samples while training.
+/// How far apart two tokens are, as a row of a table of biases (BEiT; `timm/models/beit.py`): every offset on the grid, then
+/// from `[CLS]`, to `[CLS]`, and `[CLS]` to itself.
+#[derive(Debug)]
+struct RelativePositions {
+    offsets: Tensor,        // [1+N, 1+N] i64
+    shared: Option<Tensor>, // [offsets, H]
+}
+
+impl RelativePositions {
+    fn new(s: &Scope, c: &VitConfig) -> Option<RelativePositions> {
+        let (g, last) = (c.grid(), c.offsets() - 1);
+        let from_to = |a: i64, b: i64| match (a, b) {
+            (0, 0) => last,
+            (_, 0) => last - 1,
+            (0, _) => last - 2,
+            (a, b) => {
+                let (a, b) = (a - 1, b - 1);
+                (a / g - b / g + g - 1) * (2 * g - 1) + a % g - b % g + g - 1
+            }
+        };
+        let shared = match c.rel_pos {
+            RelPos::None => return None,
+            RelPos::Shared => Some(table(&(s / "rel_pos_bias"), c)),
+            RelPos::Blocks => None,
+        };
+        let tokens = 1 + g * g;
+        let offsets: Vec<i64> =
+            (0..tokens).flat_map(|a| (0..tokens).map(move |b| from_to(a, b))).collect();
+        let offsets = Tensor::from_slice(&offsets).view([tokens, tokens]).to_device(s.device());
+        Some(RelativePositions { offsets, shared })
+    }
+
+    /// Of tokens at `places` [B, T]: [B or 1, T, T].
+    fn offsets(&self, places: Option<&Tensor>) -> Tensor {
+        match places {
+            None => self.offsets.unsqueeze(0),
+            Some(places) => {
+                let cells = places.unsqueeze(-1) * self.offsets.size()[0] + places.unsqueeze(1);
+                self.offsets.take(&cells)
+            }
+        }
+    }
+}
+
+fn table(s: &Scope, c: &VitConfig) -> Tensor {
+    s.zeros("relative_position_bias_table", &[c.offsets(), c.heads])
+}
+
+/// What is added to the scores of attention: [B or 1, H, T, T], of a table [offsets, H] and offsets [B or 1, T, T].
+fn bias(table: &Tensor, offsets: &Tensor) -> Tensor {
+    rows(table, offsets).permute([0, 3, 1, 2])
+}
+
+/// x += attention(norm1(x)); x += mlp(norm2(x)), each branch dropped for some samples while training. Post-norm blocks
+/// normalise the branch's result instead; layer scale multiplies it by a vector.
 #[derive(Debug)]
 struct Block {
     norm1: LayerNorm,
     attn: Attention,
+    gamma_1: Option<Tensor>, // [D]
     norm2: LayerNorm,
     mlp: Mlp,
+    gamma_2: Option<Tensor>, // [D]
+    post_norm: bool,
     drop_path: f64,
 }
 
 impl Block {
     fn new(s: &Scope, c: &VitConfig, index: i64) -> Block {
+        // Small, as BEiT's: blocks start near the identity.
+        let gamma = |name| c.layer_scale.then(|| s.constant(name, &[c.width], 1e-5));
         Block {
-            norm1: LayerNorm::new(&(s / "norm1"), c.width, EPS),
+            norm1: LayerNorm::new(&(s / "norm1"), c.width, c.eps),
             attn: Attention::new(&(s / "attn"), c),
-            norm2: LayerNorm::new(&(s / "norm2"), c.width, EPS),
+            gamma_1: gamma("gamma_1"),
+            norm2: LayerNorm::new(&(s / "norm2"), c.width, c.eps),
             mlp: Mlp::new(&(s / "mlp"), c),
+            gamma_2: gamma("gamma_2"),
+            post_norm: c.post_norm,
             drop_path: c.drop_path * index as f64 / (c.depth - 1).max(1) as f64,
         }
     }
 
-    fn forward_t(&self, x: &Tensor, rotation: Option<&Tensor>, train: bool) -> Tensor {
-        let x = x + self.drop(self.attn.forward(&self.norm1.forward(x), rotation), train);
-        &x + self.drop(self.mlp.forward(&self.norm2.forward(&x)), train)
+    fn forward_t(&self, x: &Tensor, at: &Places, train: bool) -> Tensor {
+        if self.post_norm {
+            let x = x + self.drop(self.norm1.forward(&self.attn.forward(x, at)), train);
+            return &x + self.drop(self.norm2.forward(&self.mlp.forward(&x)), train);
+        }
+        let scaled = |branch: Tensor, gamma: &Option<Tensor>| match gamma {
+            Some(gamma) => branch * gamma,
+            None => branch,
+        };
+        let attended = scaled(self.attn.forward(&self.norm1.forward(x), at), &self.gamma_1);
+        let x = x + self.drop(attended, train);
+        let fed = scaled(self.mlp.forward(&self.norm2.forward(&x)), &self.gamma_2);
+        &x + self.drop(fed, train)
     }
 
     /// Stochastic depth: a whole branch of a sample, by libtorch's generator.
@@ -231,8 +399,11 @@ struct Attention {
     q_proj: Linear,
     k_proj: Linear,
     v_proj: Linear,
-    q_bias: Tensor, // [D]
-    v_bias: Tensor, // [D]
+    q_bias: Tensor,                               // [D]
+    k_bias: Option<Tensor>,                       // [D]
+    v_bias: Tensor,                               // [D]
+    relative_position_bias_table: Option<Tensor>, // [offsets, H]
+    inner_attn_ln: Option<LayerNorm>,
     proj: Linear,
     heads: i64,
 }
@@ -245,32 +416,42 @@ impl Attention {
             k_proj: Linear::xavier(&(s / "k_proj"), (d, d), false, 1.0),
             v_proj: Linear::xavier(&(s / "v_proj"), (d, d), false, gain),
             q_bias: s.zeros("q_bias", &[d]),
+            k_bias: c.k_bias.then(|| s.zeros("k_bias", &[d])),
             v_bias: s.zeros("v_bias", &[d]),
+            relative_position_bias_table: (c.rel_pos == RelPos::Blocks).then(|| table(s, c)),
+            inner_attn_ln: c.attn_norm.then(|| LayerNorm::new(&(s / "inner_attn_ln"), d, c.eps)),
             proj: Linear::xavier(&(s / "proj"), (d, d), true, gain),
             heads: c.heads,
         }
     }
 
     /// [B, T, D] -> [B, T, D].
-    fn forward(&self, x: &Tensor, rotation: Option<&Tensor>) -> Tensor {
+    fn forward(&self, x: &Tensor, at: &Places) -> Tensor {
         let split = |x: Tensor| x.unflatten(-1, [self.heads, -1]); // [B, T, H, head_width]
         let q = split(x.linear(&self.q_proj.weight, Some(&self.q_bias)));
-        let k = split(x.apply(&self.k_proj));
+        let k = split(x.linear(&self.k_proj.weight, self.k_bias.as_ref()));
         let v = split(x.linear(&self.v_proj.weight, Some(&self.v_bias)));
-        let (q, k) = match rotation {
+        let (q, k) = match &at.rotation {
             Some(rotation) => (Rope::apply(&q, rotation), Rope::apply(&k, rotation)),
             None => (q, k),
         };
+        let own = self.relative_position_bias_table.as_ref().zip(at.offsets.as_ref());
+        let own = own.map(|(table, offsets)| bias(table, offsets));
+        let bias = own.as_ref().or(at.bias.as_ref());
         let heads_first = |x: Tensor| x.transpose(1, 2); // [B, H, T, head_width]
-        let out = layers::attention(&heads_first(q), &heads_first(k), &heads_first(v), false);
-        out.transpose(1, 2).flatten(2, 3).apply(&self.proj)
+        let out = layers::attention(&heads_first(q), &heads_first(k), &heads_first(v), bias, false);
+        let out = out.transpose(1, 2).flatten(2, 3);
+        match &self.inner_attn_ln {
+            Some(norm) => norm.forward(&out).apply(&self.proj),
+            None => out.apply(&self.proj),
+        }
     }
 }
 
 #[derive(Debug)]
 enum Mlp {
-    SwiGlu { w1: Linear, w2: Linear, ffn_ln: LayerNorm, w3: Linear },
-    Gelu { fc1: Linear, fc2: Linear },
+    SwiGlu { w1: Linear, w2: Linear, ffn_ln: Option<LayerNorm>, w3: Linear },
+    Gelu { fc1: Linear, fc2: Linear, quick: bool },
 }
 
 impl Mlp {
@@ -280,12 +461,13 @@ impl Mlp {
             Ffn::SwiGlu => Mlp::SwiGlu {
                 w1: Linear::xavier(&(s / "w1"), (d, h), true, gain),
                 w2: Linear::xavier(&(s / "w2"), (d, h), true, gain),
-                ffn_ln: LayerNorm::new(&(s / "ffn_ln"), h, EPS),
+                ffn_ln: c.ffn_norm.then(|| LayerNorm::new(&(s / "ffn_ln"), h, c.eps)),
                 w3: Linear::xavier(&(s / "w3"), (h, d), true, gain),
             },
-            Ffn::Gelu => Mlp::Gelu {
+            Ffn::Gelu | Ffn::QuickGelu => Mlp::Gelu {
                 fc1: Linear::xavier(&(s / "fc1"), (d, h), true, 1.0),
                 fc2: Linear::xavier(&(s / "fc2"), (h, d), true, 1.0),
+                quick: c.ffn == Ffn::QuickGelu,
             },
         }
     }
@@ -293,9 +475,14 @@ impl Mlp {
     fn forward(&self, x: &Tensor) -> Tensor {
         match self {
             Mlp::SwiGlu { w1, w2, ffn_ln, w3 } => {
-                ffn_ln.forward(&(x.apply(w1).silu() * x.apply(w2))).apply(w3)
+                let hidden = x.apply(w1).silu() * x.apply(w2);
+                match ffn_ln {
+                    Some(norm) => norm.forward(&hidden).apply(w3),
+                    None => hidden.apply(w3),
+                }
             }
-            Mlp::Gelu { fc1, fc2 } => x.apply(fc1).gelu("none").apply(fc2),
+            Mlp::Gelu { fc1, fc2, quick: false } => x.apply(fc1).gelu("none").apply(fc2),
+            Mlp::Gelu { fc1, fc2, quick: true } => quick_gelu(&x.apply(fc1)).apply(fc2),
         }
     }
 }
@@ -303,8 +490,8 @@ impl Mlp {
 /// What networks with an inner LayerNorm multiply some weights by at the start (facts 2.1).
 fn sub_ln_gain(c: &VitConfig) -> f64 {
     match c.ffn {
-        Ffn::SwiGlu => (2.0 * c.depth as f64).ln().sqrt(),
-        Ffn::Gelu => 1.0,
+        Ffn::SwiGlu if c.ffn_norm => (2.0 * c.depth as f64).ln().sqrt(),
+        _ => 1.0,
     }
 }
 
@@ -327,6 +514,7 @@ mod tests {
             rope: true,
             drop_path: 0.0,
             patch_grad: 1.0,
+            ..VitConfig::preset("uta-b14").unwrap()
         }
     }
 

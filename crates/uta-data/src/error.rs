@@ -70,6 +70,16 @@ pub enum DataError {
     /// An image cannot be decoded.
     #[error("{0}")]
     Image(String),
+    /// A text has more tokens than a row holds, and was not to be cut.
+    #[error(
+        "{text:?}... has more tokens than the {context_length} of a row: shorten it, or let it be cut"
+    )]
+    TooLong {
+        /// How it begins.
+        text: String,
+        /// Length of a row, with its first and last mark.
+        context_length: usize,
+    },
     /// Captions are needed and there are none.
     #[error(
         "no captions in the first {looked_at} samples (first: {key}): put a .txt with a caption a line beside each image"

@@ -1,5 +1,6 @@
 """Token ids of open_clip's SimpleTokenizer for a long list of odd texts: `python tokens.py` rewrites data/lines.json;
-`python tokens.py FILE` times the tokeniser on its lines, on one thread (crates/uta-data/examples/tokens.rs is the other side).
+`python tokens.py FILE` times the tokeniser on its lines, on one thread (crates/uta-data/examples/tokens.rs is the other side);
+`python tokens.py prompts FILE` writes 2,000 plain lines for that: ImageNet's class names in open_clip's templates.
 
 Made with open_clip_torch 3.3.0, ftfy 6.3.1, regex, Python 3.11 (Unicode 14).
 
@@ -75,7 +76,7 @@ BROKEN = [
     "âœ” No problems", "doesnâ€™t itâ€™s Iâ€™ve", "â€œlike thisâ€\x9d", "â€œlike this â€�", "â€œ like â€ť", "Ã la carte", "voilÃ le travail", "Ã quele Ã s Ã quilo", "Ã  la mode", "sÃ³", "Â£5 and Â©", "10Â°C Â½ cup", "fooÂ bar Â baz", "Â bar", "caf\u00c3\u00a9 cr\u00c3\u00a8me br\u00c3\u00bbl\u00c3\u00a9e",
     "schÃƒÂ¶n", "ÃƒÆ’Ã‚Â©", "Ð¿Ñ€Ð¸Ð²ÐµÑ‚", "РїСЂРёРІРµС‚", "вЂњquotesвЂќ", "Ñ‚ÐµÑÑ‚", "æ—¥æœ¬èªž", "ðŸ˜€ grin", "ðŸ‘\x8d", "ã\x83\x84", "&macr;\\_(ã\x83\x84)_/&macr;", "LiÃ¨ge Avenue de lâ€™HÃ´pital", "Õ¡Ö€", "Ø§Ù„Ø¹Ø±Ø¨ÙŠØ©", "à¤¹à¤¿à¤¨à¥\x8dà¤¦à¥€",
     "√© caf√©", "‚Äúquoted‚Äù", "‚Äì ‚Äî", "≈° ≈Ω", "├® ├⌐ caf├⌐", "ΓÇ£hiΓÇ¥", "β€™ βετα", "Ëœ Å“ Å’", "l\u2019Å“uvre", "naÃ¯ve and naïve", "mixed Ã© é and â€™ ’", "Mojibake â€“ in the middle — of good text", "\x91quoted\x92 \x93double\x94 \x85 \x96", "C1 \x99 \x80 \x8d only", "a\x80b",
-    "\x1b[36;44mI'm blue\x1b[0m", "\x1b[K \x1b[1;31m", "Ã", "Â", "Ã Â", "Å", "Ångström Å Åland", "ÅÄÖ åäö", "UÃ±a", "Ã‰cole", "Ã\x89cole", "Ãcole", "Ã?cole", "caf� au lait", "caf\u00c3\ufffd", "â€\ufffd", "ï»¿bom", "ÿþ", "þÿ", "í ½í¸€", "í\xa0½í¸\x80", "À\x80 null", "\xed\xa0\xbd\xed\xb8\x80",
+    "\x1b[36;44mI'm blue\x1b[0m", "\x1b[K \x1b[1;31m", "\x1b[ǳ36m \x1b\x00[1m", "Ã", "Â", "Ã Â", "Å", "Ångström Å Åland", "ÅÄÖ åäö", "UÃ±a", "Ã‰cole", "Ã\x89cole", "Ãcole", "Ã?cole", "caf� au lait", "caf\u00c3\ufffd", "â€\ufffd", "ï»¿bom", "ÿþ", "þÿ", "í ½í¸€", "í\xa0½í¸\x80", "À\x80 null", "\xed\xa0\xbd\xed\xb8\x80",
     "¡Hola! ¿Qué?", "100 €", "€ 100", "5 µm ± 2 ÷ 3 × 4", "§ 5 ¶ 2", "¬ ¦ ¨ ¸ ¯", "œuvre Œuvre cœur", "œ", "N°5 No. № 5", "À°", "Ø±", "façade €5 £5", "é€ è€", "ê³ ì–‘ì\x9d´", "Ç±", "HÃ¤agen", "ã€€", "ã\x80\x80space", "Ã¢â‚¬â„¢", "Ãƒâ€šÃ‚Â£", "It\u00e2\u20ac\u2122s 5 o\u00e2\u20ac\u2122clock",
     "The Mona Lisa doesn\u00c3\u00a2\u00e2\u201a\u00ac\u00e2\u201e\u00a2t have eyebrows.", "L&AMP;AMP;ATILDE;&AMP;AMP;SUP3;PEZ", "\u00e2\u0080\u009cC1 kept\u00e2\u0080\u009d", "Ä\x8deÅ¡tina", "Ĺˇ ÄŤ", "Å¾ivot", "Ķ€ ā€™ ā€œ", "line one Ã©\nline two é\r\nline three â€™\rfour\u2028five\u2029six\x85seven",
     "P\u00c3\u00a9rez &eacute; \ufb01", "\u0432\u0402\u045a", "ГўВЂВ™ test", "\u00d0\u00a1\u00d0\u00a1\u00d0\u00a1\u00d0\u00a0", "à² \u005f à² ", "Â¯\\_(ãƒ„)_/Â¯", "‚Ä¶", "¬´ ¬∑", "Â \xa0 x", "a Â b. Â «c»", "×² ×³ ×ª", "ŸŠ", "à¹\x81à¸¡à¸§", "Ã­", "Ã\xad", "Ã ", "Ã\xa0",
@@ -132,5 +133,17 @@ def measure(path, seconds=3.0):
     print(f"{rounds * len(texts) / (time.perf_counter() - start):.0f} lines/s of {len(texts)} lines")
 
 
+def prompts(path):
+    names, templates = open_clip.IMAGENET_CLASSNAMES, open_clip.OPENAI_IMAGENET_TEMPLATES
+    lines = [templates[(7 * i) % 80](names[i % 1000]) for i in range(2000)]
+    Path(path).write_text("\n".join(lines) + "\n")
+
+
 if __name__ == "__main__":
-    measure(sys.argv[1]) if sys.argv[1:] else write()
+    match sys.argv[1:]:
+        case []:
+            write()
+        case ["prompts", path]:
+            prompts(path)
+        case [path]:
+            measure(path)

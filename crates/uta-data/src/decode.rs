@@ -199,7 +199,9 @@ fn open(bytes: &[u8], max_pixels: u64) -> Result<Opened<'_>, DataError> {
         ImageFormat::Gif => {
             let mut options = gif::DecodeOptions::new();
             options.set_color_output(ColorOutput::Indexed);
+            // A frame is within its canvas, whose size is checked below.
             options.check_frame_consistency(true);
+            options.set_memory_limit(gif::MemoryLimit::Unlimited);
             let decoder = options.read_info(bytes).map_err(|e| damaged("GIF", e))?;
             Opened::Gif(Box::new(decoder))
         }
@@ -270,6 +272,8 @@ fn read(decoder: impl ImageDecoder, gray16: bool) -> Result<(Rgb, Option<Vec<u8>
             return Err(DataError::Image(format!("pixels of type {other:?} are not supported")));
         }
     };
+    // An opaque image is as one without alpha.
+    let alpha = alpha.filter(|alpha| alpha.iter().any(|&a| a != 255));
     Ok((checked("image", width, height, pixels)?, alpha))
 }
 

@@ -3,7 +3,7 @@
 //! Text whose UTF-8 was read as another encoding is found by sequences that nobody writes, encoded back, and read again;
 //! quotes are made straight, ligatures and full-width forms plain; control characters go, and what is left is composed.
 //! The signs, the byte patterns and the encodings are ftfy's own, in `assets/mojibake.tsv`. The crate that ports ftfy
-//! (plsfix) unescapes where ftfy doesn't, differs on 30 of the tests' 728 lines, and brings a hundred crates.
+//! (plsfix) unescapes where ftfy doesn't, differs on 30 of the tests' 729 lines, and brings a hundred crates.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -93,7 +93,6 @@ fn plain_characters(text: &str) -> String {
     static TERMINAL: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r"\x1b\[[\d;]*[a-zA-Z]").expect("a pattern"));
     let text = text.replace("\r\n", "\n");
-    let text = TERMINAL.replace_all(&text, "");
     let mut plain = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -106,8 +105,6 @@ fn plain_characters(text: &str) -> String {
             '\r' | '\u{2028}' | '\u{2029}' => plain.push('\n'),
             '\u{2bc}' | '\u{2018}'..='\u{201b}' => plain.push('\''),
             '\u{201c}'..='\u{201f}' => plain.push('"'),
-            '\0'..='\u{8}' | '\u{b}' | '\u{e}'..='\u{1f}' | '\u{7f}' => {}
-            '\u{206a}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffc}' => {}
             // Its compatible form would lose the long s.
             'ﬅ' => plain.push_str("ſt"),
             'ŉ' => plain.push_str("'n"),
@@ -117,7 +114,17 @@ fn plain_characters(text: &str) -> String {
             c => plain.push(c),
         }
     }
+    if plain.contains('\u{1b}') {
+        plain = TERMINAL.replace_all(&plain, "").into_owned();
+    }
+    plain.retain(|c| !is_control(c));
     plain
+}
+
+/// What ftfy takes out; the other controls are white space, signs of wrong decoding, or shape their neighbours.
+fn is_control(c: char) -> bool {
+    matches!(c, '\0'..='\u{8}' | '\u{b}' | '\u{e}'..='\u{1f}' | '\u{7f}')
+        || matches!(c, '\u{206a}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffc}')
 }
 
 /// Encodes and reads again until nothing looks wrong, or nothing helps.

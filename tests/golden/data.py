@@ -13,6 +13,7 @@ always took rows first, as the published networks saw their images; crops are th
     draws.json                       the first words of the counter-based generator, written a second time here
     crops.json                       RandomResizedCrop.get_params, its draws replaced by the generator's
     tokens.json                      texts and their ids, for CLIP's vocabulary and for its first merges only
+    lines.json                       what tokens.py writes
 """
 
 import json
@@ -26,6 +27,8 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
+
+import tokens as lines
 
 HERE = Path(__file__).parent / "data"
 BICUBIC = InterpolationMode.BICUBIC
@@ -223,3 +226,4 @@ if __name__ == "__main__":
     draws()
     crops()
     tokens()
+    lines.write()

@@ -1,11 +1,13 @@
 //! Image files to RGB bytes, as Pillow's `Image.open(..).convert("RGB")` gives them: alpha is dropped, not blended,
-//! palettes are looked up, EXIF orientation is left alone. One departure: 16-bit gray keeps its high byte, where Pillow
-//! turns everything above 255 white.
+//! palettes are looked up, 16-bit gray is clipped at 255 and 16-bit colours keep their high byte, EXIF orientation is left
+//! alone unless asked for.
 
 use std::io::Cursor;
 
-use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
-use image::{ColorType, ImageDecoder, ImageFormat, ImageResult};
+use gif::ColorOutput;
+use image::codecs::{png::PngDecoder, webp::WebPDecoder};
+use image::metadata::Orientation;
+use image::{ColorType, DynamicImage, GrayImage, ImageDecoder, ImageFormat, RgbImage};
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
@@ -13,8 +15,26 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 
 use crate::DataError;
 
-/// Images of more pixels are refused by their header, before memory is spent on them (open_clip's cap for Pillow).
+/// Images of more pixels are refused by their header, before memory is spent on them (open_clip's cap for Pillow); see
+/// [`DecodeOptions::max_pixels`].
 pub const MAX_PIXELS: u64 = 1 << 27;
+
+/// How to decode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecodeOptions {
+    /// Images of more pixels are refused by their header; at most 2^32.
+    pub max_pixels: u64,
+    /// Whether to turn and mirror an image as its EXIF orientation says (Pillow's `ImageOps.exif_transpose`). CLIP's and
+    /// torchvision's pipelines don't.
+    pub orient: bool,
+}
+
+impl Default for DecodeOptions {
+    /// [`MAX_PIXELS`], and pixels as they are stored.
+    fn default() -> DecodeOptions {
+        DecodeOptions { max_pixels: MAX_PIXELS, orient: false }
+    }
+}
 
 /// An RGB image, `[height, width, 3]` bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,17 +65,86 @@ pub(crate) fn format(bytes: &[u8]) -> Result<&'static str, DataError> {
     })
 }
 
-/// Decodes a PNG, JPEG, WebP or GIF (its first frame).
+/// Decodes a PNG, JPEG, WebP or GIF (its first frame), whatever its file is called.
 ///
 /// # Errors
 /// When the bytes are not such an image, are damaged or cut short, or have more than [`MAX_PIXELS`] pixels.
 pub fn decode(bytes: &[u8]) -> Result<Rgb, DataError> {
-    match open(bytes)? {
-        Opened::Jpeg(decoder, (width, height)) => decode_jpeg(bytes, decoder, width, height),
-        Opened::Png(decoder) => decode_with(*decoder),
-        Opened::WebP(decoder) => decode_with(decoder),
-        Opened::Gif(decoder) => decode_with(*decoder),
+    decode_with(bytes, &DecodeOptions::default())
+}
+
+/// [`decode`] with options.
+///
+/// # Errors
+/// As [`decode`], with the options' limit.
+pub fn decode_with(bytes: &[u8], options: &DecodeOptions) -> Result<Rgb, DataError> {
+    decode_held(bytes, options).map(|(image, _)| image)
+}
+
+/// What Pillow's mode for an image makes of its resizing before it becomes RGB.
+pub(crate) enum Held {
+    /// Filtered as the RGB image would be: L, RGB, CMYK (within a level); and 16-bit gray, which Pillow clips later.
+    Filtered,
+    /// 1 and P: the nearest pixel is taken.
+    Nearest,
+    /// LA and RGBA: filtered with colours weighted by this alpha, `[height, width]`.
+    Alpha(Vec<u8>),
+}
+
+/// [`decode_with`], and how Pillow would have held the image.
+pub(crate) fn decode_held(bytes: &[u8], options: &DecodeOptions) -> Result<(Rgb, Held), DataError> {
+    let (mut image, mut held, orientation) = match open(bytes, options.max_pixels)? {
+        Opened::Jpeg(decoder, (width, height)) => {
+            let exif = decoder.exif().and_then(|exif| Orientation::from_exif_chunk(exif));
+            (decode_jpeg(bytes, decoder, width, height)?, Held::Filtered, exif)
+        }
+        Opened::Png(mut decoder) => {
+            let orientation = decoder.orientation().ok();
+            // Depth and colour type, at the same place in every PNG; the decoder hides palettes and transparent colours.
+            let header = (bytes.get(24).copied(), bytes.get(25).copied());
+            let (image, alpha) = read(*decoder, header == (Some(16), Some(0)))?;
+            let held = match (header, alpha) {
+                ((_, Some(4 | 6)), Some(alpha)) => Held::Alpha(alpha),
+                ((_, Some(3)) | (Some(1), _), _) => Held::Nearest,
+                _ => Held::Filtered,
+            };
+            (image, held, orientation)
+        }
+        Opened::WebP(mut decoder) => {
+            let orientation = decoder.orientation().ok();
+            let (image, alpha) = read(decoder, false)?;
+            (image, alpha.map_or(Held::Filtered, Held::Alpha), orientation)
+        }
+        Opened::Gif(decoder) => {
+            let (image, held) = decode_gif(*decoder)?;
+            (image, held, None)
+        }
+    };
+    if let (true, Some(orientation)) = (options.orient, orientation)
+        && orientation != Orientation::NoTransforms
+    {
+        (image, held) = turn(image, held, orientation)?;
     }
+    Ok((image, held))
+}
+
+fn turn(image: Rgb, held: Held, orientation: Orientation) -> Result<(Rgb, Held), DataError> {
+    let missing = || damaged("image", "it has too few pixels");
+    let (width, height) = (image.width, image.height);
+    let alpha = match held {
+        Held::Alpha(alpha) => {
+            let alpha = GrayImage::from_raw(width, height, alpha).ok_or_else(missing)?;
+            let mut alpha = DynamicImage::ImageLuma8(alpha);
+            alpha.apply_orientation(orientation);
+            Held::Alpha(alpha.into_bytes())
+        }
+        held => held,
+    };
+    let pixels = RgbImage::from_raw(width, height, image.pixels).ok_or_else(missing)?;
+    let mut pixels = DynamicImage::ImageRgb8(pixels);
+    pixels.apply_orientation(orientation);
+    let (width, height) = (pixels.width(), pixels.height());
+    Ok((Rgb { width, height, pixels: pixels.into_bytes() }, alpha))
 }
 
 /// The (width, height) in the header.
@@ -63,12 +152,7 @@ pub fn decode(bytes: &[u8]) -> Result<Rgb, DataError> {
 /// # Errors
 /// As [`decode`], as far as the header tells.
 pub fn dimensions(bytes: &[u8]) -> Result<(u32, u32), DataError> {
-    Ok(match open(bytes)? {
-        Opened::Jpeg(_, dimensions) => dimensions,
-        Opened::Png(decoder) => decoder.dimensions(),
-        Opened::WebP(decoder) => decoder.dimensions(),
-        Opened::Gif(decoder) => decoder.dimensions(),
-    })
+    Ok(open(bytes, MAX_PIXELS)?.dimensions())
 }
 
 /// An image whose header was read and found to be of a bearable size.
@@ -76,7 +160,18 @@ enum Opened<'a> {
     Jpeg(Box<JpegDecoder<ZCursor<&'a [u8]>>>, (u32, u32)),
     Png(Box<PngDecoder<Cursor<&'a [u8]>>>),
     WebP(WebPDecoder<Cursor<&'a [u8]>>),
-    Gif(Box<GifDecoder<Cursor<&'a [u8]>>>),
+    Gif(Box<gif::Decoder<&'a [u8]>>),
+}
+
+impl Opened<'_> {
+    fn dimensions(&self) -> (u32, u32) {
+        match self {
+            Opened::Jpeg(_, dimensions) => *dimensions,
+            Opened::Png(decoder) => decoder.dimensions(),
+            Opened::WebP(decoder) => decoder.dimensions(),
+            Opened::Gif(decoder) => (decoder.width().into(), decoder.height().into()),
+        }
+    }
 }
 
 fn guess(bytes: &[u8]) -> Result<ImageFormat, DataError> {
@@ -88,7 +183,7 @@ fn guess(bytes: &[u8]) -> Result<ImageFormat, DataError> {
     }
 }
 
-fn open(bytes: &[u8]) -> Result<Opened<'_>, DataError> {
+fn open(bytes: &[u8], max_pixels: u64) -> Result<Opened<'_>, DataError> {
     let opened = match guess(bytes)? {
         ImageFormat::Jpeg => {
             // Limits of its own would be below ours; ours is checked next.
@@ -102,7 +197,12 @@ fn open(bytes: &[u8]) -> Result<Opened<'_>, DataError> {
             Opened::WebP(WebPDecoder::new(Cursor::new(bytes)).map_err(|e| damaged("WebP", e))?)
         }
         ImageFormat::Gif => {
-            let decoder = GifDecoder::new(Cursor::new(bytes)).map_err(|e| damaged("GIF", e))?;
+            let mut options = gif::DecodeOptions::new();
+            options.set_color_output(ColorOutput::Indexed);
+            // A frame is within its canvas, whose size is checked below.
+            options.check_frame_consistency(true);
+            options.set_memory_limit(gif::MemoryLimit::Unlimited);
+            let decoder = options.read_info(bytes).map_err(|e| damaged("GIF", e))?;
             Opened::Gif(Box::new(decoder))
         }
         _ => {
@@ -110,18 +210,13 @@ fn open(bytes: &[u8]) -> Result<Opened<'_>, DataError> {
             Opened::Png(Box::new(decoder))
         }
     };
-    let (width, height) = match &opened {
-        Opened::Jpeg(_, dimensions) => *dimensions,
-        Opened::Png(decoder) => decoder.dimensions(),
-        Opened::WebP(decoder) => decoder.dimensions(),
-        Opened::Gif(decoder) => decoder.dimensions(),
-    };
+    let (width, height) = opened.dimensions();
     if width == 0 || height == 0 {
         return Err(DataError::Image(format!("the image has {width} x {height} pixels")));
     }
-    if u64::from(width) * u64::from(height) > MAX_PIXELS {
+    if u64::from(width) * u64::from(height) > max_pixels.min(1 << 32) {
         return Err(DataError::Image(format!(
-            "the image claims {width} x {height} pixels, more than the {MAX_PIXELS} allowed"
+            "the image claims {width} x {height} pixels, more than the {max_pixels} allowed"
         )));
     }
     Ok(opened)
@@ -156,30 +251,60 @@ fn decode_jpeg(
     checked("JPEG", width, height, pixels)
 }
 
-fn decode_with(decoder: impl ImageDecoder) -> Result<Rgb, DataError> {
-    fn read(decoder: impl ImageDecoder) -> ImageResult<Vec<u8>> {
-        // Bounded by MAX_PIXELS in `open`.
-        let mut pixels = vec![0; decoder.total_bytes() as usize];
-        decoder.read_image(&mut pixels)?;
-        Ok(pixels)
-    }
+/// The pixels, and the alpha of those that have one. `gray16`: 16-bit gray without alpha, which is clipped.
+fn read(decoder: impl ImageDecoder, gray16: bool) -> Result<(Rgb, Option<Vec<u8>>), DataError> {
     let (width, height) = decoder.dimensions();
     let color = decoder.color_type();
-    let raw = read(decoder).map_err(|e| damaged("image", e))?;
-    let pixels = match color {
-        ColorType::Rgb8 => raw,
-        ColorType::L8 => to_rgb::<1>(&raw, true),
-        ColorType::La8 => to_rgb::<2>(&raw, true),
-        ColorType::Rgba8 => to_rgb::<4>(&raw, false),
-        ColorType::L16 => to_rgb::<1>(&high_bytes(&raw), true),
-        ColorType::La16 => to_rgb::<2>(&high_bytes(&raw), true),
-        ColorType::Rgb16 => high_bytes(&raw),
-        ColorType::Rgba16 => to_rgb::<4>(&high_bytes(&raw), false),
+    // Bounded by the limit in `open`.
+    let mut raw = vec![0; decoder.total_bytes() as usize];
+    decoder.read_image(&mut raw).map_err(|e| damaged("image", e))?;
+    let raw = match color {
+        ColorType::L16 | ColorType::La16 if gray16 => low_bytes(&raw),
+        ColorType::L16 | ColorType::La16 | ColorType::Rgb16 | ColorType::Rgba16 => high_bytes(&raw),
+        _ => raw,
+    };
+    let (pixels, alpha) = match color {
+        ColorType::L8 | ColorType::L16 => (to_rgb::<1>(&raw, true), None),
+        ColorType::La8 | ColorType::La16 => (to_rgb::<2>(&raw, true), Some(last::<2>(&raw))),
+        ColorType::Rgb8 | ColorType::Rgb16 => (raw, None),
+        ColorType::Rgba8 | ColorType::Rgba16 => (to_rgb::<4>(&raw, false), Some(last::<4>(&raw))),
         other => {
             return Err(DataError::Image(format!("pixels of type {other:?} are not supported")));
         }
     };
-    checked("image", width, height, pixels)
+    // An opaque image is as one without alpha.
+    let alpha = alpha.filter(|alpha| alpha.iter().any(|&a| a != 255));
+    Ok((checked("image", width, height, pixels)?, alpha))
+}
+
+/// The first frame on its canvas, which Pillow fills with the transparent colour, or the palette's first.
+fn decode_gif(mut decoder: gif::Decoder<&[u8]>) -> Result<(Rgb, Held), DataError> {
+    let (width, height) = (usize::from(decoder.width()), usize::from(decoder.height()));
+    let global = decoder.global_palette().map(<[u8]>::to_vec);
+    let frame = decoder.read_next_frame().map_err(|e| damaged("GIF", e))?;
+    let frame = frame.ok_or_else(|| damaged("GIF", "it has no frame"))?;
+    let palette = frame.palette.as_ref().or(global.as_ref());
+    let palette = palette.ok_or_else(|| damaged("GIF", "it has no palette"))?;
+    let (colours, _) = palette.as_chunks::<3>();
+    // A palette that is the gray scale is none to Pillow, and its image gray.
+    let gray = colours.iter().enumerate().all(|(i, &[r, g, b])| [r, g, b] == [i as u8; 3]);
+    let mut indices = vec![frame.transparent.unwrap_or(0); width * height];
+    let (left, top) = (usize::from(frame.left), usize::from(frame.top));
+    let (columns, rows) = (usize::from(frame.width), usize::from(frame.height));
+    if left + columns > width || top + rows > height || frame.buffer.len() != columns * rows {
+        return Err(damaged("GIF", "its frame is not within its canvas"));
+    }
+    if columns > 0 {
+        for (row, from) in frame.buffer.chunks_exact(columns).enumerate() {
+            let start = (top + row) * width + left;
+            indices[start..start + columns].copy_from_slice(from);
+        }
+    }
+    // What the palette lacks is black.
+    let colour = |&i: &u8| colours.get(usize::from(i)).copied().unwrap_or_default();
+    let pixels = indices.iter().flat_map(colour).collect();
+    let image = checked("GIF", width as u32, height as u32, pixels)?;
+    Ok((image, if gray { Held::Filtered } else { Held::Nearest }))
 }
 
 fn checked(format: &str, width: u32, height: u32, pixels: Vec<u8>) -> Result<Rgb, DataError> {
@@ -193,6 +318,18 @@ fn checked(format: &str, width: u32, height: u32, pixels: Vec<u8>) -> Result<Rgb
 fn to_rgb<const C: usize>(raw: &[u8], gray: bool) -> Vec<u8> {
     let (pixels, _) = raw.as_chunks::<C>();
     pixels.iter().flat_map(|p| if gray { [p[0]; 3] } else { [p[0], p[1 % C], p[2 % C]] }).collect()
+}
+
+/// The last of each pixel's `C` channels.
+fn last<const C: usize>(raw: &[u8]) -> Vec<u8> {
+    let (pixels, _) = raw.as_chunks::<C>();
+    pixels.iter().map(|p| p[C - 1]).collect()
+}
+
+/// 16-bit gray in the machine's byte order to bytes, all above 255 white.
+fn low_bytes(raw: &[u8]) -> Vec<u8> {
+    let (channels, _) = raw.as_chunks::<2>();
+    channels.iter().map(|&c| u16::from_ne_bytes(c).min(255) as u8).collect()
 }
 
 /// 16-bit channels in the machine's byte order, as `image` gives them, to their high bytes.
@@ -209,7 +346,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sixteen_bits_keep_their_high_byte() {
+    fn sixteen_bits_keep_their_high_byte_and_gray_ones_are_clipped() {
         let words: Vec<u16> = vec![0, 255, 256, 0x1234, 0xff00, 0xffff];
         let raw: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
         let encode = |width, color| {
@@ -218,7 +355,8 @@ mod tests {
             decode(&png).unwrap().pixels
         };
         let high = [0u8, 0, 1, 0x12, 0xff, 0xff];
-        assert_eq!(encode(6, ExtendedColorType::L16), high.map(|b| [b; 3]).concat());
+        let clipped = [0u8, 255, 255, 255, 255, 255];
+        assert_eq!(encode(6, ExtendedColorType::L16), clipped.map(|b| [b; 3]).concat());
         assert_eq!(encode(2, ExtendedColorType::Rgb16), high);
         assert_eq!(encode(3, ExtendedColorType::La16), [[0; 3], [1; 3], [0xff; 3]].concat());
     }
@@ -233,5 +371,15 @@ mod tests {
             let e = decode(bytes).unwrap_err().to_string();
             assert!(e.contains(told), "{e}");
         }
+    }
+
+    #[test]
+    fn the_limit_of_pixels_is_an_option_and_read_from_the_header() {
+        let png = crate::testing::png(5, 3, [1, 2, 3]);
+        let options = |max_pixels| DecodeOptions { max_pixels, ..DecodeOptions::default() };
+        assert!(decode_with(&png, &options(15)).is_ok());
+        // The pixels themselves are cut away: nothing but the header is looked at.
+        let e = decode_with(&png[..png.len() - 20], &options(14)).unwrap_err().to_string();
+        assert!(e.contains("5 x 3 pixels, more than the 14 allowed"), "{e}");
     }
 }

@@ -70,6 +70,28 @@ pub enum DataError {
     /// An image cannot be decoded.
     #[error("{0}")]
     Image(String),
+    /// A text has more tokens than a row holds, and was not to be cut.
+    #[error(
+        "{text:?}... has more tokens than the {context_length} of a row: shorten it, or let it be cut"
+    )]
+    TooLong {
+        /// How it begins.
+        text: String,
+        /// Length of a row, with its first and last mark.
+        context_length: usize,
+    },
+    /// A folder was to be packed, and nothing in it can be decoded.
+    #[error("none of the {images} images in {} can be read; the first, {key}: {reason}", path.display())]
+    AllBroken {
+        /// The folder.
+        path: PathBuf,
+        /// How many were tried.
+        images: usize,
+        /// The first of them.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Captions are needed and there are none.
     #[error(
         "no captions in the first {looked_at} samples (first: {key}): put a .txt with a caption a line beside each image"

@@ -15,6 +15,7 @@ mod error;
 pub mod pack;
 mod parallel;
 pub mod progress;
+mod repair;
 pub mod rng;
 pub mod shards;
 mod source;
@@ -25,7 +26,7 @@ mod testing;
 mod tokenizer;
 mod transform;
 
-pub use decode::{MAX_PIXELS, Rgb, decode, dimensions};
+pub use decode::{DecodeOptions, MAX_PIXELS, Rgb, decode, decode_with, dimensions};
 pub use error::DataError;
 pub use source::{Sample, Source, open, open_all};
 pub use stream::{Batch, Item, Rejected, Stream, StreamOptions, Sweep, sweep};

@@ -62,7 +62,7 @@ impl fmt::Display for Packed {
 /// Packs the images of `dir` into `{out}/{name of dir}-000000.tar`, ...
 ///
 /// # Errors
-/// A folder without images, shards already there, a disk that refuses.
+/// A folder without images, or without one that can be decoded, shards already there, a disk that refuses.
 pub fn pack(dir: &Path, out: &Path, options: &PackOptions) -> Result<Packed, DataError> {
     let source = open(&dir.to_string_lossy())?;
     let whole = fs::canonicalize(dir).map_err(DataError::io("read", dir))?;
@@ -83,6 +83,14 @@ pub fn pack(dir: &Path, out: &Path, options: &PackOptions) -> Result<Packed, Dat
         }
     }
     bar.finish_and_clear();
+    if let (0, Some(first)) = (written, broken.first()) {
+        return Err(DataError::AllBroken {
+            path: dir.to_owned(),
+            images: broken.len(),
+            key: first.key.clone(),
+            reason: first.reason.clone(),
+        });
+    }
     let shards = writer.finish()?;
     if let Some(names) = source.class_names() {
         let path = out.join("classnames.txt");
@@ -179,5 +187,31 @@ mod tests {
         let dog = source.read(1).unwrap();
         assert_eq!((dog.class, dog.captions.as_slice()), (Some(1), &["a dog".to_owned()][..]));
         assert!(pack(&from, &out, &options).is_err(), "shards are never overwritten");
+    }
+
+    #[test]
+    fn a_folder_of_broken_images_only_is_an_error_that_names_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, out) = (dir.path().join("from"), dir.path().join("out"));
+        fs::create_dir(&from).unwrap();
+        for name in ["a.png", "b.jpg"] {
+            fs::write(from.join(name), b"<html>not found</html>").unwrap();
+        }
+        let options = PackOptions { progress: false, ..PackOptions::default() };
+        let e = pack(&from, &out, &options).unwrap_err().to_string();
+        assert!(e.contains("none of the 2 images") && e.contains("the first, a: not a PNG"), "{e}");
+        let left = fs::read_dir(&out).map_or(0, |entries| entries.count());
+        assert_eq!(left, 0, "an empty shard was left");
+    }
+
+    #[test]
+    fn a_png_that_is_called_jpeg_is_read_as_what_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("n02105855_2933.JPEG"), png(4, 2, [9, 8, 7])).unwrap();
+        let out = dir.path().join("out");
+        let options = PackOptions { progress: false, ..PackOptions::default() };
+        assert_eq!(pack(dir.path(), &out, &options).unwrap().samples, 1);
+        let sample = open(out.to_str().unwrap()).unwrap().read(0).unwrap();
+        assert_eq!(decode(&sample.image).unwrap().pixels, [9, 8, 7].repeat(8));
     }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::parallel::Ordered;
 use crate::rng::{Purpose, Rng};
-use crate::{DataError, EvalTransform, Source, TrainTransform, decode};
+use crate::{DataError, DecodeOptions, EvalTransform, Source, TrainTransform, decode};
 
 /// Unusable samples that one position may meet before the stream gives up.
 const MAX_ATTEMPTS: u64 = 20;
@@ -363,7 +363,7 @@ pub fn sweep(
     let view = move |i: u64| {
         let look = || {
             let sample = source.read(i as usize)?;
-            let pixels = transform.apply(&decode(&sample.image)?)?;
+            let pixels = transform.view(&sample.image, &DecodeOptions::default())?;
             let item = Item {
                 key: sample.key,
                 caption: sample.captions.into_iter().next(),

@@ -4,18 +4,19 @@ use std::borrow::Cow;
 use std::io::BufReader;
 
 use flate2::bufread::GzDecoder;
-use htmlize::unescape;
-use instant_clip_tokenizer::Tokenizer as BytePairs;
-use unicode_normalization::UnicodeNormalization;
-use unicode_normalization::char::decompose_compatible;
+use instant_clip_tokenizer::{Token, Tokenizer as BytePairs};
 
 use crate::DataError;
+use crate::repair::{fix_text, unescape};
 
 /// CLIP's merges (see `assets/README.md`).
 const MERGES: &[u8] = include_bytes!("../assets/bpe_simple_vocab_16e6.txt.gz");
 
 /// 256 bytes, 256 bytes that end a word, and the two marks: a vocabulary without merges.
 const SMALLEST: usize = 514;
+
+/// Bytes of the longest token, eight emoji.
+const LONGEST: usize = 32;
 
 /// Texts to rows of token ids.
 pub struct Tokenizer {
@@ -53,10 +54,35 @@ impl Tokenizer {
         Ok(Tokenizer { pairs, vocab_size, context_length })
     }
 
-    /// `[context_length]`: SOT, the ids of `text`, EOT, zeros; a long text is cut and still ends with EOT.
+    /// `[context_length]`: SOT, the ids of `text`, EOT, zeros; a long text is cut and still ends with EOT (open_clip's rule).
     pub fn encode(&self, text: &str) -> Vec<i64> {
+        self.row(self.tokens(text))
+    }
+
+    /// As [`encode`](Tokenizer::encode), for a text that must fit as a whole: OpenAI's rule, unless truncation is asked for.
+    ///
+    /// # Errors
+    /// [`DataError::TooLong`] for more than `context_length - 2` ids.
+    pub fn encode_whole(&self, text: &str) -> Result<Vec<i64>, DataError> {
+        let tokens = self.tokens(text);
+        if tokens.len() >= self.context_length {
+            return Err(DataError::TooLong {
+                text: text.chars().take(40).collect(),
+                context_length: self.context_length,
+            });
+        }
+        Ok(self.row(tokens))
+    }
+
+    /// SOT and the ids of `text`, of a long one enough to fill a row.
+    fn tokens(&self, text: &str) -> Vec<Token> {
         let mut tokens = vec![self.pairs.start_of_text()];
-        self.pairs.encode(&clean(text), &mut tokens);
+        let text = clean(text);
+        self.pairs.encode(start(&text, 2 * LONGEST * self.context_length), &mut tokens);
+        tokens
+    }
+
+    fn row(&self, mut tokens: Vec<Token>) -> Vec<i64> {
         tokens.truncate(self.context_length - 1);
         tokens.push(self.pairs.end_of_text());
         let mut row: Vec<i64> = tokens.into_iter().map(|t| i64::from(t.to_u16())).collect();
@@ -80,32 +106,36 @@ impl Tokenizer {
     }
 }
 
-/// What open_clip does to a text before it splits it, less the repair of wrongly decoded bytes: HTML entities (twice, for
-/// the web's captions were often escaped twice), straight quotes, plain letters for ligatures and full-width forms, no
-/// control characters, the composed form. White space and case are the byte pairs' own matter.
+/// What open_clip does to a text before it splits it. White space and case are the byte pairs' own matter.
 fn clean(text: &str) -> Cow<'_, str> {
-    if text.bytes().all(|c| matches!(c, b'\t' | b'\n' | b' '..=b'~') && c != b'&') {
-        return Cow::Borrowed(text);
+    // Captions of the web were often escaped twice.
+    match fix_text(text) {
+        Cow::Borrowed(text) => twice(text),
+        Cow::Owned(text) => Cow::Owned(twice(&text).into_owned()),
     }
-    let plain = |text: &str| -> String {
-        let mut plain = String::with_capacity(text.len());
-        for c in text.chars() {
-            match c {
-                '\u{2bc}' | '\u{2018}'..='\u{201b}' => plain.push('\''),
-                '\u{201c}'..='\u{201f}' => plain.push('"'),
-                '\0'..='\u{8}' | '\u{b}' | '\u{e}'..='\u{1f}' | '\u{7f}' => {}
-                '\u{206a}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffc}' => {}
-                'Ĳ' | 'ĳ' | 'ŉ' | 'Ǆ'..='ǌ' | 'Ǳ'..='ǳ' | 'ﬀ'..='ﬆ' | '\u{3000}' | '！'..='￮' =>
-                {
-                    decompose_compatible(c, |d| plain.push(d));
-                }
-                c => plain.push(c),
-            }
-        }
-        plain.nfc().collect()
-    };
-    let plain = plain(text);
-    Cow::Owned(unescape(&*unescape(&*plain)).into_owned())
+}
+
+fn twice(text: &str) -> Cow<'_, str> {
+    match unescape(text) {
+        // Python's pattern folds case, and so takes this combining iota for neither a letter nor a sign.
+        Cow::Borrowed(text) if text.contains('\u{345}') => Cow::Owned(text.replace('\u{345}', " ")),
+        Cow::Borrowed(text) => Cow::Borrowed(text),
+        Cow::Owned(text) => Cow::Owned(unescape(&text).replace('\u{345}', " ")),
+    }
+}
+
+/// The start of a text with so many bytes that are no white space: merging takes the square of a word's length, and nobody
+/// needs the tokens of a megabyte.
+fn start(text: &str, bytes: usize) -> &str {
+    if text.len() <= bytes {
+        return text;
+    }
+    let mut black = 0;
+    let end = text.char_indices().find(|(_, c)| {
+        black += if c.is_whitespace() { 0 } else { c.len_utf8() };
+        black > bytes
+    });
+    end.map_or(text, |(i, _)| &text[..i])
 }
 
 #[cfg(test)]
@@ -143,5 +173,27 @@ mod tests {
         assert_eq!((row[0], row[7]), (1998, 1999));
         assert!(row.iter().all(|&t| (0..2000).contains(&t)));
         assert!(Tokenizer::new(100, 8).is_err() && Tokenizer::new(2000, 2).is_err());
+    }
+
+    #[test]
+    fn a_text_that_must_fit_is_refused_when_it_does_not() {
+        let tokenizer = Tokenizer::new(Tokenizer::VOCAB_SIZE, 77).unwrap();
+        let fits = "word ".repeat(75);
+        assert_eq!(tokenizer.encode_whole(&fits).unwrap(), tokenizer.encode(&fits));
+        for long in ["word ".repeat(76), "!".repeat(100_000), " x".repeat(100_000)] {
+            let e = tokenizer.encode_whole(&long).unwrap_err().to_string();
+            assert!(e.contains("77") && e.len() < 200, "{e}");
+        }
+    }
+
+    #[test]
+    fn a_megabyte_without_a_space_takes_no_longer_than_a_page() {
+        let tokenizer = Tokenizer::new(Tokenizer::VOCAB_SIZE, 77).unwrap();
+        let word: String =
+            (0..1 << 20).map(|i: u32| char::from(b'a' + (i.wrapping_mul(i) % 23) as u8)).collect();
+        let begun = std::time::Instant::now();
+        let row = tokenizer.encode(&word);
+        assert!(begun.elapsed().as_secs() < 5);
+        assert_eq!(row, tokenizer.encode(&word[..3000]));
     }
 }

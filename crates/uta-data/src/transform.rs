@@ -3,12 +3,13 @@
 use std::cell::RefCell;
 
 use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
-use fast_image_resize::pixels::U8x3;
-use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::pixels::{U8x3, U8x4};
+use fast_image_resize::{FilterType, ImageView, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
 use serde::{Deserialize, Serialize};
 
+use crate::decode::{Held, decode_held};
 use crate::rng::Rng;
-use crate::{DataError, Rgb};
+use crate::{DataError, DecodeOptions, Rgb};
 
 /// A part of an image, in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,26 +219,99 @@ impl EvalTransform {
         check_size(self.size)
     }
 
-    /// The view: `[size, size, 3]` bytes.
+    /// The view of an image file, `[size, size, 3]` bytes, as open_clip has it: resized as Pillow holds the image, and made
+    /// RGB last. Palette and bilevel images are so resized by the nearest pixel, and transparent ones with their alpha as
+    /// weight; all others are [`apply`](EvalTransform::apply)'s.
+    ///
+    /// # Errors
+    /// As [`decode`](crate::decode()).
+    pub fn view(&self, file: &[u8], options: &DecodeOptions) -> Result<Vec<u8>, DataError> {
+        match decode_held(file, options)? {
+            (image, Held::Filtered) => self.apply(&image),
+            (image, Held::Nearest) => Ok(self.nearest(&image)),
+            (image, Held::Alpha(alpha)) => {
+                let (pixels, _) = image.pixels.as_chunks::<3>();
+                let weighted = pixels.iter().zip(&alpha);
+                let weighted = weighted.flat_map(|(&[r, g, b], &a)| {
+                    let [r, g, b] = [r, g, b].map(|c| times(c, a));
+                    [r, g, b, a]
+                });
+                let weighted: Vec<u8> = weighted.collect();
+                let source =
+                    TypedImageRef::<U8x4>::from_buffer(image.width, image.height, &weighted)
+                        .map_err(|_| empty_image(&image))?;
+                let part = self.centre(image.width, image.height);
+                let view = bicubic(&source, part, self.size)?;
+                let (pixels, _) = view.as_chunks::<4>();
+                Ok(pixels.iter().flat_map(|&[r, g, b, a]| [r, g, b].map(|c| over(c, a))).collect())
+            }
+        }
+    }
+
+    /// The view of an RGB image: `[size, size, 3]` bytes.
     ///
     /// # Errors
     /// When the image has no pixels.
     pub fn apply(&self, image: &Rgb) -> Result<Vec<u8>, DataError> {
-        let (size, w, h) = (u64::from(self.size), u64::from(image.width), u64::from(image.height));
-        if w == 0 || h == 0 {
+        if image.width == 0 || image.height == 0 {
             return Err(empty_image(image));
         }
+        bicubic(&pixels_of(image)?, self.centre(image.width, image.height), self.size)
+    }
+
+    /// Width and height of the resized image, of which the view is the centre.
+    fn resized(&self, width: u32, height: u32) -> (u64, u64) {
+        let (size, w, h) = (u64::from(self.size), u64::from(width), u64::from(height));
         // Integer division, as torchvision's int(size * long / short).
-        let (resized_w, resized_h) =
-            if w <= h { (size, size * h / w) } else { (size * w / h, size) };
-        // Only the centre is computed: what is cut away from a panorama may be a thousand times more.
-        let centre = |full: u64, source: u64| {
-            let start = ((full - size) as f64 / 2.0).round_ties_even();
-            let scale = source as f64 / full as f64;
-            (start * scale, size as f64 * scale)
+        if w <= h { (size, size * h / w) } else { (size * w / h, size) }
+    }
+
+    /// The part of an image (left, top, width, height) that becomes the view. Only that is computed: what is cut away from
+    /// a panorama may be a thousand times more.
+    fn centre(&self, width: u32, height: u32) -> (f64, f64, f64, f64) {
+        let centre = |full: u64, source: u32| {
+            let scale = f64::from(source) / full as f64;
+            (self.start(full) as f64 * scale, f64::from(self.size) * scale)
         };
-        let ((left, width), (top, height)) = (centre(resized_w, w), centre(resized_h, h));
-        bicubic(&pixels_of(image)?, (left, top, width, height), self.size)
+        let (resized_w, resized_h) = self.resized(width, height);
+        let ((left, width), (top, height)) = (centre(resized_w, width), centre(resized_h, height));
+        (left, top, width, height)
+    }
+
+    /// Where the view begins in a resized side.
+    fn start(&self, full: u64) -> u64 {
+        ((full - u64::from(self.size)) as f64 / 2.0).round_ties_even() as u64
+    }
+
+    /// The view by the nearest pixels, as Pillow steps through them.
+    fn nearest(&self, image: &Rgb) -> Vec<u8> {
+        let (resized_w, resized_h) = self.resized(image.width, image.height);
+        let sources = |full: u64, source: u32| {
+            let scale = f64::from(source) / full as f64;
+            let all = std::iter::successors(Some(0.5 * scale), move |at| Some(at + scale));
+            let picked = all.skip(self.start(full) as usize).take(self.size as usize);
+            picked.map(move |at| (at as usize).min(source as usize - 1))
+        };
+        let (pixels, _) = image.pixels.as_chunks::<3>();
+        let columns: Vec<usize> = sources(resized_w, image.width).collect();
+        sources(resized_h, image.height)
+            .flat_map(|y| columns.iter().map(move |x| y * image.width as usize + x))
+            .flat_map(|i| pixels[i])
+            .collect()
+    }
+}
+
+/// Pillow's product of a channel and an alpha.
+fn times(channel: u8, alpha: u8) -> u8 {
+    let product = u32::from(channel) * u32::from(alpha) + 128;
+    (((product >> 8) + product) >> 8) as u8
+}
+
+/// And the way back.
+fn over(channel: u8, alpha: u8) -> u8 {
+    match alpha {
+        0 | 255 => channel,
+        alpha => (u32::from(channel) * 255 / u32::from(alpha)).min(255) as u8,
     }
 }
 
@@ -267,8 +341,8 @@ fn pixels_of(image: &Rgb) -> Result<TypedImageRef<'_, U8x3>, DataError> {
 /// Rows first, then columns, with bytes in between, as Pillow did until version 13, which takes columns first for some
 /// tall images (python-pillow/Pillow#9549). The resizer alone would always do so, and the clamping of what overshoots at
 /// edges depends on the order: it puts a fifth of all bytes off by a level, and some by more.
-fn bicubic(
-    view: &impl ImageView<Pixel = U8x3>,
+fn bicubic<P: PixelTrait>(
+    view: &impl ImageView<Pixel = P>,
     part: (f64, f64, f64, f64),
     size: u32,
 ) -> Result<Vec<u8>, DataError> {
@@ -279,16 +353,20 @@ fn bicubic(
     let (left, top, width, height) = part;
     let failed = |e: &dyn std::fmt::Display| DataError::Image(format!("cannot resize: {e}"));
     // Catmull-Rom is the cubic with a = -0.5, Pillow's BICUBIC; torch's own has a = -0.75 and is not meant here.
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
-    let side = size as usize;
-    let mut pixels = vec![0; 3 * side * side];
+    let options = ResizeOptions::new()
+        .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
+        .use_alpha(false);
+    let (side, channels) = (size as usize, P::size());
+    let mut pixels = vec![0; channels * side * side];
     RESIZER.with_borrow_mut(|(resizer, between)| {
         let rows = view.height();
-        between.resize(3 * side * rows as usize, 0);
-        let mut narrow = TypedImage::from_buffer(size, rows, between).map_err(|e| failed(&e))?;
+        between.resize(channels * side * rows as usize, 0);
+        let mut narrow =
+            TypedImage::<P>::from_buffer(size, rows, between).map_err(|e| failed(&e))?;
         let across = options.crop(left, 0.0, width, f64::from(rows));
         resizer.resize_typed(view, &mut narrow, &across).map_err(|e| failed(&e))?;
-        let mut out = TypedImage::from_buffer(size, size, &mut pixels).map_err(|e| failed(&e))?;
+        let mut out =
+            TypedImage::<P>::from_buffer(size, size, &mut pixels).map_err(|e| failed(&e))?;
         let down = options.crop(0.0, top, f64::from(size), height);
         resizer.resize_typed(&narrow, &mut out, &down).map_err(|e| failed(&e))
     })?;

@@ -141,3 +141,21 @@ fn tokens_are_open_clips() {
         assert_eq!(ours, theirs, "{row}");
     }
 }
+
+#[test]
+fn odd_lines_have_open_clips_tokens() {
+    let tokenizer = Tokenizer::new(Tokenizer::VOCAB_SIZE, 77).unwrap();
+    let rows: Vec<(String, Vec<i64>)> =
+        serde_json::from_slice(&fs::read(golden("lines.json")).unwrap()).unwrap();
+    assert!(rows.len() >= 500);
+    let mut wrong = 0;
+    for (text, theirs) in &rows {
+        let mut ours = tokenizer.encode(text);
+        ours.truncate(ours.iter().rposition(|&id| id != 0).unwrap() + 1);
+        if ours != *theirs {
+            println!("{text:?}\n  {ours:?}\n  {theirs:?}");
+            wrong += 1;
+        }
+    }
+    assert_eq!(wrong, 0, "of {} lines", rows.len());
+}

@@ -1,0 +1,124 @@
+//! Images of every kind, and evaluation views of photographs, against Pillow and torchvision; `tests/golden/pixels.py` made
+//! the values.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use uta_data::{DecodeOptions, EvalTransform, decode, decode_with};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/pixels").join(name)
+}
+
+/// (largest difference, mean difference) in levels.
+fn difference(ours: &[u8], theirs: &[u8]) -> (u8, f64) {
+    assert_eq!(ours.len(), theirs.len());
+    let differences = || ours.iter().zip(theirs).map(|(a, b)| a.abs_diff(*b));
+    (differences().max().unwrap(), differences().map(f64::from).sum::<f64>() / ours.len() as f64)
+}
+
+/// The files of a folder, less the reference values.
+fn files(folder: &str) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<_> = fs::read_dir(golden(folder))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().unwrap() != "rgb")
+        .map(|path| {
+            (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(path).unwrap())
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn images_of_every_kind_are_pillows() {
+    let (mut wrong, mut kinds) = (vec![], 0);
+    for (name, bytes) in files("decode") {
+        kinds += 1;
+        let image = match decode(&bytes) {
+            Ok(image) => image,
+            Err(e) => {
+                wrong.push(format!("{name}: {e}"));
+                continue;
+            }
+        };
+        assert_eq!((image.width, image.height), (37, 29), "{name}");
+        let theirs = fs::read(golden(&format!("decode/{name}.rgb"))).unwrap();
+        let (largest, mean) = difference(&image.pixels, &theirs);
+        println!("{name:24} {largest:3} {mean:.4}");
+        // The lossy formats leave the rounding of the inverse transform and of colours to the decoder.
+        let (allowed, on_average) = match name.as_str() {
+            _ if name.ends_with(".jpg") => (255, 0.5),
+            "lossy.webp" | "lossy-alpha.webp" => (2, 0.5),
+            _ => (0, 0.0),
+        };
+        if largest > allowed || mean > on_average {
+            wrong.push(format!("{name}: {largest} levels, {mean:.3} on average"));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {kinds}: {wrong:#?}", wrong.len());
+}
+
+#[test]
+fn views_of_photographs_are_torchvisions_within_a_level() {
+    for (name, bytes) in files("photo") {
+        let image = decode(&bytes).unwrap();
+        if name.ends_with(".jpg") {
+            let theirs = fs::read(golden(&format!("photo/{name}.rgb"))).unwrap();
+            let row = 3 * image.width as usize;
+            let ours: Vec<u8> = image.pixels.chunks(row).step_by(16).flatten().copied().collect();
+            let (largest, mean) = difference(&ours, &theirs);
+            println!("{name}: {largest} {mean:.4}");
+            assert!(mean <= 0.5, "{name}: {largest} levels, {mean} mean");
+            continue;
+        }
+        for size in [224, 336] {
+            let view = EvalTransform { size }.apply(&image).unwrap();
+            let ours: Vec<u8> =
+                view.chunks(3 * size as usize).step_by(24).flatten().copied().collect();
+            let stem = name.strip_suffix(".webp").unwrap();
+            let theirs = fs::read(golden(&format!("photo/{stem}-{size}.rgb"))).unwrap();
+            let (largest, mean) = difference(&ours, &theirs);
+            println!("{stem} {size}: {largest} {mean:.4}");
+            assert!(largest <= 1, "{name} at {size}: {largest} levels, {mean} mean");
+        }
+    }
+}
+
+#[test]
+fn views_of_files_are_resized_in_pillows_mode_for_them() {
+    let mut views = 0;
+    for (name, bytes) in files("decode") {
+        for size in [16, 48] {
+            let Ok(theirs) = fs::read(golden(&format!("view/{name}-{size}.rgb"))) else { continue };
+            let ours = EvalTransform { size }.view(&bytes, &DecodeOptions::default()).unwrap();
+            let (largest, mean) = difference(&ours, &theirs);
+            println!("{name:24} {size} {largest:3} {mean:.4}");
+            // Where alpha is low, a level of the weighted colour is many of the colour.
+            let (allowed, on_average) = match name.as_str() {
+                _ if name.contains("alpha") || name.contains("rgba") => (8, 0.05),
+                _ if name.ends_with(".jpg") => (4, 0.5),
+                _ => (1, 0.05),
+            };
+            assert!(
+                largest <= allowed && mean <= on_average,
+                "{name} at {size}: {largest}, {mean}"
+            );
+            views += 1;
+        }
+    }
+    assert!(views >= 28, "{views} views");
+}
+
+#[test]
+fn orientation_is_followed_only_when_asked_for() {
+    let (_, bytes) = files("decode").into_iter().find(|(name, _)| name == "turned.jpg").unwrap();
+    let options = DecodeOptions { orient: true, ..DecodeOptions::default() };
+    let image = decode_with(&bytes, &options).unwrap();
+    assert_eq!((image.width, image.height), (29, 37));
+    let theirs = fs::read(golden("view/turned.jpg.rgb")).unwrap();
+    let (largest, mean) = difference(&image.pixels, &theirs);
+    assert!(largest <= 3 && mean < 0.5, "{largest} {mean}");
+}

@@ -27,6 +27,12 @@ pub fn bar(length: u64, done: u64, unit: &str) -> ProgressBar {
     bar
 }
 
+/// A speed for people; large networks on small machines get their decimals.
+pub fn images_per_second(speed: f64) -> String {
+    let decimals = if speed < 10.0 { 2 } else { 0 };
+    format!("{speed:.decimals$} images/s")
+}
+
 /// Standard error for log lines: bars step aside while one is written.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LogWriter;

@@ -41,6 +41,28 @@ impl ModelError {
     }
 
     pub(crate) fn format(path: &Path, message: impl Into<String>) -> ModelError {
-        ModelError::Format { path: path.to_owned(), message: message.into() }
+        ModelError::Format { path: path.to_owned(), message: one_line(&message.into()) }
     }
+
+    pub(crate) fn keys(path: &Path, report: &str) -> ModelError {
+        ModelError::Keys { path: path.to_owned(), report: one_line(report) }
+    }
+}
+
+/// A message that may quote a file, which may hold anything: without line breaks, and no longer than a screen.
+fn one_line(message: &str) -> String {
+    const LONGEST: usize = 4000;
+    let escape = |c: char| c.is_control().then(|| c.escape_default().to_string());
+    let mut line = String::new();
+    for c in message.chars() {
+        if line.len() > LONGEST {
+            line.push_str("...");
+            break;
+        }
+        match escape(c) {
+            Some(escaped) => line.push_str(&escaped),
+            None => line.push(c),
+        }
+    }
+    line
 }

@@ -1,13 +1,16 @@
 //! safetensors files: written beside, synced and renamed; read as views of the mapped file, so that a checkpoint needs no
 //! memory besides the weights it fills.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::OsStr;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
-use tch::{Device, Kind, Tensor, no_grad};
+use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use tch::{Device, Kind, TchError, Tensor, no_grad};
 
 use crate::{Adapter, ModelError, torch_file};
 
@@ -21,13 +24,15 @@ const LENGTH: usize = 8;
 const SHOWN: usize = 10;
 
 /// The kinds of tensors that are stored and read.
-const KINDS: [(Kind, Dtype); 8] = [
+const KINDS: [(Kind, Dtype); 10] = [
     (Kind::Float, Dtype::F32),
     (Kind::Half, Dtype::F16),
     (Kind::BFloat16, Dtype::BF16),
     (Kind::Double, Dtype::F64),
     (Kind::Int64, Dtype::I64),
     (Kind::Int, Dtype::I32),
+    (Kind::Int16, Dtype::I16),
+    (Kind::Int8, Dtype::I8),
     (Kind::Uint8, Dtype::U8),
     (Kind::Bool, Dtype::BOOL),
 ];
@@ -110,6 +115,55 @@ pub fn write_atomically(
     written
 }
 
+/// Opens what must be a file, and says how long it is.
+///
+/// # Errors
+/// The operating system's; and for a directory, or a pipe or device that may have no end.
+pub(crate) fn open_file(path: &Path) -> Result<(File, u64), ModelError> {
+    let about = fs::metadata(path).map_err(ModelError::io(path))?;
+    if about.is_dir() {
+        return Err(ModelError::format(path, "is a directory, where a file is expected"));
+    }
+    if !about.is_file() {
+        return Err(ModelError::format(path, "is no regular file"));
+    }
+    let file = File::open(path).map_err(ModelError::io(path))?;
+    let length = file.metadata().map_err(ModelError::io(path))?.len();
+    Ok((file, length))
+}
+
+/// torch's message without its trace.
+pub(crate) fn first_line(e: &TchError) -> String {
+    e.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+/// A JSON object no key of which occurs twice: of two tensors of one name the format's own reader takes the last.
+struct DistinctKeys;
+
+impl<'de> Deserialize<'de> for DistinctKeys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(DistinctKeys)
+    }
+}
+
+impl<'de> Visitor<'de> for DistinctKeys {
+    type Value = DistinctKeys;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self, A::Error> {
+        let mut seen = HashSet::new();
+        while let Some((key, IgnoredAny)) = map.next_entry::<String, _>()? {
+            if let Some(twice) = seen.replace(key) {
+                return Err(de::Error::custom(format!("{twice:?} occurs twice")));
+            }
+        }
+        Ok(DistinctKeys)
+    }
+}
+
 /// A safetensors file that has been checked against its header.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -127,8 +181,7 @@ impl Checkpoint {
     /// When it can't be read, or is no whole safetensors file.
     pub fn open(path: &Path) -> Result<Checkpoint, ModelError> {
         let wrong = |message: String| ModelError::format(path, message);
-        let mut file = File::open(path).map_err(ModelError::io(path))?;
-        let length = file.metadata().map_err(ModelError::io(path))?.len();
+        let (mut file, length) = open_file(path)?;
         let mut size = [0u8; LENGTH];
         if length < size.len() as u64 {
             return Err(wrong("is no safetensors file: shorter than a header".into()));
@@ -142,33 +195,45 @@ impl Checkpoint {
         }
         let mut header = vec![0; size as usize];
         file.read_exact(&mut header).map_err(ModelError::io(path))?;
+        let unreadable = |e: serde_json::Error| wrong(format!("is no safetensors file: {e}"));
+        let _: DistinctKeys = serde_json::from_slice(&header).map_err(unreadable)?;
         // Parsing checks that offsets, shapes and kinds agree and leave no gap.
-        let header: Metadata = serde_json::from_slice(&header)
-            .map_err(|e| wrong(format!("is no safetensors file: {e}")))?;
+        let header: Metadata = serde_json::from_slice(&header).map_err(unreadable)?;
         let start = LENGTH + size as usize;
-        let end = start + header.data_len();
-        if end as u64 != length {
-            return Err(wrong(format!("is cut short or overlong: {length} bytes of {end}")));
+        if start.checked_add(header.data_len()).is_none_or(|end| end as u64 != length) {
+            return Err(wrong(format!(
+                "is cut short or overlong: its header promises {} bytes after itself, and there \
+                 are {}",
+                header.data_len(),
+                length - start as u64
+            )));
         }
 
         let name = path.to_str().ok_or_else(|| wrong("the path is not UTF-8".into()))?;
         let bytes = Tensor::f_from_file(name, false, length as i64, (Kind::Uint8, Device::Cpu))
-            .map_err(|e| wrong(format!("can't be mapped: {e}")))?;
+            .map_err(|e| wrong(format!("can't be mapped: {}", first_line(&e))))?;
         let view = |(name, info): (String, &TensorInfo)| {
             let kind = KINDS.iter().find(|(_, dtype)| *dtype == info.dtype).map(|&(kind, _)| kind);
             let kind = kind.ok_or_else(|| {
                 wrong(format!("{name} is of kind {:?}, which is not read here", info.dtype))
             })?;
-            let shape: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
+            // A size beyond i64 is possible where another is nothing.
+            let shape: Option<Vec<i64>> =
+                info.shape.iter().map(|&size| i64::try_from(size).ok()).collect();
+            let shape = shape.ok_or_else(|| wrong(format!("{name} has an impossible shape")))?;
             let (from, to) = (start + info.data_offsets.0, start + info.data_offsets.1);
-            if from == to {
-                return Ok((name, Tensor::zeros(shape, (kind, Device::Cpu))));
-            }
-            let view = bytes.narrow(0, from as i64, (to - from) as i64);
-            // Writers need not align; a view of another kind must be.
-            let aligned = from % kind.elt_size_in_bytes() == 0;
-            let view = if aligned { view } else { view.copy() };
-            Ok((name, view.view_dtype(kind).view(shape.as_slice())))
+            let tensor = if from == to {
+                Tensor::f_zeros(&shape, (kind, Device::Cpu))
+            } else {
+                bytes.f_narrow(0, from as i64, (to - from) as i64).and_then(|view| {
+                    // Writers need not align; a view of another kind must be.
+                    let aligned = from % kind.elt_size_in_bytes() == 0;
+                    let view = if aligned { view } else { view.copy() };
+                    view.f_view_dtype(kind)?.f_view(shape.as_slice())
+                })
+            };
+            let tensor = tensor.map_err(|e| wrong(format!("{name}: {}", first_line(&e))))?;
+            Ok((name, tensor))
         };
         Ok(Checkpoint {
             path: path.to_owned(),
@@ -177,17 +242,18 @@ impl Checkpoint {
         })
     }
 
-    /// A safetensors file, or one of PyTorch's own ([`torch_file`]), told apart by where a header starts.
+    /// A safetensors file, or one of PyTorch's own ([`torch_file`]), told apart by what is in it: hubs have both as `.bin`.
     ///
     /// # Errors
     /// When it can't be read, or is no whole file of either kind.
     pub fn read(path: &Path) -> Result<Checkpoint, ModelError> {
-        let mut start = [0u8; LENGTH + 1];
-        let file = File::open(path).map_err(ModelError::io(path))?;
-        let whole = file.take(start.len() as u64).read_exact(&mut start).is_ok();
-        let named = path.extension().is_some_and(|extension| extension == "safetensors");
-        if named || (whole && start[LENGTH] == b'{') {
-            return Checkpoint::open(path);
+        if !torch_file::is_torch_file(path)? {
+            let opened = Checkpoint::open(path);
+            let torchs = |extension: &OsStr| extension == "pt" || extension == "pth";
+            // What is neither is told what its name says it should be.
+            if opened.is_ok() || !path.extension().is_some_and(torchs) {
+                return opened;
+            }
         }
         let tensors = torch_file::read(path)?;
         Ok(Checkpoint { path: path.to_owned(), metadata: BTreeMap::new(), tensors })
@@ -229,7 +295,7 @@ impl Checkpoint {
         ];
         let report: Vec<String> = report.into_iter().flatten().collect();
         if !report.is_empty() {
-            return Err(ModelError::Keys { path: self.path, report: report.join("; ") });
+            return Err(ModelError::keys(&self.path, &report.join("; ")));
         }
         no_grad(|| {
             for (target, stored) in pairs {

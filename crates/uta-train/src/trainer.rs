@@ -279,10 +279,10 @@ impl Trainer {
         line.insert("lr".into(), lr.into());
         line.insert("skipped_steps".into(), skipped.into());
         line.insert("rejected_samples".into(), self.rejected.into());
-        line.insert("images_per_second".into(), round(images_per_second, 1).into());
+        line.insert("images_per_second".into(), round(images_per_second, 3).into());
         line.insert("data_wait".into(), round(data_wait, 4).into());
         let loss = line["loss"].as_f64().unwrap_or(f64::NAN);
-        let summary = format!("loss {loss:.4}  {images_per_second:.0} images/s");
+        let summary = format!("loss {loss:.4}  {}", progress::images_per_second(images_per_second));
         if bar.is_hidden() {
             tracing::info!("step {}/{}  {summary}", self.step, self.recipe.steps());
         }

@@ -67,7 +67,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let steps = outcome.step;
     let speed = match outcome.images_per_second {
         0.0 => String::new(), // It had been finished before.
-        speed => format!(", {speed:.0} images/s"),
+        speed => format!(", {}", uta_data::progress::images_per_second(speed)),
     };
     match outcome.finished {
         true => eprintln!(

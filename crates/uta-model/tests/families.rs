@@ -243,7 +243,6 @@ fn configurations_of_other_nets_are_refused_by_the_field() {
 }
 
 #[test]
-#[ignore = "the reader of PyTorch's own files is not here yet"]
 fn pytorchs_own_files_hold_the_same_nets() {
     let folder = golden().join("official_mae");
     let (clip, again) =

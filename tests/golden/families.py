@@ -65,8 +65,9 @@ def inputs():
     return images, tokens
 
 
-def expect(path, images, image, every, tokens=None, text=None):
+def expect(path, images, image, every, tokens=None, text=None, **more):
     out = {"input.images": images, "output.image": image, "output.tokens": every}
+    out |= {name.replace("__", "."): value for name, value in more.items()}
     if text is not None:
         out |= {"input.tokens": tokens, "output.text": text}
     out = {k: v.detach().float() if v.is_floating_point() else v for k, v in out.items()}

@@ -65,9 +65,9 @@ def package(name, path, *modules):
     return [importlib.import_module(f"{name}.{module}") for module in modules]
 
 
-def store(name, net, image, every, text=None, arch=None):
+def store(name, net, image, every, text=None, arch=None, **more):
     path, (images, tokens) = folder(f"official_{name}"), inputs()
-    expect(path, images, image, every, tokens, text)
+    expect(path, images, image, every, tokens, text, **more)
     save_file(halves(net), path / "weights.safetensors")
     if arch is not None:
         (path / "arch.json").write_text(json.dumps(arch, indent=2) + "\n")
@@ -84,15 +84,23 @@ def clip_pair(name, visual, text, arch=None):
     store(name, net, visual(images), every, text(tokens), arch)
 
 
-def pretraining(name, net, arch=None):
-    """EVA's net of masked image modelling, nothing masked."""
+def pretraining(name, net, masked=False):
+    """EVA's net of masked image modelling: nothing masked and, if asked for, every third patch too."""
     randomise(net)
     images, _ = inputs()
     seen = {}
     net.norm.register_forward_hook(lambda module, args, out: seen.update(tokens=out))
-    net(images, torch.zeros(len(images), net.patch_embed.num_patches, dtype=torch.bool))
-    every = net.lm_head(seen["tokens"])
-    store(name, net, every[:, 0], every, arch=arch)
+
+    def every(masked):
+        net(images, masked)
+        return net.lm_head(seen["tokens"])
+
+    mask = torch.zeros(len(images), net.patch_embed.num_patches, dtype=torch.bool)
+    whole, more = every(mask), {}
+    if masked:
+        mask[:, ::3] = True
+        more = dict(input__masked=mask, output__masked=every(mask))
+    store(name, net, whole[:, 0], whole, **more)
 
 
 def main():
@@ -128,7 +136,7 @@ def main():
     pretraining("eva02_b", net(naiveswiglu=True, subln=True, **rope))
     # BEiT's net of pre-training, which EVA's descends from: one table of relative positions, layer scale.
     pretraining("beit", net(patch_size=PATCH, num_heads=2, mlp_ratio=2, use_abs_pos_emb=False,
-                            use_shared_rel_pos_bias=True, init_values=0.1))
+                            use_shared_rel_pos_bias=True, init_values=0.1), masked=True)
 
     openai()
     masked_autoencoder()

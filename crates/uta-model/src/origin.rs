@@ -206,7 +206,15 @@ impl Stated {
         }
         let vision = VitConfig::preset(arch)?;
         let text = checkpoint.tensors.keys().any(|key| key.contains("token_embedding"));
-        let text = if text { Some(TextConfig::preset(arch)?) } else { None };
+        let text = match (text, TextConfig::preset(arch)) {
+            (false, _) => None,
+            (true, Ok(text)) => Some(text),
+            (true, Err(_)) => {
+                let message =
+                    format!("the preset {arch} has no text encoder, and the weights have one");
+                return Err(ModelError::Config(message));
+            }
+        };
         let mut config = ClipConfig::new(vision, text);
         if knows_no_clip(&config.vision) {
             (config.mean, config.std) = (IMAGENET_MEAN, IMAGENET_STD);

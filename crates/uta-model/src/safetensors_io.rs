@@ -210,8 +210,14 @@ impl Checkpoint {
         }
 
         let name = path.to_str().ok_or_else(|| wrong("the path is not UTF-8".into()))?;
-        let bytes = Tensor::f_from_file(name, false, length as i64, (Kind::Uint8, Device::Cpu))
-            .map_err(|e| wrong(format!("can't be mapped: {}", first_line(&e))))?;
+        // A mapping for each tensor, up to its end: what was read of one is given back to the system with the tensor.
+        let map = |from: usize, to: usize| {
+            Tensor::f_from_file(name, false, to as i64, (Kind::Uint8, Device::Cpu))?.f_narrow(
+                0,
+                from as i64,
+                (to - from) as i64,
+            )
+        };
         let view = |(name, info): (String, &TensorInfo)| {
             let kind = KINDS.iter().find(|(_, dtype)| *dtype == info.dtype).map(|&(kind, _)| kind);
             let kind = kind.ok_or_else(|| {
@@ -225,7 +231,7 @@ impl Checkpoint {
             let tensor = if from == to {
                 Tensor::f_zeros(&shape, (kind, Device::Cpu))
             } else {
-                bytes.f_narrow(0, from as i64, (to - from) as i64).and_then(|view| {
+                map(from, to).and_then(|view| {
                     // Writers need not align; a view of another kind must be.
                     let aligned = from % kind.elt_size_in_bytes() == 0;
                     let view = if aligned { view } else { view.copy() };

@@ -117,6 +117,25 @@ fn kept_patches_in_any_order_equal_the_whole_image() {
     }
 }
 
+#[test]
+fn masked_patches_are_replaced_as_in_beits_pre_training() {
+    let folder = golden().join("official_beit");
+    let (clip, expected) = (load(&folder), expected(&folder));
+    let (images, masked) = (&expected["input.images"], &expected["input.masked"]);
+    let found = tch::no_grad(|| clip.visual.forward_masked_t(images, masked, false));
+    assert!(error(&found, &expected["output.masked"]) < 1e-5);
+}
+
+#[test]
+fn a_preset_names_a_net_with_the_text_encoder_that_the_weights_have() {
+    let folder = golden().join("official_uta");
+    let weights = folder.join("weights.safetensors");
+    let e = Clip::load_as(&weights, "uta-b16", Device::Cpu).unwrap_err().to_string();
+    assert!(e.contains("the net has 440"), "{e}");
+    let e = Clip::load_as(&weights, "mae-b-16", Device::Cpu).unwrap_err().to_string();
+    assert!(e.contains("mae-b-16 has no text encoder"), "{e}");
+}
+
 /// Between any two layouts that can express a net, and back.
 #[test]
 fn every_layout_reads_back_what_another_was_written_as() {
@@ -224,7 +243,6 @@ fn configurations_of_other_nets_are_refused_by_the_field() {
 }
 
 #[test]
-#[ignore = "the reader of PyTorch's own files is not here yet"]
 fn pytorchs_own_files_hold_the_same_nets() {
     let folder = golden().join("official_mae");
     let (clip, again) =

@@ -70,6 +70,11 @@ pub trait Source: Send + Sync {
     /// The key of sample `i`, for messages.
     fn key(&self, i: usize) -> String;
 
+    /// What sample `i` is called in the source, with its extension where it is a file of its own.
+    fn name(&self, i: usize) -> String {
+        self.key(i)
+    }
+
     /// What the classes are called, by index, where the source knows.
     fn class_names(&self) -> Option<&[String]>;
 
@@ -137,6 +142,20 @@ pub fn open_all(specs: &[String]) -> Result<Arc<dyn Source>, DataError> {
     Ok(Arc::new(Several { sources, starts }))
 }
 
+/// Image files one by one, in the order of their paths; their classes are not looked for.
+///
+/// # Errors
+/// When one isn't there.
+pub fn open_files(mut paths: Vec<PathBuf>) -> Result<Arc<dyn Source>, DataError> {
+    paths.sort();
+    if let Some(path) = paths.iter().find(|path| !path.is_file()) {
+        let spec = path.display().to_string();
+        return Err(DataError::NotFound { spec, reason: absent(path) });
+    }
+    let files = paths.into_iter().map(|path| (path, None)).collect();
+    Ok(Arc::new(Folder { root: PathBuf::new(), files, names: None }))
+}
+
 /// Several sources end to end.
 struct Several {
     sources: Vec<Arc<dyn Source>>,
@@ -164,6 +183,11 @@ impl Source for Several {
     fn key(&self, i: usize) -> String {
         let (source, i) = self.at(i);
         source.key(i)
+    }
+
+    fn name(&self, i: usize) -> String {
+        let (source, i) = self.at(i);
+        source.name(i)
     }
 
     fn class_names(&self) -> Option<&[String]> {
@@ -264,6 +288,10 @@ impl Source for Folder {
 
     fn key(&self, i: usize) -> String {
         self.files[i].0.with_extension("").to_string_lossy().into_owned()
+    }
+
+    fn name(&self, i: usize) -> String {
+        self.files[i].0.to_string_lossy().into_owned()
     }
 
     fn class_names(&self) -> Option<&[String]> {

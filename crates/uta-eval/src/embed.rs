@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use torch_ext::{Precision, autocast};
 use uta_data::{Batch, EvalTransform, Rejected, Source, Tokenizer};
 use uta_model::{ByLength, Clip, unit};
@@ -44,7 +44,12 @@ impl EvalOptions {
 
     /// Runs a tower of `model` without gradients in the asked precision; the result is f32.
     pub(crate) fn forward(&self, model: &Clip, f: impl FnOnce() -> Tensor) -> Tensor {
-        autocast(model.store.device(), self.precision, || tch::no_grad(f)).to_kind(Kind::Float)
+        self.compute(model, f).to_kind(Kind::Float)
+    }
+
+    /// Runs any part of `model` without gradients in the asked precision.
+    fn compute<T>(&self, model: &Clip, f: impl FnOnce() -> T) -> T {
+        autocast(model.store.device(), self.precision, || tch::no_grad(f))
     }
 }
 
@@ -102,14 +107,78 @@ pub(crate) fn finite(
     }
 }
 
+/// What [`embed_images`] makes of a set: N images, P patches, E channels of the joint space, D of the net; f32, on the CPU.
+#[derive(Debug)]
+pub struct Embedded {
+    /// What the images are called, in the order of the rows.
+    pub names: Vec<String>,
+    /// `[N,E]`, not normalised.
+    pub embeddings: Tensor,
+    /// Every token after norm and head, `[N,1+P,E]`, where asked for.
+    pub tokens: Option<Tensor>,
+    /// Every token of the asked layer, before the final norm, `[N,1+P,D]`.
+    pub hidden: Option<Tensor>,
+    /// What could not be read.
+    pub rejected: Vec<Rejected>,
+}
+
+/// Embeddings of every readable image of `source`, in its order; with `tokens`, those of every token; with `layer`, the
+/// hidden states after so many blocks (0: what the first block gets).
+///
+/// # Errors
+/// When none can be read, the net has no such layer, or an embedding is not finite.
+pub fn embed_images(
+    model: &Clip,
+    source: &Arc<dyn Source>,
+    options: &EvalOptions,
+    tokens: bool,
+    layer: Option<usize>,
+) -> Result<Embedded, EvalError> {
+    let layers: Vec<usize> = layer.into_iter().collect();
+    let cpu = |x: &Tensor| x.to_kind(Kind::Float).to_device(Device::Cpu);
+    let (mut names, mut rows, mut all, mut hidden) = (vec![], vec![], vec![], vec![]);
+    let rejected = sweep(model, source, options, |batch, pixels| {
+        let images = model.normalise(pixels);
+        if tokens || layer.is_some() {
+            let features = options.compute(model, || model.visual.features(&images, &layers))?;
+            all.extend(tokens.then(|| cpu(&features.projected)));
+            hidden.extend(features.hidden.iter().map(cpu));
+        }
+        let embeddings = options.forward(model, || model.encode_image(&images));
+        finite(&embeddings, options, |row| batch.items[row].key.clone())?;
+        rows.push(cpu(&embeddings));
+        names.extend(batch.items.iter().map(|item| source.name(item.index)));
+        Ok(())
+    })?;
+    if rows.is_empty() {
+        let want = "can be read";
+        return Err(EvalError::Empty { set: "embed".into(), len: source.len(), want });
+    }
+    let joined = |parts: &[Tensor]| (!parts.is_empty()).then(|| Tensor::cat(parts, 0));
+    let embeddings = Tensor::cat(&rows, 0);
+    Ok(Embedded { names, embeddings, tokens: joined(&all), hidden: joined(&hidden), rejected })
+}
+
 /// Unit text embeddings `[N,D]` of `texts`, on `model`'s device.
+///
+/// # Errors
+/// As [`embed_texts`].
+pub fn encode_texts<S: AsRef<str>>(
+    model: &Clip,
+    texts: &[S],
+    options: &EvalOptions,
+) -> Result<Tensor, EvalError> {
+    Ok(unit(&embed_texts(model, texts, options)?))
+}
+
+/// Text embeddings `[N,D]` of `texts`, not normalised, on `model`'s device.
 ///
 /// Equal texts are encoded once, so that they tie exactly; batches hold texts of similar length, as the tower may cut
 /// the padding after the longest.
 ///
 /// # Errors
 /// When the model has no text tower, its vocabulary is not CLIP's, or an embedding is not finite.
-pub fn encode_texts<S: AsRef<str>>(
+pub fn embed_texts<S: AsRef<str>>(
     model: &Clip,
     texts: &[S],
     options: &EvalOptions,
@@ -138,7 +207,7 @@ pub fn encode_texts<S: AsRef<str>>(
         let encode = || model.encode_text(batch).expect("a model with a text config has the tower");
         let embeddings = options.forward(model, encode);
         finite(&embeddings, options, |row| format!("\"{}\"", unique[members[row]]))?;
-        parts.push(unit(&embeddings));
+        parts.push(embeddings);
         done += members.len();
         options.report("texts", done, unique.len());
     }

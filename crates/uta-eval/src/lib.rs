@@ -16,7 +16,7 @@ mod zeroshot;
 mod testing;
 
 pub use align::{Align, AlignReport, ImageCosine};
-pub use embed::{EvalOptions, Progress, encode_texts};
+pub use embed::{Embedded, EvalOptions, Progress, embed_images, embed_texts, encode_texts};
 pub use prompts::Prompts;
 pub use retrieval::{Recall, Retrieval, RetrievalReport};
 pub use zeroshot::{ClassScore, Prediction, ZeroShot, ZeroShotReport, classifier};
@@ -24,6 +24,7 @@ pub use zeroshot::{ClassScore, Prediction, ZeroShot, ZeroShotReport, classifier}
 use std::path::PathBuf;
 
 use uta_data::DataError;
+use uta_model::ModelError;
 
 /// What can be wrong with an evaluation; every message is one line that says what, where and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +32,9 @@ pub enum EvalError {
     /// The set cannot be read.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// The model can't do what was asked.
+    #[error(transparent)]
+    Model(#[from] ModelError),
     /// A list of class names or templates cannot be read.
     #[error("{path}: {source}")]
     Read {

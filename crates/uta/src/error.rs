@@ -58,6 +58,7 @@ fn is_users(error: &(dyn Error + 'static)) -> bool {
     } else if let Some(error) = error.downcast_ref::<EvalError>() {
         match error {
             EvalError::Data(error) => is_users(error),
+            EvalError::Model(error) => is_users(error),
             EvalError::Read { source, .. } => is_input(source),
             EvalError::NonFinite { .. } => false,
             _ => true,

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use torch_ext::Precision;
@@ -18,6 +18,7 @@ use uta_model::Clip;
 use uta_train::RunDir;
 use uta_train::mask::{MaskGenerator, MaskKind};
 
+use crate::compute::{self, ComputeArgs, ModelArgs};
 use crate::error::Usage;
 
 /// Measure a model.
@@ -34,34 +35,16 @@ pub enum Eval {
 /// What every evaluation takes.
 #[derive(Debug, Args)]
 pub struct Common {
-    /// A run directory, or a folder with config.json and model.safetensors
-    #[arg(long, value_name = "M")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Shards (a folder, a .tar, a pattern), a folder of images or of class folders; several are joined
     #[arg(long, value_name = "D", num_args = 1.., required = true)]
     data: Vec<String>,
     /// Print one JSON object on standard output and nothing else there
     #[arg(long)]
     json: bool,
-    /// Images a forward pass; changes no result beyond rounding
-    #[arg(long, value_name = "N", default_value_t = 256)]
-    batch: usize,
-    /// Decoding threads [default: all cores]
-    #[arg(long, value_name = "N")]
-    workers: Option<usize>,
-    /// Type that the networks compute in
-    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
-    precision: PrecisionArg,
-    /// auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto")]
-    device: String,
-}
-
-/// `--precision`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum PrecisionArg {
-    F32,
-    Bf16,
+    #[command(flatten)]
+    compute: ComputeArgs,
 }
 
 /// Arguments of `uta eval zeroshot`.
@@ -215,7 +198,7 @@ fn align(args: &AlignArgs) -> anyhow::Result<()> {
     let path = match &args.teacher {
         Some(path) => path.clone(),
         None => setup.run_teacher().ok_or_else(|| {
-            let model = args.common.model.display();
+            let model = args.common.model.path.display();
             Usage(format!("{model} is no run that names its teacher; give --teacher"))
         })?,
     };
@@ -266,38 +249,20 @@ struct Setup<'a> {
 
 impl<'a> Setup<'a> {
     fn new(args: &'a Common) -> anyhow::Result<Setup<'a>> {
-        let at_least_one = |name: &str, n: Option<usize>| match n {
-            Some(0) => Err(Usage(format!("{name} 0: must be 1 or more"))),
-            _ => Ok(()),
-        };
-        at_least_one("--batch", Some(args.batch))?;
-        at_least_one("--workers", args.workers)?;
-        let device = uta_train::recipe::device(&args.device)
-            .map_err(|message| Usage(format!("--device {message}")))?;
-        let mut options = EvalOptions {
-            batch: args.batch,
-            precision: match args.precision {
-                PrecisionArg::F32 => Precision::F32,
-                PrecisionArg::Bf16 => Precision::Bf16,
-            },
-            progress: Some(progress()),
-            ..EvalOptions::default()
-        };
-        if let Some(workers) = args.workers {
-            options.workers = workers;
-        }
+        let (device, options) = args.compute.options()?;
+        let options = EvalOptions { progress: Some(progress()), ..options };
         let source = uta_data::open_all(&args.data)?;
-        let model = Clip::load(&args.model, device)?;
+        let model = args.model.load(device)?;
         Ok(Setup { args, device, model, source, options })
     }
 
     fn load(&self, path: &Path) -> anyhow::Result<Clip> {
-        Ok(Clip::load(path, self.device)?)
+        compute::load(path, self.device)
     }
 
     /// The teacher that the recipe of the model's run directory names.
     fn run_teacher(&self) -> Option<PathBuf> {
-        let model = &self.args.model;
+        let model = &self.args.model.path;
         let run = if model.is_file() { model.parent()? } else { model };
         RunDir::recipe(run, &[]).ok()?.teacher?.path
     }
@@ -308,7 +273,7 @@ impl<'a> Setup<'a> {
             Some(path) => path.to_path_buf(),
             None if self.model.text.is_some() => return Ok(None),
             None => self.run_teacher().ok_or_else(|| {
-                let model = self.args.model.display();
+                let model = self.args.model.path.display();
                 Usage(format!(
                     "{model} has no text tower and is no run that names its teacher; give --text-model"
                 ))
@@ -324,7 +289,7 @@ impl<'a> Setup<'a> {
 }
 
 /// A bar a stage on standard error; none where that is no terminal.
-fn progress() -> Progress {
+pub fn progress() -> Progress {
     let shown: Mutex<Option<(&'static str, indicatif::ProgressBar)>> = Mutex::new(None);
     Arc::new(move |stage, done, total| {
         let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
@@ -352,7 +317,7 @@ struct Page {
 impl Page {
     fn new(title: &'static str, setup: &Setup, text: Option<&Path>) -> Page {
         let side = setup.model.config.vision.image_size;
-        let mut settings = vec![("model", setup.args.model.display().to_string())];
+        let mut settings = vec![("model", setup.args.model.path.display().to_string())];
         settings.extend(text.map(|text| ("text tower", text.display().to_string())));
         settings.push(("data", setup.args.data.join(" ")));
         let view =

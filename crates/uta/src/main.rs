@@ -1,8 +1,10 @@
 //! `uta`: Unmasked Token Alignment from the command line. Each command is a module; this file only dispatches.
 
 mod chart;
+mod compute;
 mod data;
 mod demo;
+mod embed;
 mod error;
 mod eval;
 mod masks;
@@ -10,6 +12,7 @@ mod metrics;
 mod plot;
 mod report;
 mod train;
+mod weights;
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
@@ -32,6 +35,9 @@ enum Commands {
     /// Measure a model: zero-shot, retrieval, alignment with a teacher
     #[command(subcommand)]
     Eval(eval::Eval),
+    Embed(embed::Args),
+    #[command(subcommand)]
+    Weights(weights::Weights),
     #[command(subcommand)]
     Data(data::Data),
     Masks(masks::Args),
@@ -41,7 +47,8 @@ enum Commands {
 impl Commands {
     /// Whether it runs a network.
     fn computes(&self) -> bool {
-        matches!(self, Commands::Demo(_) | Commands::Train(_) | Commands::Eval(_))
+        use Commands::{Demo, Embed, Eval, Train};
+        matches!(self, Demo(_) | Train(_) | Eval(_) | Embed(_))
     }
 }
 
@@ -64,6 +71,8 @@ fn main() -> ExitCode {
         Commands::Demo(args) => demo::run(args),
         Commands::Train(args) => train::run(args),
         Commands::Eval(args) => eval::run(args),
+        Commands::Embed(args) => embed::run(&args),
+        Commands::Weights(args) => weights::run(&args),
         Commands::Data(args) => data::run(args),
         Commands::Masks(args) => masks::run(&args),
         Commands::Plot(args) => plot::run(&args),

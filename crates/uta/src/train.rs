@@ -95,6 +95,9 @@ pub fn train(
     }
     let r = trainer.recipe();
     let device = uta_train::recipe::device(&r.train.device).map_err(Usage)?;
+    if r.train.device == "auto" && !device.is_cuda() {
+        tracing::info!("no GPU was found; the CPU computes");
+    }
     tracing::info!(
         "{} on {device:?}: {:.2} M parameters, steps {}..{}, batch {}, into {}",
         r.task,

@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 use uta_data::Batch;
 use uta_model::{Clip, ClipConfig, same_tokens};
 
-use super::{Mode, Output, Task, initialise, parameters_of, to_device, upload};
+use super::{Mode, Output, Task, initialise, load, parameters_of, to_device, upload};
 use crate::mask::{MaskGenerator, MaskKind};
 use crate::recipe::Recipe;
 use crate::{Parameter, RecipeError, TrainError};
@@ -27,7 +27,7 @@ impl Align {
     pub fn new(recipe: &Recipe, device: Device) -> Result<Align, TrainError> {
         let teacher = match &recipe.teacher {
             Some(t) => match (&t.path, &t.arch) {
-                (Some(path), _) => Clip::load(path, device)?,
+                (Some(path), _) => load(path, device)?,
                 (None, Some(arch)) => Clip::new(&ClipConfig::preset(arch)?, device),
                 (None, None) => return Err(wrong("teacher: needs teacher.path or teacher.arch")),
             },

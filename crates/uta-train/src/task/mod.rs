@@ -64,12 +64,21 @@ pub fn build(recipe: &Recipe, device: Device) -> Result<Box<dyn Task>, TrainErro
     })
 }
 
+/// The CLIP at `path`. What was assumed about it is said in the log.
+fn load(path: &Path, device: Device) -> Result<Clip, TrainError> {
+    let clip = Clip::load(path, device)?;
+    for note in &clip.notes {
+        tracing::warn!("{}: {note}", path.display());
+    }
+    Ok(clip)
+}
+
 /// Copies what `init` names into the model; `"random"` leaves it as it is.
 fn initialise(clip: &Clip, init: &str) -> Result<(), TrainError> {
     if init == "random" {
         return Ok(());
     }
-    let source = Clip::load(Path::new(init), clip.store.device())?;
+    let source = load(Path::new(init), clip.store.device())?;
     clip.copy_from(&source, "visual.")?;
     if clip.text.is_some() && source.text.is_some() {
         clip.copy_from(&source, "text.")?;

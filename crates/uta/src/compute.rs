@@ -1,0 +1,93 @@
+//! What commands that run a network share: which model, on which device, in which precision.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use tch::Device;
+use torch_ext::Precision;
+use uta_eval::EvalOptions;
+use uta_model::Clip;
+
+use crate::error::Usage;
+
+/// `--model` and `--arch`.
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// A run directory, a folder of open_clip, Hugging Face or timm, or a file of weights (.safetensors, .pt, .pth, .bin)
+    #[arg(long = "model", value_name = "M")]
+    pub path: PathBuf,
+    /// What the net is, where the file alone can't tell: a preset or a configuration file
+    #[arg(long, value_name = "NAME|FILE")]
+    pub arch: Option<String>,
+}
+
+impl ModelArgs {
+    /// The model, on `device`.
+    pub fn load(&self, device: Device) -> anyhow::Result<Clip> {
+        match &self.arch {
+            Some(arch) => noted(Clip::load_as(&self.path, arch, device)?, &self.path),
+            None => load(&self.path, device),
+        }
+    }
+}
+
+/// The model at `path`, on `device`. What was assumed about it is said.
+pub fn load(path: &Path, device: Device) -> anyhow::Result<Clip> {
+    noted(Clip::load(path, device)?, path)
+}
+
+fn noted(clip: Clip, path: &Path) -> anyhow::Result<Clip> {
+    for note in &clip.notes {
+        tracing::warn!("{}: {note}", path.display());
+    }
+    Ok(clip)
+}
+
+/// How a network is run.
+#[derive(Debug, Args)]
+pub struct ComputeArgs {
+    /// Images a forward pass; changes no result beyond rounding
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    batch: usize,
+    /// Decoding threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
+    /// Type that the networks compute in
+    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
+    precision: PrecisionArg,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: String,
+}
+
+/// `--precision`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PrecisionArg {
+    F32,
+    Bf16,
+}
+
+impl ComputeArgs {
+    /// The device and the options that were asked for, without a progress bar.
+    pub fn options(&self) -> anyhow::Result<(Device, EvalOptions)> {
+        for (name, n) in [("--batch", Some(self.batch)), ("--workers", self.workers)] {
+            if n == Some(0) {
+                return Err(Usage(format!("{name} 0: must be 1 or more")).into());
+            }
+        }
+        let device = uta_train::recipe::device(&self.device)
+            .map_err(|message| Usage(format!("--device {message}")))?;
+        let mut options = EvalOptions {
+            batch: self.batch,
+            precision: match self.precision {
+                PrecisionArg::F32 => Precision::F32,
+                PrecisionArg::Bf16 => Precision::Bf16,
+            },
+            ..EvalOptions::default()
+        };
+        if let Some(workers) = self.workers {
+            options.workers = workers;
+        }
+        Ok((device, options))
+    }
+}

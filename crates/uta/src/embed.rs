@@ -1,0 +1,103 @@
+//! `uta embed`: pictures or texts to vectors in a safetensors file.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args as ClapArgs;
+use tch::Device;
+use uta_data::Source;
+use uta_eval::{EvalOptions, embed_images, embed_texts};
+use uta_model::{Clip, safetensors_io};
+
+use crate::compute::{ComputeArgs, ModelArgs};
+use crate::error::Usage;
+use crate::eval;
+
+/// Write the embeddings of pictures or of texts to a file
+///
+/// `embeddings` [N, E] holds f32 rows, not normalised, in the order of sorted file names or of lines; the file's metadata
+/// has the `names` in that order, as a JSON list. A picture that can't be read is named and left out.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  uta embed --model runs/demo --images ~/photos --out photos.safetensors
+  uta embed --model ViT-B-32.pt --texts prompts.txt --out prompts.safetensors
+  uta embed --model M --images a.jpg b.jpg --tokens --layer 10 --out tokens.safetensors
+
+In Python: safetensors.numpy.load_file(\"photos.safetensors\")[\"embeddings\"]")]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Folders of pictures, shards, or picture files
+    #[arg(long, value_name = "DIR|FILE", num_args = 1.., required_unless_present = "texts")]
+    images: Vec<String>,
+    /// A text a line
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["images", "tokens", "layer"])]
+    texts: Option<PathBuf>,
+    /// The safetensors file to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Add `tokens` [N, 1+P, E]: every token, [CLS] first, after the norm and the head
+    #[arg(long)]
+    tokens: bool,
+    /// Add `hidden` [N, 1+P, D]: every token after so many blocks, before the final norm
+    #[arg(long, value_name = "N")]
+    layer: Option<usize>,
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let (device, options) = args.compute.options()?;
+    let options = EvalOptions { progress: Some(eval::progress()), ..options };
+    let (names, tensors) = match &args.texts {
+        Some(path) => {
+            let text = fs::read_to_string(path)
+                .map_err(|e| Usage(format!("--texts {}: {e}", path.display())))?;
+            let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            let model = args.model.load(device)?;
+            let embeddings = embed_texts(&model, &lines, &options)?.to_device(Device::Cpu);
+            (lines, vec![("embeddings".to_owned(), embeddings)])
+        }
+        None => {
+            let source = open(&args.images)?;
+            let model = args.model.load(device)?;
+            check_layer(args.layer, &model)?;
+            let found = embed_images(&model, &source, &options, args.tokens, args.layer)?;
+            let mut tensors = vec![("embeddings".to_owned(), found.embeddings)];
+            tensors.extend(found.tokens.map(|tokens| ("tokens".to_owned(), tokens)));
+            tensors.extend(found.hidden.map(|hidden| ("hidden".to_owned(), hidden)));
+            (found.names, tensors)
+        }
+    };
+    let metadata = BTreeMap::from([("names".to_owned(), serde_json::to_string(&names)?)]);
+    safetensors_io::save(&tensors, &args.out, &metadata, None)?;
+    let shapes: Vec<String> =
+        tensors.iter().map(|(name, tensor)| format!("{name} {:?}", tensor.size())).collect();
+    eprintln!("{}: {}", args.out.display(), shapes.join(", "));
+    Ok(())
+}
+
+/// Sets and single files, the files sorted by name.
+fn open(images: &[String]) -> anyhow::Result<Arc<dyn Source>> {
+    let file = |path: &&String| PathBuf::from(path).is_file() && !path.ends_with(".tar");
+    let (files, sets): (Vec<&String>, Vec<&String>) = images.iter().partition(file);
+    match (files.is_empty(), sets.is_empty()) {
+        (true, _) => Ok(uta_data::open_all(images)?),
+        (false, true) => Ok(uta_data::open_files(files.into_iter().map(PathBuf::from).collect())?),
+        (false, false) => {
+            let message = format!("--images: {} is a file and {} isn't", files[0], sets[0]);
+            Err(Usage(message + "; give files, or folders and shards").into())
+        }
+    }
+}
+
+fn check_layer(layer: Option<usize>, model: &Clip) -> Result<(), Usage> {
+    let depth = model.config.vision.depth;
+    match layer.filter(|&layer| layer as i64 > depth) {
+        Some(layer) => Err(Usage(format!("--layer {layer}: the net has layers 0 to {depth}"))),
+        None => Ok(()),
+    }
+}

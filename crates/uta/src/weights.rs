@@ -1,0 +1,382 @@
+//! `uta weights inspect|convert|resize`: what a checkpoint is, and the same net in another program's layout or size.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display, Formatter};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{Args, Subcommand, ValueEnum};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use tch::{Device, Kind};
+use uta_model::{ClipConfig, Exported, Layout, Origin};
+
+use crate::error::Usage;
+
+/// Look into checkpoints, convert and resize them.
+#[derive(Debug, Subcommand)]
+pub enum Weights {
+    /// Say what a checkpoint is: family, sizes, types, parameters, checksum
+    Inspect(InspectArgs),
+    /// Write a checkpoint in another program's layout
+    Convert(ConvertArgs),
+    /// Interpolate a net to another image or patch size
+    Resize(ResizeArgs),
+}
+
+/// The checkpoint to read.
+#[derive(Debug, Args)]
+pub struct Input {
+    /// A run directory, a folder of open_clip, Hugging Face or timm, or a file of weights (.safetensors, .pt, .pth, .bin)
+    #[arg(value_name = "FILE")]
+    path: PathBuf,
+    /// What the net is, where the file alone can't tell: a preset or a configuration file
+    #[arg(long, value_name = "NAME|FILE")]
+    arch: Option<String>,
+}
+
+impl Input {
+    fn open(&self) -> anyhow::Result<Origin> {
+        Ok(Origin::open(&self.path, self.arch.as_deref())?)
+    }
+}
+
+/// Arguments of `uta weights inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    #[command(flatten)]
+    input: Input,
+    /// List every tensor, by this program's names
+    #[arg(long)]
+    tensors: bool,
+    /// Print one JSON object on standard output and nothing else there
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `uta weights convert`.
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    #[command(flatten)]
+    input: Input,
+    /// The layout to write
+    #[arg(long, value_enum, value_name = "LAYOUT")]
+    to: LayoutArg,
+    /// The folder to write; what it holds under the same names is replaced
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Type of the weights [default: as they are; f32 where there are several]
+    #[arg(long, value_enum)]
+    dtype: Option<Dtype>,
+    /// Print one JSON object on standard output and nothing else there
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `uta weights resize`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  uta weights resize uta-b14 --patch-size 16 --out uta-b16            # 14 to 16 pixels a patch, as EVA does
+  uta weights resize uta-l14 --image-size 336 --out uta-l14-336")]
+pub struct ResizeArgs {
+    #[command(flatten)]
+    input: Input,
+    /// Side of the image, in pixels [default: as it is]
+    #[arg(long, value_name = "S")]
+    image_size: Option<i64>,
+    /// Side of a patch, in pixels [default: as it is]
+    #[arg(long, value_name = "P")]
+    patch_size: Option<i64>,
+    /// The layout to write
+    #[arg(long, value_enum, value_name = "LAYOUT", default_value = "uta")]
+    to: LayoutArg,
+    /// The folder to write
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Print one JSON object on standard output and nothing else there
+    #[arg(long)]
+    json: bool,
+}
+
+/// `--to`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LayoutArg {
+    /// This program's: config.json, model.safetensors
+    Uta,
+    /// open_clip's hub folder: open_clip_config.json, open_clip_model.safetensors
+    OpenClip,
+    /// EVA's names
+    EvaClip,
+    /// timm's hub folder, the image encoder alone
+    Timm,
+    /// Hugging Face's CLIPModel
+    Hf,
+}
+
+impl From<LayoutArg> for Layout {
+    fn from(layout: LayoutArg) -> Layout {
+        match layout {
+            LayoutArg::Uta => Layout::Uta,
+            LayoutArg::OpenClip => Layout::OpenClip,
+            LayoutArg::EvaClip => Layout::EvaClip,
+            LayoutArg::Timm => Layout::Timm,
+            LayoutArg::Hf => Layout::Hf,
+        }
+    }
+}
+
+/// `--dtype`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Dtype {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl From<Dtype> for Kind {
+    fn from(dtype: Dtype) -> Kind {
+        match dtype {
+            Dtype::F32 => Kind::Float,
+            Dtype::F16 => Kind::Half,
+            Dtype::Bf16 => Kind::BFloat16,
+        }
+    }
+}
+
+/// Runs a command of `uta weights`.
+pub fn run(weights: &Weights) -> anyhow::Result<()> {
+    match weights {
+        Weights::Inspect(args) => inspect(args),
+        Weights::Convert(args) => convert(args),
+        Weights::Resize(args) => resize(args),
+    }
+}
+
+/// What `inspect` says.
+#[derive(Serialize)]
+struct Inspection {
+    file: PathBuf,
+    bytes: u64,
+    sha256: String,
+    family: &'static str,
+    config: ClipConfig,
+    tensors: usize,
+    parameters: i64,
+    /// Numbers of each type.
+    dtypes: BTreeMap<String, i64>,
+    notes: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    list: Vec<Listed>,
+}
+
+#[derive(Serialize)]
+struct Listed {
+    name: String,
+    shape: Vec<i64>,
+    dtype: String,
+}
+
+fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
+    let origin = args.input.open()?;
+    let tensors = origin.tensors();
+    let mut dtypes = BTreeMap::new();
+    for tensor in tensors.values() {
+        *dtypes.entry(dtype_name(tensor.kind())).or_default() += tensor.numel() as i64;
+    }
+    let list = tensors.iter().filter(|_| args.tensors).map(|(name, tensor)| Listed {
+        name: name.clone(),
+        shape: tensor.size(),
+        dtype: dtype_name(tensor.kind()),
+    });
+    let (bytes, sha256) = checksum(&origin.weights)?;
+    print(
+        args.json,
+        &Inspection {
+            bytes,
+            sha256,
+            family: origin.family,
+            tensors: tensors.len(),
+            parameters: dtypes.values().sum(),
+            list: list.collect(),
+            dtypes,
+            notes: origin.notes.clone(),
+            file: origin.weights,
+            config: origin.config,
+        },
+    )
+}
+
+impl Display for Inspection {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let v = &self.config.vision;
+        writeln!(f, "file        {}", self.file.display())?;
+        writeln!(f, "            {} bytes, sha256 {}", self.bytes, self.sha256)?;
+        writeln!(f, "family      {}", self.family)?;
+        writeln!(
+            f,
+            "image       {} x {} pixels in patches of {}: {} patches",
+            v.image_size,
+            v.image_size,
+            v.patch_size,
+            v.num_patches()
+        )?;
+        writeln!(
+            f,
+            "            width {}, {} blocks, {} heads of {}, {} {} inside, {} out",
+            v.width,
+            v.depth,
+            v.heads,
+            v.head_width(),
+            serde_json::to_value(v.ffn).ok().as_ref().and_then(|v| v.as_str()).unwrap_or("mlp"),
+            v.hidden,
+            v.out
+        )?;
+        match &self.config.text {
+            None => writeln!(f, "text        none")?,
+            Some(t) => writeln!(
+                f,
+                "text        {} tokens of {}, width {}, {} blocks, {} heads, {} out",
+                t.context_length, t.vocab_size, t.width, t.layers, t.heads, t.out
+            )?,
+        }
+        let dtypes: Vec<String> =
+            self.dtypes.iter().map(|(dtype, count)| format!("{count} {dtype}")).collect();
+        write!(f, "tensors     {}: {}", self.tensors, dtypes.join(", "))?;
+        for note in &self.notes {
+            write!(f, "\nassumed     {note}")?;
+        }
+        for Listed { name, shape, dtype } in &self.list {
+            write!(f, "\n{dtype:<5} {name} {shape:?}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What `convert` and `resize` say.
+#[derive(Serialize)]
+struct Written {
+    from: PathBuf,
+    family: &'static str,
+    to: &'static str,
+    files: Vec<PathBuf>,
+    dtype: String,
+    /// Our names of what the layout has no place for.
+    left_out: Vec<String>,
+    notes: Vec<String>,
+    /// Tensors that were interpolated: name, former shape, new shape.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    resized: Vec<(String, Vec<i64>, Vec<i64>)>,
+}
+
+impl Display for Written {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Written { from, family, to, dtype, .. } = self;
+        write!(f, "{} ({family}) -> {to}, {dtype}", from.display())?;
+        for (name, before, after) in &self.resized {
+            write!(f, "\nresized     {name} {before:?} -> {after:?}")?;
+        }
+        for file in &self.files {
+            write!(f, "\nwritten     {}", file.display())?;
+        }
+        if let [first, ..] = &self.left_out[..] {
+            let count = self.left_out.len();
+            write!(f, "\nleft out    {count} tensors that {to} has no place for, {first} ...")?;
+        }
+        self.notes.iter().try_for_each(|note| write!(f, "\nassumed     {note}"))
+    }
+}
+
+impl Written {
+    fn new(
+        from: PathBuf,
+        family: &'static str,
+        kind: Kind,
+        notes: Vec<String>,
+        e: Exported,
+    ) -> Self {
+        Written {
+            from,
+            family,
+            to: e.family,
+            files: e.files,
+            dtype: dtype_name(kind),
+            left_out: e.left_out,
+            notes,
+            resized: Vec::new(),
+        }
+    }
+}
+
+fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
+    let origin = args.input.open()?;
+    let kind = args.dtype.map_or_else(|| stored_kind(&origin), Kind::from);
+    let (from, family) = (origin.weights.clone(), origin.family);
+    let clip = origin.into_clip(Device::Cpu)?;
+    let exported = clip.export(args.to.into(), &args.out, Some(kind))?;
+    print(args.json, &Written::new(from, family, kind, clip.notes, exported))
+}
+
+fn resize(args: &ResizeArgs) -> anyhow::Result<()> {
+    let origin = args.input.open()?;
+    let v = &origin.config.vision;
+    let (image, patch) =
+        (args.image_size.unwrap_or(v.image_size), args.patch_size.unwrap_or(v.patch_size));
+    if (image, patch) == (v.image_size, v.patch_size) {
+        let message = format!(
+            "the net has images of {image} pixels and patches of {patch} already; give --image-size or --patch-size"
+        );
+        return Err(Usage(message).into());
+    }
+    let kind = stored_kind(&origin);
+    let (from, family) = (origin.weights.clone(), origin.family);
+    let clip = origin.into_clip(Device::Cpu)?;
+    let resized = clip.resized(image, patch)?;
+    let exported = resized.clip.export(args.to.into(), &args.out, Some(kind))?;
+    let written = Written::new(from, family, kind, clip.notes, exported);
+    print(args.json, &Written { resized: resized.changed, ..written })
+}
+
+/// The one type of all weights; f32 where there are several.
+fn stored_kind(origin: &Origin) -> Kind {
+    let mut kinds = origin.tensors().values().filter(|t| t.is_floating_point()).map(|t| t.kind());
+    let first = kinds.next().unwrap_or(Kind::Float);
+    if kinds.all(|kind| kind == first) { first } else { Kind::Float }
+}
+
+fn dtype_name(kind: Kind) -> String {
+    match kind {
+        Kind::Float => "f32".into(),
+        Kind::Half => "f16".into(),
+        Kind::BFloat16 => "bf16".into(),
+        Kind::Double => "f64".into(),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+/// Length and SHA-256 of a file.
+fn checksum(path: &Path) -> anyhow::Result<(u64, String)> {
+    let reading = || format!("reading {}", path.display());
+    let mut file = File::open(path).with_context(reading)?;
+    let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer).with_context(reading)? {
+            0 => break,
+            n => {
+                hash.update(&buffer[..n]);
+                bytes += n as u64;
+            }
+        }
+    }
+    Ok((bytes, hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+}
+
+fn print(json: bool, value: &(impl Serialize + Display)) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match json {
+        true => writeln!(out, "{}", serde_json::to_string(value)?)?,
+        false => writeln!(out, "{value}")?,
+    }
+    Ok(())
+}

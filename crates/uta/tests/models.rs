@@ -1,0 +1,209 @@
+//! `uta embed` and `uta weights` on files that the originals' own code wrote (tests/golden/families).
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tch::{Kind, Tensor};
+use uta_model::safetensors_io::Checkpoint;
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
+}
+
+fn uta(dir: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_uta")).args(args).current_dir(dir).output().unwrap()
+}
+
+fn done(dir: &Path, args: &[&str]) -> String {
+    let out = uta(dir, args);
+    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+fn json(dir: &Path, args: &[&str]) -> Value {
+    serde_json::from_str(&done(dir, args)).unwrap()
+}
+
+/// Exit status 2 and one line that holds all of `words`.
+fn refused(dir: &Path, args: &[&str], words: &[&str]) {
+    let out = uta(dir, args);
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{args:?}: {text}");
+    let mut lines = text.lines();
+    let line = lines.next().unwrap_or_default();
+    assert!(
+        line.starts_with("uta: ") && words.iter().all(|w| line.contains(w)),
+        "{args:?}: {text}"
+    );
+    assert_eq!(lines.next(), None, "{text}");
+}
+
+fn tensors(path: &Path) -> BTreeMap<String, Tensor> {
+    Checkpoint::open(path).unwrap().tensors
+}
+
+/// Four pictures whose names sort against the order in which they are written.
+fn pictures(dir: &Path) {
+    fs::create_dir(dir.join("pictures")).unwrap();
+    for (i, name) in ["d.png", "b.png", "c.png", "a.png"].into_iter().enumerate() {
+        let colour = |x: u32, y: u32| image::Rgb([(60 * i) as u8, (x * 6) as u8, (y * 6) as u8]);
+        image::RgbImage::from_fn(40, 36, colour).save(dir.join("pictures").join(name)).unwrap();
+    }
+}
+
+#[test]
+fn embeddings_of_pictures_come_in_the_order_of_their_names_with_tokens_and_hidden_states() {
+    let dir = tempfile::tempdir().unwrap();
+    pictures(dir.path());
+    let model = golden("families/hf_clip");
+    let model = model.to_str().unwrap();
+    let embed = |more: &[&str]| {
+        done(
+            dir.path(),
+            &[&["embed", "--model", model, "--out", "out.safetensors"], more].concat(),
+        );
+        Checkpoint::open(&dir.path().join("out.safetensors")).unwrap()
+    };
+    let all = embed(&["--images", "pictures", "--tokens", "--layer", "1", "--batch", "3"]);
+    let names: Vec<String> = serde_json::from_str(&all.metadata["names"]).unwrap();
+    assert_eq!(names, ["a.png", "b.png", "c.png", "d.png"]);
+    let (embeddings, tokens) = (&all.tensors["embeddings"], &all.tensors["tokens"]);
+    assert_eq!((embeddings.kind(), embeddings.size()[0]), (Kind::Float, 4));
+    assert_eq!(tokens.size()[0], 4);
+    assert_eq!(all.tensors["hidden"].size()[..2], tokens.size()[..2]);
+    assert!(tokens.select(1, 0).allclose(embeddings, 1e-5, 1e-5, false), "[CLS] is the embedding");
+
+    let some = embed(&["--images", "pictures/d.png", "pictures/b.png"]);
+    let names: Vec<String> = serde_json::from_str(&some.metadata["names"]).unwrap();
+    assert_eq!(names, ["pictures/b.png", "pictures/d.png"]);
+    let index = Tensor::from_slice(&[1i64, 3]);
+    let expected = embeddings.index_select(0, &index);
+    assert!(some.tensors["embeddings"].allclose(&expected, 1e-5, 1e-5, false));
+
+    let words = ["--images", "pictures", "--layer", "9"];
+    let args = [&["embed", "--model", model, "--out", "x"], &words[..]].concat();
+    refused(dir.path(), &args, &["--layer 9", "layers 0 to 2"]);
+}
+
+#[test]
+fn embeddings_of_texts_come_in_the_order_of_their_lines() {
+    let dir = tempfile::tempdir().unwrap();
+    let vision = "image_size = 16\npatch_size = 4\nwidth = 16\ndepth = 1\nheads = 2\nhidden = 32\nout = 16\n";
+    let text = "[model.text]\ncontext_length = 12\nvocab_size = 1000\nwidth = 16\nheads = 2\nlayers = 1\nout = 16\n";
+    pictures(dir.path());
+    for name in ["a", "b", "c", "d"] {
+        fs::write(dir.path().join(format!("pictures/{name}.txt")), name).unwrap();
+    }
+    let recipe = format!(
+        "task = \"contrastive\"\n[model]\n{vision}{text}[data]\ntrain = [\"pictures\"]\n[train]\nsteps = 1\nbatch = 4\ndevice = \"cpu\"\n"
+    );
+    fs::write(dir.path().join("clip.toml"), recipe).unwrap();
+    done(dir.path(), &["train", "clip.toml", "--out", "run"]);
+    let embed = |lines: &str| {
+        fs::write(dir.path().join("lines"), lines).unwrap();
+        done(
+            dir.path(),
+            &["embed", "--model", "run", "--texts", "lines", "--out", "t.safetensors"],
+        );
+        Checkpoint::open(&dir.path().join("t.safetensors")).unwrap()
+    };
+    let both = embed("a longer line of words\nshort\n");
+    let names: Vec<String> = serde_json::from_str(&both.metadata["names"]).unwrap();
+    assert_eq!(names, ["a longer line of words", "short"]);
+    let one = embed("short\n");
+    let expected = both.tensors["embeddings"].narrow(0, 1, 1);
+    assert!(one.tensors["embeddings"].allclose(&expected, 1e-5, 1e-5, false));
+}
+
+#[test]
+fn a_checkpoint_is_inspected_and_comes_back_unchanged_from_another_layout() {
+    let dir = tempfile::tempdir().unwrap();
+    let original = golden("families/open_clip");
+    let original = original.to_str().unwrap();
+    let found = json(dir.path(), &["weights", "inspect", original, "--tensors", "--json"]);
+    assert_eq!(found["sha256"].as_str().unwrap().len(), 64);
+    assert_eq!(
+        found["list"].as_array().unwrap().len(),
+        found["tensors"].as_u64().unwrap() as usize
+    );
+    assert!(found["family"].as_str().unwrap().contains("open_clip"), "{found}");
+    assert_eq!(found["dtypes"].as_object().unwrap().keys().collect::<Vec<_>>(), ["f16"]);
+
+    for layout in ["hf", "uta"] {
+        let there = ["weights", "convert", original, "--to", layout, "--out", layout, "--json"];
+        assert_eq!(json(dir.path(), &there)["dtype"], "f16");
+        let back = ["weights", "convert", layout, "--to", "open-clip", "--out", "back"];
+        done(dir.path(), &back);
+        let file = "open_clip_model.safetensors";
+        let (before, after) = (
+            tensors(&Path::new(original).join(file)),
+            tensors(&dir.path().join("back").join(file)),
+        );
+        assert!(before.keys().eq(after.keys()), "{layout}");
+        for (name, tensor) in &before {
+            assert_eq!(tensor, &after[name], "{layout}: {name}");
+        }
+    }
+}
+
+#[test]
+fn a_resized_net_says_what_was_interpolated_and_loads() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = golden("families/official_uta/weights.safetensors");
+    let model = model.to_str().unwrap();
+    let before = json(dir.path(), &["weights", "inspect", model, "--json"]);
+    let size = before["config"]["vision"]["image_size"].as_i64().unwrap();
+    let wanted = (size * 2).to_string();
+    let args = ["weights", "resize", model, "--image-size", &wanted, "--out", "large", "--json"];
+    let report = json(dir.path(), &args);
+    assert_eq!(report["resized"].as_array().unwrap().len(), 1, "{report}");
+    assert_eq!(report["resized"][0][0], "visual.pos_embed");
+    let after = json(dir.path(), &["weights", "inspect", "large", "--json"]);
+    assert_eq!(after["config"]["vision"]["image_size"], size * 2);
+    let same = size.to_string();
+    let args = ["weights", "resize", model, "--image-size", &same, "--out", "same"];
+    refused(dir.path(), &args, &["already", "--image-size"]);
+}
+
+#[test]
+fn files_that_are_no_weights_are_refused_in_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    fs::write(path("empty.pt"), b"").unwrap();
+    fs::write(path("text.pt"), b"not a checkpoint, but a letter to a friend").unwrap();
+    fs::create_dir(path("folder")).unwrap();
+    let mut huge = (1u64 << 60).to_le_bytes().to_vec();
+    huge.extend(b"{}");
+    fs::write(path("huge.safetensors"), huge).unwrap();
+    let whole = golden("families/open_clip/open_clip_model.safetensors");
+    let bytes = fs::read(&whole).unwrap();
+    fs::write(path("cut.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
+    for (name, word) in [
+        ("empty.pt", "empty"),
+        ("text.pt", "no PyTorch file"),
+        ("folder", "config.json"),
+        ("huge.safetensors", "header"),
+        ("cut.safetensors", "cut short"),
+        ("nowhere.pt", "nowhere.pt"),
+    ] {
+        refused(dir.path(), &["weights", "inspect", name], &[name, word]);
+        refused(
+            dir.path(),
+            &["embed", "--model", name, "--texts", "text.pt", "--out", "o"],
+            &[name],
+        );
+    }
+    let evil: Vec<PathBuf> = fs::read_dir(golden("torch_files"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("bad_"))
+        .collect();
+    assert!(!evil.is_empty());
+    for path in evil {
+        refused(dir.path(), &["weights", "inspect", path.to_str().unwrap()], &[".pt"]);
+    }
+}

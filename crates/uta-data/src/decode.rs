@@ -237,10 +237,8 @@ fn decode_jpeg(
     width: u32,
     height: u32,
 ) -> Result<Rgb, DataError> {
-    // A decoder that forgives fills what is missing with gray. Seen from its end, a whole JPEG shows the end-of-image
-    // marker before a start of scan; neither can occur within the coded data.
-    let last_marker = bytes.windows(2).rev().find(|m| m[0] == 0xff && matches!(m[1], 0xd9 | 0xda));
-    if last_marker != Some(&[0xff, 0xd9]) {
+    // A decoder that forgives fills what is missing with gray.
+    if !has_end(bytes) {
         return Err(damaged("JPEG", "cut short"));
     }
     let gray = decoder.input_colorspace() == Some(ColorSpace::Luma);
@@ -249,6 +247,25 @@ fn decode_jpeg(
     let pixels = decoder.decode().map_err(|e| damaged("JPEG", e))?;
     let pixels = if gray { to_rgb::<1>(&pixels, true) } else { pixels };
     checked("JPEG", width, height, pixels)
+}
+
+/// Whether a JPEG's end-of-image marker is there, whatever may follow it (phones append films). Segments are passed over by
+/// their lengths; within coded data a byte 0xff is followed by 0 or a restart marker.
+fn has_end(jpeg: &[u8]) -> bool {
+    let mut at = 2;
+    while let Some(&[mark, code]) = jpeg.get(at..at + 2) {
+        match (mark, code) {
+            (0xff, 0xd9) => return true,
+            (0xff, 0x00 | 0x01 | 0xd0..=0xd8) => at += 2,
+            (0xff, 0xff) | (0..0xff, _) => at += 1,
+            (0xff, _) => {
+                let length =
+                    jpeg.get(at + 2..at + 4).map_or(0, |l| u16::from_be_bytes([l[0], l[1]]));
+                at += 2 + usize::from(length);
+            }
+        }
+    }
+    false
 }
 
 /// The pixels, and the alpha of those that have one. `gray16`: 16-bit gray without alpha, which is clipped.

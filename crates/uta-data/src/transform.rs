@@ -338,7 +338,7 @@ fn pixels_of(image: &Rgb) -> Result<TypedImageRef<'_, U8x3>, DataError> {
 
 /// `part` (left, top, width, height) of `view`, in source pixels and possibly between them, at `size` x `size`.
 ///
-/// Rows first, then columns, with bytes in between, as Pillow did until version 13, which takes columns first for some
+/// Rows first, then columns, with bytes in between, as Pillow did before version 13, which takes columns first for some
 /// tall images (python-pillow/Pillow#9549). The resizer alone would always do so, and the clamping of what overshoots at
 /// edges depends on the order: it puts a fifth of all bytes off by a level, and some by more.
 fn bicubic<P: PixelTrait>(
@@ -351,6 +351,11 @@ fn bicubic<P: PixelTrait>(
         static RESIZER: RefCell<(Resizer, Vec<u8>)> = RefCell::new((Resizer::new(), vec![]));
     }
     let (left, top, width, height) = part;
+    // Rows that no pixel of the result reaches aren't computed: of a sliver they may be millions.
+    let reach = 2.0 * (height / f64::from(size)).max(1.0) + 1.0;
+    let first = (top - reach).max(0.0) as u32;
+    let end = ((top + height + reach) as u32).saturating_add(1).min(view.height());
+    let top = top - f64::from(first);
     let failed = |e: &dyn std::fmt::Display| DataError::Image(format!("cannot resize: {e}"));
     // Catmull-Rom is the cubic with a = -0.5, Pillow's BICUBIC; torch's own has a = -0.75 and is not meant here.
     let options = ResizeOptions::new()
@@ -359,11 +364,11 @@ fn bicubic<P: PixelTrait>(
     let (side, channels) = (size as usize, P::size());
     let mut pixels = vec![0; channels * side * side];
     RESIZER.with_borrow_mut(|(resizer, between)| {
-        let rows = view.height();
+        let rows = end - first;
         between.resize(channels * side * rows as usize, 0);
         let mut narrow =
             TypedImage::<P>::from_buffer(size, rows, between).map_err(|e| failed(&e))?;
-        let across = options.crop(left, 0.0, width, f64::from(rows));
+        let across = options.crop(left, f64::from(first), width, f64::from(rows));
         resizer.resize_typed(view, &mut narrow, &across).map_err(|e| failed(&e))?;
         let mut out =
             TypedImage::<P>::from_buffer(size, size, &mut pixels).map_err(|e| failed(&e))?;

@@ -109,6 +109,16 @@ fn images_cut_short_are_errors_in_every_format() {
 }
 
 #[test]
+fn what_follows_the_end_of_a_jpeg_does_not_matter() {
+    let whole = image(9, ImageFormat::Jpeg);
+    let plain = decode(&whole).unwrap();
+    for trailer in [&b"MotionPhoto\xff\xda\x00\x08film"[..], &[0xff, 0xd8, 0xff, 0xda], &[0; 9]] {
+        let longer = [&whole[..], trailer].concat();
+        assert_eq!(decode(&longer).unwrap(), plain);
+    }
+}
+
+#[test]
 fn no_damage_to_an_image_panics() {
     for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Gif] {
         let whole = image(9, format);

@@ -74,7 +74,7 @@ pub(crate) fn sweep(
         options.report("images", done + rejected.len(), total);
     }
     for Rejected { key, reason } in &rejected {
-        tracing::warn!("{key}: left out of the evaluation: {reason}");
+        tracing::warn!("{key}: left out: {reason}");
     }
     Ok(rejected)
 }
@@ -135,28 +135,62 @@ pub fn embed_images(
     layer: Option<usize>,
 ) -> Result<Embedded, EvalError> {
     let layers: Vec<usize> = layer.into_iter().collect();
-    let cpu = |x: &Tensor| x.to_kind(Kind::Float).to_device(Device::Cpu);
-    let (mut names, mut rows, mut all, mut hidden) = (vec![], vec![], vec![], vec![]);
+    let mut names = vec![];
+    let [mut embeddings, mut all, mut hidden] = [(); 3].map(|()| Rows::of(source.len()));
     let rejected = sweep(model, source, options, |batch, pixels| {
         let images = model.normalise(pixels);
+        let key = |row: usize| batch.items[row].key.clone();
+        let keep = |rows: &mut Rows, x: &Tensor| {
+            finite(x, options, key)?;
+            rows.push(x);
+            Ok::<(), EvalError>(())
+        };
         if tokens || layer.is_some() {
-            let features = options.compute(model, || model.visual.features(&images, &layers))?;
-            all.extend(tokens.then(|| cpu(&features.projected)));
-            hidden.extend(features.hidden.iter().map(cpu));
+            let found = options.compute(model, || model.visual.features(&images, &layers))?;
+            keep(&mut embeddings, &found.embedding)?;
+            if tokens {
+                keep(&mut all, &found.projected)?;
+            }
+            found.hidden.iter().try_for_each(|x| keep(&mut hidden, x))?;
+        } else {
+            let found = options.forward(model, || model.encode_image(&images));
+            keep(&mut embeddings, &found)?;
         }
-        let embeddings = options.forward(model, || model.encode_image(&images));
-        finite(&embeddings, options, |row| batch.items[row].key.clone())?;
-        rows.push(cpu(&embeddings));
         names.extend(batch.items.iter().map(|item| source.name(item.index)));
         Ok(())
     })?;
-    if rows.is_empty() {
+    let Some(embeddings) = embeddings.finish() else {
         let want = "can be read";
         return Err(EvalError::Empty { set: "embed".into(), len: source.len(), want });
+    };
+    Ok(Embedded { names, embeddings, tokens: all.finish(), hidden: hidden.finish(), rejected })
+}
+
+/// Results of a sweep in one tensor, f32 on the CPU, made at its full size: no second copy joins them.
+struct Rows {
+    most: i64,
+    filled: i64,
+    all: Option<Tensor>,
+}
+
+impl Rows {
+    fn of(most: usize) -> Rows {
+        Rows { most: most as i64, filled: 0, all: None }
     }
-    let joined = |parts: &[Tensor]| (!parts.is_empty()).then(|| Tensor::cat(parts, 0));
-    let embeddings = Tensor::cat(&rows, 0);
-    Ok(Embedded { names, embeddings, tokens: joined(&all), hidden: joined(&hidden), rejected })
+
+    /// Adds `x` [n, ...].
+    fn push(&mut self, x: &Tensor) {
+        let mut size = x.size();
+        let n = std::mem::replace(&mut size[0], self.most);
+        let all = self.all.get_or_insert_with(|| Tensor::empty(size, (Kind::Float, Device::Cpu)));
+        all.narrow(0, self.filled, n).copy_(x);
+        self.filled += n;
+    }
+
+    /// [N, ...] of what was added; `None` where nothing was.
+    fn finish(self) -> Option<Tensor> {
+        Some(self.all?.narrow(0, 0, self.filled))
+    }
 }
 
 /// Unit text embeddings `[N,D]` of `texts`, on `model`'s device.

@@ -274,7 +274,7 @@ fn is_plain(c: &VitConfig) -> bool {
     mlp && c.k_bias && c.abs_pos && !c.rope && !c.attn_norm && !c.post_norm && !c.mask_token
 }
 
-fn is_clip(c: &VitConfig) -> bool {
+pub(crate) fn is_clip(c: &VitConfig) -> bool {
     is_plain(c) && c.norm_pre && c.head == Head::Plain && c.pool == crate::Pool::Cls
 }
 
@@ -509,8 +509,11 @@ impl Adapter {
                 pieces.iter().map(|piece| turned(piece, found.rule.2)).collect::<Option<Vec<_>>>()
             });
             match pieces {
-                Some(pieces) => out.extend(ours.into_iter().zip(pieces)),
-                None => drop(out.insert(key, tensor)),
+                // Of two of theirs for one of ours, the second is one too many.
+                Some(pieces) if !ours.iter().any(|name| out.contains_key(name)) => {
+                    out.extend(ours.into_iter().zip(pieces));
+                }
+                _ => drop(out.insert(key, tensor)),
             }
         }
         for (name, joint) in joints {

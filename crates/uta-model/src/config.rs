@@ -18,6 +18,9 @@ const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 pub(crate) const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
 pub(crate) const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
 
+/// Patches along a side, at most: four times those of the largest net in use, detection at 1024 pixels.
+const MOST_PATCHES: i64 = 256;
+
 /// The feed-forward network of a block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -222,6 +225,13 @@ impl VitConfig {
         ];
         within(&sizes)?;
         divides("image_size", self.image_size, "patch_size", self.patch_size)?;
+        if self.grid() > MOST_PATCHES {
+            let message = format!(
+                "image_size / patch_size = {}: must be at most {MOST_PATCHES}",
+                self.grid()
+            );
+            return Err(ModelError::Config(message));
+        }
         divides("width", self.width, "heads", self.heads)?;
         if self.rope && self.head_width() % 4 != 0 {
             let message = format!(

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
+use crate::adapter::is_clip;
 use crate::safetensors_io::{self, write_atomically};
 use crate::{Adapter, Clip, Ffn, Head, Layout, ModelError, Pool, RelPos, TextConfig, VitConfig};
 
@@ -99,7 +100,7 @@ impl Clip {
         let (v, t) = (&self.config.vision, self.text_config("open-clip")?);
         let quick = v.ffn == Ffn::QuickGelu;
         let mut vision = json!({"image_size": v.image_size});
-        let plain = v.norm_pre && v.k_bias;
+        let plain = is_clip(v);
         if plain {
             vision["layers"] = v.depth.into();
             vision["width"] = v.width.into();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tch::{Device, Tensor};
 
 use crate::config::{IMAGENET_MEAN, IMAGENET_STD};
@@ -89,7 +89,14 @@ impl Origin {
         let checkpoint = checkpoint.adapted(adapter);
         let mut notes = vec![];
         let config = match stated {
-            Some(Stated::Exactly(config)) => config,
+            Some(Stated::Exactly(mut config)) => {
+                // A student's checkpoint holds what is trained, and that is its image encoder.
+                let trained = weights.parent().is_some_and(|dir| run_of(dir).is_some());
+                if trained && !checkpoint.tensors.keys().any(|key| key.starts_with("text.")) {
+                    config.text = None;
+                }
+                config
+            }
             stated => {
                 let mut config = infer(&weights, &checkpoint.tensors)?;
                 match &stated {
@@ -100,8 +107,10 @@ impl Origin {
                             Format::Timm => timm(value, &mut config),
                         };
                         read.map_err(|message| ModelError::format(file, message))?;
-                        if matches!(format, Format::HuggingFace) {
-                            preprocessor(file, &mut config);
+                        match format {
+                            Format::OpenClip => other_pixels(&value["preprocess_cfg"], &mut notes),
+                            Format::Timm => other_pixels(&value["pretrained_cfg"], &mut notes),
+                            Format::HuggingFace => preprocessor(file, &mut config, &mut notes)?,
                         }
                     }
                     _ => assume(&weights, openai, &mut config, &mut notes),
@@ -109,9 +118,10 @@ impl Origin {
                 config
             }
         };
-        config.check().map_err(|e| {
-            ModelError::format(beside.as_deref().unwrap_or(&weights), e.to_string())
-        })?;
+        let source = arch.map(Path::new).filter(|arch| arch.is_file()).or(beside.as_deref());
+        config
+            .check()
+            .map_err(|e| ModelError::format(source.unwrap_or(&weights), e.to_string()))?;
         Ok(Origin { weights, family: adapter.family, config, notes, checkpoint })
     }
 
@@ -146,7 +156,13 @@ fn locate(path: &Path) -> Result<(PathBuf, Option<PathBuf>), ModelError> {
         let dir = path.parent().unwrap_or(Path::new(""));
         let named = |name: &&str| path.file_name().is_some_and(|file| file == *name);
         let config = FOLDERS.iter().find(|(_, weights)| weights.iter().any(named));
-        return Ok((path.to_owned(), config.and_then(|(config, _)| there(dir.join(config)))));
+        let beside = config.and_then(|(config, _)| there(dir.join(config)));
+        return Ok((path.to_owned(), beside.or_else(|| there(run_of(dir)?.join("config.json")))));
+    }
+    if let Some(run) = run_of(path)
+        && let Some(weights) = there(path.join("model.safetensors"))
+    {
+        return Ok((weights, there(run.join("config.json"))));
     }
     for (config, weights) in FOLDERS {
         let weights = weights.into_iter().find_map(|weights| there(path.join(weights)));
@@ -162,6 +178,12 @@ fn locate(path: &Path) -> Result<(PathBuf, Option<PathBuf>), ModelError> {
     };
     let message = format!("a model needs {} here, and {found}{unfinished}", wanted.join(", or "));
     Err(ModelError::format(path, message))
+}
+
+/// The run that `dir` is a checkpoint of: RUN/checkpoints/step-00001000. The run's configuration is the checkpoint's.
+fn run_of(dir: &Path) -> Option<&Path> {
+    let folder = dir.parent()?;
+    if folder.file_name()? == "checkpoints" { folder.parent() } else { None }
 }
 
 /// What is said about the net, besides its tensors.
@@ -204,7 +226,8 @@ impl Stated {
         if path.is_file() {
             return Stated::read(path).map(Some);
         }
-        let vision = VitConfig::preset(arch)?;
+        let vision = VitConfig::preset(arch)
+            .map_err(|e| ModelError::Config(format!("--arch {arch}: no such file, and {e}")))?;
         let text = checkpoint.tensors.keys().any(|key| key.contains("token_embedding"));
         let text = match (text, TextConfig::preset(arch)) {
             (false, _) => None,
@@ -322,6 +345,19 @@ fn infer(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<ClipConfig, 
 /// What shapes don't tell, where no configuration does either.
 fn assume(weights: &Path, openai: bool, config: &mut ClipConfig, notes: &mut Vec<String>) {
     let vision = &config.vision;
+    let known = |name: &String| {
+        VitConfig::preset(name).is_ok_and(|p| {
+            (p.width, p.depth, p.heads) == (vision.width, vision.depth, vision.heads)
+        })
+    };
+    if !crate::preset_names().iter().any(known) {
+        notes.push(format!(
+            "{} attention heads of {} channels assumed, because no shape tells and no known net has these sizes; \
+             --arch takes a configuration file that says it",
+            vision.heads,
+            vision.head_width()
+        ));
+    }
     if knows_no_clip(vision) && config.text.is_none() {
         let what = "pixels are normalised as ImageNet's, as MAE's and BEiT v2's were: nothing beside the weights tells";
         notes.push(what.into());
@@ -514,12 +550,43 @@ fn hugging_face(value: &Value, config: &mut ClipConfig) -> Result<(), String> {
 }
 
 /// Pixel statistics, which Hugging Face keeps in a file of their own.
-fn preprocessor(config_file: &Path, config: &mut ClipConfig) {
-    let text = fs::read_to_string(config_file.with_file_name("preprocessor_config.json"));
-    let value: Option<Value> = text.ok().and_then(|text| serde_json::from_str(&text).ok());
-    if let Some(value) = value {
-        take_rgb(&value, "image_mean", &mut config.mean);
-        take_rgb(&value, "image_std", &mut config.std);
+fn preprocessor(
+    config_file: &Path,
+    config: &mut ClipConfig,
+    notes: &mut Vec<String>,
+) -> Result<(), ModelError> {
+    let path = config_file.with_file_name("preprocessor_config.json");
+    let text = match fs::read_to_string(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        text => text.map_err(ModelError::io(&path))?,
+    };
+    let value: Value =
+        serde_json::from_str(&text).map_err(|e| ModelError::format(&path, e.to_string()))?;
+    take_rgb(&value, "image_mean", &mut config.mean);
+    take_rgb(&value, "image_std", &mut config.std);
+    other_pixels(&value, notes);
+    Ok(())
+}
+
+/// Notes what a configuration asks of images and evaluation here doesn't do: it resizes the shorter side to the net's size
+/// by Pillow's bicubic filter and crops the centre.
+fn other_pixels(value: &Value, notes: &mut Vec<String>) {
+    // Pillow's number of its bicubic filter is 3.
+    let known = [
+        ("interpolation", json!("bicubic")),
+        ("resample", json!(3)),
+        ("resize_mode", json!("shortest")),
+        ("crop_mode", json!("center")),
+        ("crop_pct", json!(1.0)),
+    ];
+    for (key, usual) in known {
+        let asked = &value[key];
+        let same = asked == &usual || asked.as_f64().is_some_and(|n| usual.as_f64() == Some(n));
+        if !asked.is_null() && !same {
+            notes.push(format!(
+                "its configuration asks for {key} = {asked} of images; they are resized as for {usual} here"
+            ));
+        }
     }
 }
 

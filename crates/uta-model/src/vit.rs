@@ -36,6 +36,8 @@ pub struct Features {
     pub tokens: Tensor,
     /// Every token after the head, in the space of the embeddings: [B, 1+N, E]; `tokens` where there is no head.
     pub projected: Tensor,
+    /// The embedding of the whole image, [B, E].
+    pub embedding: Tensor,
 }
 
 impl Vit {
@@ -93,7 +95,11 @@ impl Vit {
 
     /// The embedding of the whole image, [B, E]: that of `[CLS]`, or of the patches' mean ([`VitConfig::pool`]).
     pub fn cls_t(&self, images: &Tensor, train: bool) -> Tensor {
-        let x = self.hidden_t(images, None, train);
+        self.embedding(&self.hidden_t(images, None, train))
+    }
+
+    /// The embedding, [B, E], of tokens after the last block, [B, 1+N, D].
+    fn embedding(&self, x: &Tensor) -> Tensor {
         let pooled = match self.pool {
             Pool::Cls => x.select(1, 0),
             Pool::Mean => x.narrow(1, 1, x.size()[1] - 1).mean_dim(1, false, x.kind()),
@@ -127,7 +133,7 @@ impl Vit {
         }
         let tokens = self.norm.forward(&x);
         let projected = self.project(tokens.shallow_clone());
-        Ok(Features { hidden, tokens, projected })
+        Ok(Features { hidden, tokens, projected, embedding: self.embedding(&x) })
     }
 
     fn project(&self, x: Tensor) -> Tensor {

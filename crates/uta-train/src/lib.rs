@@ -22,5 +22,5 @@ pub use optim::{Ema, Optimizer, Parameter};
 pub use recipe::{Recipe, RecipeError};
 pub use run::RunDir;
 pub use schedule::CosineSchedule;
-pub use task::{Align, Contrastive, Mode, Output, Task, build, upload};
+pub use task::{Align, Contrastive, Mode, Output, Task, build, load, upload};
 pub use trainer::{Evaluator, Outcome, Trainer};

@@ -112,6 +112,8 @@ impl Trainer {
             true => RunDir::reopen(out, state.as_ref().map(|state| state.step))?,
             false => RunDir::create(out, &recipe)?,
         };
+        // From the start: a checkpoint is a model too.
+        task.clip().save_config(out)?;
         Ok(Trainer {
             recipe,
             device,

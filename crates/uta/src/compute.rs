@@ -1,6 +1,6 @@
 //! What commands that run a network share: which model, on which device, in which precision.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use tch::Device;
@@ -24,23 +24,8 @@ pub struct ModelArgs {
 impl ModelArgs {
     /// The model, on `device`.
     pub fn load(&self, device: Device) -> anyhow::Result<Clip> {
-        match &self.arch {
-            Some(arch) => noted(Clip::load_as(&self.path, arch, device)?, &self.path),
-            None => load(&self.path, device),
-        }
+        Ok(uta_train::load(&self.path, self.arch.as_deref(), device)?)
     }
-}
-
-/// The model at `path`, on `device`. What was assumed about it is said.
-pub fn load(path: &Path, device: Device) -> anyhow::Result<Clip> {
-    noted(Clip::load(path, device)?, path)
-}
-
-fn noted(clip: Clip, path: &Path) -> anyhow::Result<Clip> {
-    for note in &clip.notes {
-        tracing::warn!("{}: {note}", path.display());
-    }
-    Ok(clip)
 }
 
 /// How a network is run.

@@ -14,7 +14,6 @@ use uta_eval::{EvalOptions, Prediction, Prompts, Retrieval, ZeroShot};
 use uta_model::Clip;
 use uta_train::{Recipe, RunDir};
 
-use crate::compute;
 use crate::error::Usage;
 use crate::metrics::{Curve, Metrics, Model};
 use crate::{report, train};
@@ -63,7 +62,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let teacher_path = recipe.teacher.as_ref().and_then(|teacher| teacher.path.clone());
     let teacher_path =
         teacher_path.ok_or_else(|| Usage("the demo's recipe needs teacher.path".into()))?;
-    let teacher = compute::load(&teacher_path, Device::Cpu)?;
+    let teacher = uta_train::load(&teacher_path, None, Device::Cpu)?;
     let teacher_scores = measure("teacher", &teacher, |_, _, _| ())?;
     drop(teacher);
 
@@ -72,7 +71,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         eprintln!("stopped at step {}; go on with: uta demo --resume", outcome.step);
         return Ok(());
     }
-    let student = compute::load(&args.out, Device::Cpu)?;
+    let student = uta_train::load(&args.out, None, Device::Cpu)?;
     let mut named = vec![];
     let student_scores = measure("student", &student, |style, truth, prediction| {
         named.push((style, truth.to_owned(), prediction));

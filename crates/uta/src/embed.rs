@@ -15,9 +15,12 @@ use crate::compute::{ComputeArgs, ModelArgs};
 use crate::error::Usage;
 use crate::eval;
 
+/// What names may take of a safetensors header, which readers refuse beyond 100 MB.
+const MOST_LETTERS: usize = 90_000_000;
+
 /// Write the embeddings of pictures or of texts to a file
 ///
-/// `embeddings` [N, E] holds f32 rows, not normalised, in the order of sorted file names or of lines; the file's metadata
+/// `embeddings` [N, E] holds f32 rows, not normalised, in the order of sorted file names (folder by folder, as given) or of lines; the file's metadata
 /// has the `names` in that order, as a JSON list. A picture that can't be read is named and left out.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:
@@ -52,6 +55,11 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let (device, options) = args.compute.options()?;
     let options = EvalOptions { progress: Some(eval::progress()), ..options };
+    let folder = args.out.parent().filter(|dir| !dir.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        let (out, folder) = (args.out.display(), folder.display());
+        return Err(Usage(format!("--out {out}: there is no folder {folder}")).into());
+    }
     let (names, tensors) = match &args.texts {
         Some(path) => {
             let text = fs::read_to_string(path)
@@ -63,6 +71,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
         None => {
             let source = open(&args.images)?;
+            let letters: usize = (0..source.len()).map(|i| source.name(i).len() + 3).sum();
+            if letters > MOST_LETTERS {
+                let message = format!(
+                    "--images: {} names are too many for one file's header; embed them in parts",
+                    source.len()
+                );
+                return Err(Usage(message).into());
+            }
             let model = args.model.load(device)?;
             check_layer(args.layer, &model)?;
             let found = embed_images(&model, &source, &options, args.tokens, args.layer)?;
@@ -88,6 +104,8 @@ fn open(images: &[String]) -> anyhow::Result<Arc<dyn Source>> {
         (true, _) => Ok(uta_data::open_all(images)?),
         (false, true) => Ok(uta_data::open_files(files.into_iter().map(PathBuf::from).collect())?),
         (false, false) => {
+            // A slip in a name is told as that.
+            sets.iter().try_for_each(|set| uta_data::open(set).map(drop))?;
             let message = format!("--images: {} is a file and {} isn't", files[0], sets[0]);
             Err(Usage(message + "; give files, or folders and shards").into())
         }

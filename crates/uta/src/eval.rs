@@ -18,7 +18,7 @@ use uta_model::Clip;
 use uta_train::RunDir;
 use uta_train::mask::{MaskGenerator, MaskKind};
 
-use crate::compute::{self, ComputeArgs, ModelArgs};
+use crate::compute::{ComputeArgs, ModelArgs};
 use crate::error::Usage;
 
 /// Measure a model.
@@ -257,7 +257,7 @@ impl<'a> Setup<'a> {
     }
 
     fn load(&self, path: &Path) -> anyhow::Result<Clip> {
-        compute::load(path, self.device)
+        Ok(uta_train::load(path, None, self.device)?)
     }
 
     /// The teacher that the recipe of the model's run directory names.

@@ -62,9 +62,9 @@ pub struct ConvertArgs {
     #[command(flatten)]
     input: Input,
     /// The layout to write
-    #[arg(long, value_enum, value_name = "LAYOUT")]
-    to: LayoutArg,
-    /// The folder to write; what it holds under the same names is replaced
+    #[arg(long, value_name = "uta|open-clip|eva-clip|timm|hf")]
+    to: Layout,
+    /// The folder to write
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Type of the weights [default: as they are; f32 where there are several]
@@ -90,41 +90,14 @@ pub struct ResizeArgs {
     #[arg(long, value_name = "P")]
     patch_size: Option<i64>,
     /// The layout to write
-    #[arg(long, value_enum, value_name = "LAYOUT", default_value = "uta")]
-    to: LayoutArg,
+    #[arg(long, value_name = "uta|open-clip|eva-clip|timm|hf", default_value = "uta")]
+    to: Layout,
     /// The folder to write
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Print one JSON object on standard output and nothing else there
     #[arg(long)]
     json: bool,
-}
-
-/// `--to`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum LayoutArg {
-    /// This program's: config.json, model.safetensors
-    Uta,
-    /// open_clip's hub folder: open_clip_config.json, open_clip_model.safetensors
-    OpenClip,
-    /// EVA's names
-    EvaClip,
-    /// timm's hub folder, the image encoder alone
-    Timm,
-    /// Hugging Face's CLIPModel
-    Hf,
-}
-
-impl From<LayoutArg> for Layout {
-    fn from(layout: LayoutArg) -> Layout {
-        match layout {
-            LayoutArg::Uta => Layout::Uta,
-            LayoutArg::OpenClip => Layout::OpenClip,
-            LayoutArg::EvaClip => Layout::EvaClip,
-            LayoutArg::Timm => Layout::Timm,
-            LayoutArg::Hf => Layout::Hf,
-        }
-    }
 }
 
 /// `--dtype`.
@@ -312,9 +285,10 @@ impl Written {
 fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
     let origin = args.input.open()?;
     let kind = args.dtype.map_or_else(|| stored_kind(&origin), Kind::from);
+    check_out(&args.out, &origin.weights)?;
     let (from, family) = (origin.weights.clone(), origin.family);
     let clip = origin.into_clip(Device::Cpu)?;
-    let exported = clip.export(args.to.into(), &args.out, Some(kind))?;
+    let exported = clip.export(args.to, &args.out, Some(kind))?;
     print(args.json, &Written::new(from, family, kind, clip.notes, exported))
 }
 
@@ -330,12 +304,24 @@ fn resize(args: &ResizeArgs) -> anyhow::Result<()> {
         return Err(Usage(message).into());
     }
     let kind = stored_kind(&origin);
+    check_out(&args.out, &origin.weights)?;
     let (from, family) = (origin.weights.clone(), origin.family);
     let clip = origin.into_clip(Device::Cpu)?;
     let resized = clip.resized(image, patch)?;
-    let exported = resized.clip.export(args.to.into(), &args.out, Some(kind))?;
+    let exported = resized.clip.export(args.to, &args.out, Some(kind))?;
     let written = Written::new(from, family, kind, clip.notes, exported);
     print(args.json, &Written { resized: resized.changed, ..written })
+}
+
+/// Refuses a folder that holds a model already: half-way through, it would be neither the old nor the new one.
+fn check_out(out: &Path, weights: &Path) -> Result<(), Usage> {
+    let own = weights.parent().and_then(|dir| dir.canonicalize().ok());
+    let same = own.is_some() && out.canonicalize().ok() == own;
+    let holds = ["config.json", "open_clip_config.json"].iter().any(|name| out.join(name).exists());
+    if !same && !holds {
+        return Ok(());
+    }
+    Err(Usage(format!("--out {}: holds a model already; give a new folder", out.display())))
 }
 
 /// The one type of all weights; f32 where there are several.

@@ -136,13 +136,11 @@ fn a_checkpoint_is_inspected_and_comes_back_unchanged_from_another_layout() {
     for layout in ["hf", "uta"] {
         let there = ["weights", "convert", original, "--to", layout, "--out", layout, "--json"];
         assert_eq!(json(dir.path(), &there)["dtype"], "f16");
-        let back = ["weights", "convert", layout, "--to", "open-clip", "--out", "back"];
-        done(dir.path(), &back);
+        let back = format!("{layout}-back");
+        done(dir.path(), &["weights", "convert", layout, "--to", "open-clip", "--out", &back]);
         let file = "open_clip_model.safetensors";
-        let (before, after) = (
-            tensors(&Path::new(original).join(file)),
-            tensors(&dir.path().join("back").join(file)),
-        );
+        let (before, after) =
+            (tensors(&Path::new(original).join(file)), tensors(&dir.path().join(&back).join(file)));
         assert!(before.keys().eq(after.keys()), "{layout}");
         for (name, tensor) in &before {
             assert_eq!(tensor, &after[name], "{layout}: {name}");
@@ -164,6 +162,13 @@ fn a_resized_net_says_what_was_interpolated_and_loads() {
     assert_eq!(report["resized"][0][0], "visual.pos_embed");
     let after = json(dir.path(), &["weights", "inspect", "large", "--json"]);
     assert_eq!(after["config"]["vision"]["image_size"], size * 2);
+    refused(
+        dir.path(),
+        &[&args[..4], &["64", "--out", "large"]].concat(),
+        &["holds a model already"],
+    );
+    let absurd = [&args[..4], &["8192", "--out", "absurd"]].concat();
+    refused(dir.path(), &absurd, &["must be at most 256"]);
     let same = size.to_string();
     let args = ["weights", "resize", model, "--image-size", &same, "--out", "same"];
     refused(dir.path(), &args, &["already", "--image-size"]);

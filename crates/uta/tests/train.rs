@@ -207,6 +207,32 @@ fn steps_without_a_finite_loss_are_skipped_and_end_the_run_with_advice() {
     );
 }
 
+#[test]
+fn a_checkpoint_of_a_run_is_a_model_with_the_runs_sizes() {
+    let world = World::with_teacher();
+    assert!(world.uta(&["train", "align.toml", "--out", "run"]).status.success());
+    for (checkpoint, text) in
+        [("teacher/checkpoints/step-00000002", true), ("run/checkpoints/step-00000024", false)]
+    {
+        for path in [checkpoint.to_owned(), format!("{checkpoint}/model.safetensors")] {
+            let out = world.uta(&["weights", "inspect", &path, "--json"]);
+            assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+            let found: Value = serde_json::from_slice(&out.stdout).unwrap();
+            // Heads of 8 channels, which no shape tells.
+            assert_eq!(found["config"]["vision"]["heads"], 2, "{path}");
+            assert_eq!(found["config"]["text"].is_object(), text, "{path}");
+            assert_eq!(found["notes"].as_array().unwrap().len(), 0, "{found}");
+        }
+    }
+    fs::copy(
+        world.path("run/checkpoints/step-00000024/model.safetensors"),
+        world.path("bare.safetensors"),
+    )
+    .unwrap();
+    let out = world.uta(&["weights", "inspect", "bare.safetensors", "--arch", "run/config.json"]);
+    assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+}
+
 /// The limit on the size of a file stands for a full disk: both are a write that fails half-way.
 #[test]
 fn a_disk_that_fills_up_ends_the_run_with_one_line_and_loses_nothing() {

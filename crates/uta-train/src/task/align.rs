@@ -27,7 +27,7 @@ impl Align {
     pub fn new(recipe: &Recipe, device: Device) -> Result<Align, TrainError> {
         let teacher = match &recipe.teacher {
             Some(t) => match (&t.path, &t.arch) {
-                (Some(path), _) => load(path, device)?,
+                (Some(path), _) => load(path, None, device)?,
                 (None, Some(arch)) => Clip::new(&ClipConfig::preset(arch)?, device),
                 (None, None) => return Err(wrong("teacher: needs teacher.path or teacher.arch")),
             },

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use tch::{Device, Tensor};
 use uta_data::Batch;
-use uta_model::Clip;
+use uta_model::{Clip, ModelError, Origin};
 
 pub use align::Align;
 pub use contrastive::Contrastive;
@@ -64,9 +64,12 @@ pub fn build(recipe: &Recipe, device: Device) -> Result<Box<dyn Task>, TrainErro
     })
 }
 
-/// The CLIP at `path`. What was assumed about it is said in the log.
-fn load(path: &Path, device: Device) -> Result<Clip, TrainError> {
-    let clip = Clip::load(path, device)?;
+/// The CLIP at `path` (its net named by `arch` where the file can't tell). What was assumed about it is said in the log.
+///
+/// # Errors
+/// When there is no such model.
+pub fn load(path: &Path, arch: Option<&str>, device: Device) -> Result<Clip, ModelError> {
+    let clip = Origin::open(path, arch)?.into_clip(device)?;
     for note in &clip.notes {
         tracing::warn!("{}: {note}", path.display());
     }
@@ -78,7 +81,7 @@ fn initialise(clip: &Clip, init: &str) -> Result<(), TrainError> {
     if init == "random" {
         return Ok(());
     }
-    let source = load(Path::new(init), clip.store.device())?;
+    let source = load(Path::new(init), None, clip.store.device())?;
     clip.copy_from(&source, "visual.")?;
     if clip.text.is_some() && source.text.is_some() {
         clip.copy_from(&source, "text.")?;

@@ -271,7 +271,9 @@ impl EvalTransform {
     fn centre(&self, width: u32, height: u32) -> (f64, f64, f64, f64) {
         let centre = |full: u64, source: u32| {
             let scale = f64::from(source) / full as f64;
-            (self.start(full) as f64 * scale, f64::from(self.size) * scale)
+            let start = self.start(full) as f64 * scale;
+            // Rounding must not put the end a hair beyond the image.
+            (start, (f64::from(self.size) * scale).min(f64::from(source) - start))
         };
         let (resized_w, resized_h) = self.resized(width, height);
         let ((left, width), (top, height)) = (centre(resized_w, width), centre(resized_h, height));
@@ -356,6 +358,7 @@ fn bicubic<P: PixelTrait>(
     let first = (top - reach).max(0.0) as u32;
     let end = ((top + height + reach) as u32).saturating_add(1).min(view.height());
     let top = top - f64::from(first);
+    let height = height.min(f64::from(end - first) - top);
     let failed = |e: &dyn std::fmt::Display| DataError::Image(format!("cannot resize: {e}"));
     // Catmull-Rom is the cubic with a = -0.5, Pillow's BICUBIC; torch's own has a = -0.75 and is not meant here.
     let options = ResizeOptions::new()
@@ -573,6 +576,20 @@ mod tests {
         // torchvision's own mean over 20,000 draws is 0.514; large crops of a wrong ratio don't fit and are drawn again.
         let mean = shares / n as f64;
         assert!((mean - 0.514).abs() < 0.012, "{mean}");
+    }
+
+    #[test]
+    fn the_centre_of_an_image_of_any_size_is_within_it() {
+        for size in [48, 224, 336] {
+            let transform = EvalTransform { size };
+            for width in 1..600 {
+                for height in 1..600 {
+                    let (left, top, w, h) = transform.centre(width, height);
+                    let inside = left + w <= f64::from(width) && top + h <= f64::from(height);
+                    assert!(inside, "{width} x {height} at {size}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub struct Args {
     /// The safetensors file to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Add `tokens` [N, 1+P, E]: every token, [CLS] first, after the norm and the head
+    /// Add `tokens` [N, 1+P, E]: every token, that of the class first, after the norm and the head
     #[arg(long)]
     tokens: bool,
     /// Add `hidden` [N, 1+P, D]: every token after so many blocks, before the final norm

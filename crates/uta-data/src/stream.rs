@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::parallel::Ordered;
 use crate::rng::{Purpose, Rng};
-use crate::{DataError, DecodeOptions, EvalTransform, Source, TrainTransform, decode};
+use crate::{DataError, DecodeOptions, EvalTransform, Source, TrainTransform, decode_with};
 
 /// Unusable samples that one position may meet before the stream gives up.
 const MAX_ATTEMPTS: u64 = 20;
@@ -33,6 +33,8 @@ pub struct StreamOptions {
     pub world: usize,
     /// Samples without a caption are unusable.
     pub captions: bool,
+    /// How images are decoded.
+    pub decode: DecodeOptions,
     /// The stream ends with an error when more than this share of the recent samples was unusable.
     pub max_rejected: f64,
 }
@@ -47,6 +49,7 @@ impl Default for StreamOptions {
             rank: 0,
             world: 1,
             captions: false,
+            decode: DecodeOptions::default(),
             max_rejected: 0.1,
         }
     }
@@ -289,7 +292,7 @@ fn view(
         }
     };
     let mut rng = Rng::new(options.seed, Purpose::Augment, &counters);
-    let pixels = transform.apply(&decode(&sample.image)?, &mut rng)?;
+    let pixels = transform.apply(&decode_with(&sample.image, &options.decode)?, &mut rng)?;
     Ok((sample.key, caption, sample.class, pixels))
 }
 
@@ -356,6 +359,7 @@ impl Iterator for Sweep {
 pub fn sweep(
     source: Arc<dyn Source>,
     transform: EvalTransform,
+    decode: DecodeOptions,
     batch: usize,
     workers: usize,
 ) -> Sweep {
@@ -363,7 +367,7 @@ pub fn sweep(
     let view = move |i: u64| {
         let look = || {
             let sample = source.read(i as usize)?;
-            let pixels = transform.view(&sample.image, &DecodeOptions::default())?;
+            let pixels = transform.view(&sample.image, &decode)?;
             let item = Item {
                 key: sample.key,
                 caption: sample.captions.into_iter().next(),
@@ -484,6 +488,16 @@ mod tests {
     }
 
     #[test]
+    fn images_beyond_the_limit_are_unusable_in_streams_and_sweeps() {
+        let decode = DecodeOptions { max_pixels: 63, ..DecodeOptions::default() };
+        let mut stream = stream(colours(3, &[]), StreamOptions { decode, ..options() }, 0);
+        assert!(stream.next_batch().is_err());
+        let mut sweep = sweep(colours(3, &[]), EvalTransform { size: 4 }, decode, 3, 1);
+        let rejected = sweep.next().unwrap().unwrap().rejected;
+        assert!(rejected.len() == 3 && rejected[0].reason.contains("8 x 8"), "{rejected:?}");
+    }
+
+    #[test]
     fn too_many_broken_samples_end_the_stream() {
         let mut half = stream(colours(10, &[0, 1, 2, 3, 4]), options(), 0);
         let e = (0..10).find_map(|_| half.next_batch().err()).unwrap().to_string();
@@ -510,7 +524,9 @@ mod tests {
     #[test]
     fn a_sweep_meets_every_sample_once_and_in_order() {
         let batches: Vec<Batch> =
-            sweep(colours(8, &[2]), EvalTransform { size: 4 }, 3, 2).map(Result::unwrap).collect();
+            sweep(colours(8, &[2]), EvalTransform { size: 4 }, DecodeOptions::default(), 3, 2)
+                .map(Result::unwrap)
+                .collect();
         let lengths: Vec<usize> = batches.iter().map(Batch::len).collect();
         assert_eq!(lengths, [2, 3, 2]);
         let seen: Vec<usize> = batches.iter().flat_map(|b| &b.items).map(|i| i.index).collect();

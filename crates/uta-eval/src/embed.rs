@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Precision, autocast};
-use uta_data::{Batch, EvalTransform, Rejected, Source, Tokenizer};
+use uta_data::{Batch, DecodeOptions, EvalTransform, Rejected, Source, Tokenizer};
 use uta_model::{ByLength, Clip, unit};
 use uta_train::upload;
 
@@ -15,7 +15,7 @@ use crate::ranking::to_vec;
 /// Told the stage, how many are done, and how many there are.
 pub type Progress = Arc<dyn Fn(&'static str, usize, usize) + Send + Sync>;
 
-/// How an evaluation is computed; only `precision` may change a number beyond rounding.
+/// How an evaluation is computed; `batch`, `workers` and `progress` change no number beyond rounding.
 #[derive(Clone)]
 pub struct EvalOptions {
     /// Images (or sentences) a forward pass.
@@ -24,6 +24,10 @@ pub struct EvalOptions {
     pub workers: usize,
     /// Type of the towers' products; scores are f32 always.
     pub precision: Precision,
+    /// How images are decoded.
+    pub decode: DecodeOptions,
+    /// Whether a text beyond the context is an error (OpenAI's rule) instead of being cut (open_clip's).
+    pub whole_texts: bool,
     /// Called after every batch.
     pub progress: Option<Progress>,
 }
@@ -31,7 +35,14 @@ pub struct EvalOptions {
 impl Default for EvalOptions {
     fn default() -> Self {
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
-        EvalOptions { batch: 256, workers, precision: Precision::F32, progress: None }
+        EvalOptions {
+            batch: 256,
+            workers,
+            precision: Precision::F32,
+            decode: DecodeOptions::default(),
+            whole_texts: false,
+            progress: None,
+        }
     }
 }
 
@@ -64,7 +75,9 @@ pub(crate) fn sweep(
     let (mut rejected, mut done, total) = (Vec::new(), 0, source.len());
     options.report("images", 0, total);
     let transform = EvalTransform { size: model.config.vision.image_size as u32 };
-    for batch in uta_data::sweep(source.clone(), transform, options.batch, options.workers) {
+    for batch in
+        uta_data::sweep(source.clone(), transform, options.decode, options.batch, options.workers)
+    {
         let mut batch = batch?;
         rejected.append(&mut batch.rejected);
         done += batch.items.len();
@@ -233,7 +246,10 @@ pub fn embed_texts<S: AsRef<str>>(
         })
         .collect();
 
-    let tokens: Vec<Vec<i64>> = unique.iter().map(|text| tokenizer.encode(text)).collect();
+    let tokens: Vec<Vec<i64>> = match options.whole_texts {
+        true => unique.iter().map(|text| tokenizer.encode_whole(text)).collect::<Result<_, _>>()?,
+        false => unique.iter().map(|text| tokenizer.encode(text)).collect(),
+    };
     let by_length = ByLength::new(&tokens, options.batch);
     let (mut parts, mut done) = (Vec::new(), 0);
     options.report("texts", 0, unique.len());

@@ -6,7 +6,6 @@ use std::io::Cursor;
 use std::sync::Arc;
 
 use tch::{Device, Tensor};
-use torch_ext::Precision;
 use uta_data::{DataError, EvalTransform, Sample, Source, Tokenizer};
 use uta_model::{Clip, ClipConfig, Ffn, TextConfig, VitConfig};
 
@@ -115,7 +114,7 @@ fn png(seed: u32) -> Vec<u8> {
 }
 
 pub fn options(batch: usize) -> EvalOptions {
-    EvalOptions { batch, workers: 2, precision: Precision::F32, progress: None }
+    EvalOptions { batch, workers: 2, ..EvalOptions::default() }
 }
 
 /// Sample `i` as the model sees it, `[1,3,S,S]`.

@@ -1,7 +1,5 @@
 //! An image encoder and a text encoder of one space, and their files: `config.json` beside `model.safetensors`.
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::io::Write;
 use std::path::Path;
 
@@ -9,7 +7,7 @@ use tch::{Device, Kind, Tensor, nn, no_grad};
 
 use crate::layers::Scope;
 use crate::safetensors_io::write_atomically;
-use crate::{ClipConfig, ModelError, Origin, TextTower, Vit, safetensors_io};
+use crate::{ClipConfig, Layout, ModelError, Origin, TextTower, Vit};
 
 /// Rows of unit length, in f32; a zero row stays zero, so that it ties with everything.
 pub fn unit(x: &Tensor) -> Tensor {
@@ -98,15 +96,7 @@ impl Clip {
     /// # Errors
     /// When they can't be written.
     pub fn save(&self, dir: &Path, kind: Kind) -> Result<(), ModelError> {
-        fs::create_dir_all(dir).map_err(ModelError::io(dir))?;
-        self.save_config(dir)?;
-        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-        safetensors_io::save(
-            &self.variables(),
-            &dir.join("model.safetensors"),
-            &metadata,
-            Some(kind),
-        )
+        self.export(Layout::Uta, dir, Some(kind)).map(drop)
     }
 
     /// Writes `config.json` alone.
@@ -235,7 +225,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let e = Clip::load(dir.path(), Device::Cpu).unwrap_err().to_string();
         assert!(e.contains("config.json") && e.contains("there is none"), "{e}");
-        fs::create_dir(dir.path().join("checkpoints")).unwrap();
+        std::fs::create_dir(dir.path().join("checkpoints")).unwrap();
         let e = Clip::load(dir.path(), Device::Cpu).unwrap_err().to_string();
         assert!(e.contains("--resume"), "{e}");
     }

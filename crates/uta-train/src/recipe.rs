@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use torch_ext::Precision;
-use uta_data::TrainTransform;
+use uta_data::{DecodeOptions, MAX_PIXELS, TrainTransform};
 use uta_model::{TextConfig, VitConfig};
 
 use crate::mask::MaskKind;
@@ -160,12 +160,25 @@ pub struct Data {
     /// Batches decoded ahead.
     #[serde(default = "two")]
     pub prefetch: usize,
+    /// Images of more pixels are refused by their header.
+    #[serde(default = "max_pixels")]
+    pub max_pixels: u64,
+    /// Whether images are turned as their EXIF orientation says; CLIP's pipelines leave them as they are.
+    #[serde(default)]
+    pub orient: bool,
     /// The run stops when more than this share of recent samples can't be read.
     #[serde(default = "tenth")]
     pub max_rejected: f64,
     /// Crops, flips, colours.
     #[serde(default)]
     pub transforms: TrainTransform,
+}
+
+impl Data {
+    /// How images are decoded.
+    pub fn decode(&self) -> DecodeOptions {
+        DecodeOptions { max_pixels: self.max_pixels, orient: self.orient }
+    }
 }
 
 /// `[mask]`.
@@ -409,6 +422,9 @@ fn two() -> usize {
 fn ten() -> u64 {
     10
 }
+fn max_pixels() -> u64 {
+    MAX_PIXELS
+}
 fn tenth() -> f64 {
     0.1
 }
@@ -462,6 +478,8 @@ impl Recipe {
         self.data.transforms.validate().map_err(|e| format!("data.transforms: {e}"))?;
         require("data.train", "[]", !self.data.train.is_empty(), "at least one path")?;
         in_range("data.max_rejected", self.data.max_rejected, 0.0, 1.0)?;
+        let pixels = self.data.max_pixels;
+        require("data.max_pixels", pixels, (1..=1 << 32).contains(&pixels), "from 1 to 2^32")?;
         require("data.prefetch", 0, self.data.prefetch > 0, "1 or more")?;
         if self.data.workers == 0 {
             self.data.workers = std::thread::available_parallelism().map_or(1, usize::from);

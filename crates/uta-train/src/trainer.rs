@@ -214,6 +214,7 @@ impl Trainer {
             rank: 0,
             world: 1,
             captions: self.recipe.task == crate::recipe::TaskKind::Contrastive,
+            decode: data.decode(),
             max_rejected: data.max_rejected,
         };
         let first = self.step * train.accumulate as u64;
@@ -329,7 +330,8 @@ impl Trainer {
         let transform = EvalTransform { size: self.recipe.data.image_size };
         let precision = Precision::from(self.recipe.train.precision);
         let (mut sums, mut count) = (Vec::<(String, f64)>::new(), 0.0);
-        for batch in uta_data::sweep(val, transform, batch, self.recipe.data.workers) {
+        let (decode, workers) = (self.recipe.data.decode(), self.recipe.data.workers);
+        for batch in uta_data::sweep(val, transform, decode, batch, workers) {
             let batch = batch?;
             report_rejected(&batch);
             if batch.is_empty() {

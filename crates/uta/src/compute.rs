@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use tch::Device;
 use torch_ext::Precision;
+use uta_data::{DecodeOptions, MAX_PIXELS};
 use uta_eval::EvalOptions;
 use uta_model::Clip;
 
@@ -28,7 +29,7 @@ impl ModelArgs {
     }
 }
 
-/// How a network is run.
+/// How pictures are read, and a network is run.
 #[derive(Debug, Args)]
 pub struct ComputeArgs {
     /// Images a forward pass; changes no result beyond rounding
@@ -43,6 +44,12 @@ pub struct ComputeArgs {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
+    /// Pictures of more pixels are left out
+    #[arg(long, value_name = "N", default_value_t = MAX_PIXELS, value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
+    max_pixels: u64,
+    /// Turn pictures as their EXIF orientation says; CLIP's own pipelines leave them as they are
+    #[arg(long)]
+    orient: bool,
 }
 
 /// `--precision`.
@@ -68,6 +75,7 @@ impl ComputeArgs {
                 PrecisionArg::F32 => Precision::F32,
                 PrecisionArg::Bf16 => Precision::Bf16,
             },
+            decode: DecodeOptions { max_pixels: self.max_pixels, orient: self.orient },
             ..EvalOptions::default()
         };
         if let Some(workers) = self.workers {

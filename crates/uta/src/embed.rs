@@ -38,6 +38,9 @@ pub struct Args {
     /// A text a line
     #[arg(long, value_name = "FILE", conflicts_with_all = ["images", "tokens", "layer"])]
     texts: Option<PathBuf>,
+    /// Refuse a text longer than the context, as OpenAI's code does, instead of cutting it, as open_clip does
+    #[arg(long, requires = "texts")]
+    whole_texts: bool,
     /// The safetensors file to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -54,7 +57,8 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let (device, options) = args.compute.options()?;
-    let options = EvalOptions { progress: Some(eval::progress()), ..options };
+    let options =
+        EvalOptions { progress: Some(eval::progress()), whole_texts: args.whole_texts, ..options };
     let folder = args.out.parent().filter(|dir| !dir.as_os_str().is_empty());
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
         let (out, folder) = (args.out.display(), folder.display());

@@ -114,6 +114,11 @@ fn embeddings_of_texts_come_in_the_order_of_their_lines() {
     let both = embed("a longer line of words\nshort\n");
     let names: Vec<String> = serde_json::from_str(&both.metadata["names"]).unwrap();
     assert_eq!(names, ["a longer line of words", "short"]);
+    let long = "word ".repeat(20);
+    fs::write(dir.path().join("long"), &long).unwrap();
+    let args = ["embed", "--model", "run", "--texts", "long", "--out", "l.safetensors"];
+    done(dir.path(), &args);
+    refused(dir.path(), &[&args[..], &["--whole-texts"]].concat(), &["word", "12"]);
     let one = embed("short\n");
     let expected = both.tensors["embeddings"].narrow(0, 1, 1);
     assert!(one.tensors["embeddings"].allclose(&expected, 1e-5, 1e-5, false));

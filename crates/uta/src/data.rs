@@ -1,5 +1,6 @@
 //! `uta data get|pack|stats`: sets made, packed and described. The work is uta-data's; here it meets the terminal.
 
+use std::fmt::Display;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -92,27 +93,27 @@ pub fn run(data: Data) -> anyhow::Result<()> {
                 cache: cache.unwrap_or(default.cache),
                 offline,
             })?;
-            print(json, &report, &report)
+            print(json, &report)
         }
         Data::Pack(args) => {
             let limit = Limit { samples: args.shard_samples, bytes: args.shard_bytes };
             let packed = pack(&args.dir, &args.out, &PackOptions { limit, progress: true })?;
-            print(args.json, &packed, &packed)
+            print(args.json, &packed)
         }
         Data::Stats(args) => {
             let source = uta_data::open_all(&args.data)?;
             let stats = stats(&source, true)?;
-            print(args.json, &stats, &stats)
+            print(args.json, &stats)
         }
     }
 }
 
-fn print(json: bool, value: &impl Serialize, text: &impl std::fmt::Display) -> anyhow::Result<()> {
+/// A result on standard output: as one JSON object, or for people.
+pub fn print(json: bool, value: &(impl Serialize + Display)) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    if json {
-        writeln!(out, "{}", serde_json::to_string(value)?)?;
-    } else {
-        writeln!(out, "{text}")?;
+    match json {
+        true => writeln!(out, "{}", serde_json::to_string(value)?)?,
+        false => writeln!(out, "{value}")?,
     }
     Ok(())
 }

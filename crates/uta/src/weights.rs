@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use tch::{Device, Kind};
 use uta_model::{ClipConfig, Exported, Layout, Origin};
 
+use crate::data::print;
 use crate::error::Usage;
 
 /// Look into checkpoints, convert and resize them.
@@ -356,13 +357,4 @@ fn checksum(path: &Path) -> anyhow::Result<(u64, String)> {
         }
     }
     Ok((bytes, hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
-}
-
-fn print(json: bool, value: &(impl Serialize + Display)) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
-    match json {
-        true => writeln!(out, "{}", serde_json::to_string(value)?)?,
-        false => writeln!(out, "{value}")?,
-    }
-    Ok(())
 }

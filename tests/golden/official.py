@@ -1,10 +1,11 @@
 """Small checkpoints under official names, written by the authors' own code, which is not part of this repository:
 
-    python official.py EVA UTA CLIP MAE
+    python official.py EVA UTA CLIP MAE UNILM
 
-rewrites `families/official_*`, given checkouts of baaivision/EVA (5623d08), jihaonew/UTA (0a930cc), openai/CLIP (d05afc4)
-and facebookresearch/mae (efb2a80), and einops. `weights.safetensors` holds what `torch.save(net.state_dict())` would, under
-the same names; the rest is as in `families.py`. What the authors' files import and these nets do not compute with is
+rewrites `families/official_*`, given checkouts of baaivision/EVA (5623d08), jihaonew/UTA (0a930cc), openai/CLIP (d05afc4),
+facebookresearch/mae (efb2a80) and microsoft/unilm (768a3c8), and einops. `weights.safetensors` holds what
+`torch.save(net.state_dict())` would, under the same names, and OpenAI's `weights.pt` is an archive of TorchScript as they
+ship it; the rest is as in `families.py`. What the authors' files import and these nets do not compute with is
 replaced by stand-ins below: xformers, but for its SwiGLU, apex' norm, and names that timm has moved since.
 """
 
@@ -24,8 +25,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from families import CONTEXT, HERE, PATCH, SIZE, VOCAB, expect, folder, halves, inputs, randomise
+from torch_files import save_script
 
-EVA, UTA, CLIP, MAE = (Path(path) for path in sys.argv[1:5])
+EVA, UTA, CLIP, MAE, UNILM = (Path(path) for path in sys.argv[1:6])
 norm = partial(nn.LayerNorm, eps=1e-6)
 
 
@@ -65,10 +67,13 @@ def package(name, path, *modules):
     return [importlib.import_module(f"{name}.{module}") for module in modules]
 
 
-def store(name, net, image, every, text=None, arch=None, **more):
+def store(name, net, image, every, text=None, arch=None, script=None, **more):
     path, (images, tokens) = folder(f"official_{name}"), inputs()
     expect(path, images, image, every, tokens, text, **more)
-    save_file(halves(net), path / "weights.safetensors")
+    if script is not None:
+        save_script(script, path / "weights.pt")
+    else:
+        save_file(halves(net), path / "weights.safetensors")
     if arch is not None:
         (path / "arch.json").write_text(json.dumps(arch, indent=2) + "\n")
 
@@ -85,15 +90,16 @@ def clip_pair(name, visual, text, arch=None):
 
 
 def pretraining(name, net, masked=False):
-    """EVA's net of masked image modelling: nothing masked and, if asked for, every third patch too."""
+    """A net of masked image modelling: nothing masked and, if asked for, every third patch too."""
     randomise(net)
     images, _ = inputs()
-    seen = {}
-    net.norm.register_forward_hook(lambda module, args, out: seen.update(tokens=out))
+    seen = []
+    net.norm.register_forward_hook(lambda module, args, out: seen.append(out))
 
     def every(masked):
+        seen.clear()
         net(images, masked)
-        return net.lm_head(seen["tokens"])
+        return net.lm_head(seen[0])  # BEiT v2's second branch comes after it
 
     mask = torch.zeros(len(images), net.patch_embed.num_patches, dtype=torch.bool)
     whole, more = every(mask), {}
@@ -134,30 +140,49 @@ def main():
     rope = dict(rope=True, patch_size=SIZE // 16, num_heads=1, mlp_ratio=1)
     pretraining("eva02_ti", net(swiglu=True, **rope))
     pretraining("eva02_b", net(naiveswiglu=True, subln=True, **rope))
-    # BEiT's net of pre-training, which EVA's descends from: one table of relative positions, layer scale.
-    pretraining("beit", net(patch_size=PATCH, num_heads=2, mlp_ratio=2, use_abs_pos_emb=False,
-                            use_shared_rel_pos_bias=True, init_values=0.1), masked=True)
 
+    beit2()
     openai()
     masked_autoencoder()
 
 
+def beit2():
+    """BEiT v2 as pre-trained, a second branch besides, and as fine-tuned."""
+    for name in ("modeling_finetune", "modeling_pretrain"):  # EVA's have the same names
+        sys.modules.pop(name, None)
+    sys.path.insert(0, str(UNILM / "beit2"))
+    import modeling_finetune
+    import modeling_pretrain
+
+    options = dict(img_size=SIZE, patch_size=PATCH, embed_dim=64, depth=2, num_heads=2, mlp_ratio=2, qkv_bias=True,
+                   norm_layer=norm, init_values=0.1, use_abs_pos_emb=False)
+    pretraining("beit2", modeling_pretrain.VisionTransformerForMaskedImageModelingCLS(
+        vocab_size=48, use_shared_rel_pos_bias=True, early_layers=1, head_layers=1, shared_lm_head=False, **options),
+        masked=True)
+    net = randomise(modeling_finetune.VisionTransformer(num_classes=48, use_rel_pos_bias=True, **options))
+    images, _ = inputs()
+    store("beit2_finetuned", net, net(images), net(images, return_all_tokens=True))
+
+
 def openai():
-    """A state dict like the released archives', which hold three sizes besides."""
+    """The archive as released: traced, matrices in f16, norms and embeddings in f32, three sizes besides."""
     sys.path.insert(0, str(CLIP / "clip"))
     import model
 
-    net = randomise(model.CLIP(48, SIZE, 2, 64, PATCH, CONTEXT, VOCAB, 64, 1, 2)).float()  # its norms compute in f32
+    net = randomise(model.CLIP(48, SIZE, 2, 64, PATCH, CONTEXT, VOCAB, 64, 1, 1)).float()  # its norms compute in f32
     images, tokens = inputs()
     images, seen = images.float(), {}
     keep = lambda module, args, out: seen.update(tokens=out.permute(1, 0, 2))
-    net.visual.transformer.register_forward_hook(keep)
+    hook = net.visual.transformer.register_forward_hook(keep)
     image, text = net.encode_image(images), net.encode_text(tokens)
     every = net.visual.ln_post(seen["tokens"]) @ net.visual.proj
+    hook.remove()
     for name, value in [("input_resolution", SIZE), ("context_length", CONTEXT), ("vocab_size", VOCAB)]:
         vars(net).pop(name, None)
         net.register_buffer(name, torch.tensor(value))
-    store("openai", net, image, every, text)
+    model.convert_weights(net)
+    calls = dict(forward=(images, tokens), encode_image=images, encode_text=tokens)
+    store("openai", net, image, every, text, script=torch.jit.trace_module(net, calls, check_trace=False))
 
 
 def masked_autoencoder():

@@ -141,9 +141,8 @@ def repack(source, name, method):
             new.writestr(zipfile.ZipInfo(entry), old.read(entry), method)
 
 
-def save_script(name, module):
+def save_script(module, path):
     """torch.jit.save's file, without the entries that say where the sources lay on the machine that wrote it."""
-    path = HERE / f"{name}.pt"
     module.save(path)
     with zipfile.ZipFile(path) as old:
         entries = [(entry, old.read(entry)) for entry in old.infolist() if not entry.filename.endswith(".debug_pkl")]
@@ -182,8 +181,8 @@ def main():
     save("bare_dict", dict(weights) | {"version": "1", "count": 5}, weights)
 
     model = Model().eval()
-    save_script("scripted", torch.jit.script(model))
-    save_script("traced", torch.jit.trace(model, torch.randn(1, 2)))
+    save_script(torch.jit.script(model), HERE / "scripted.pt")
+    save_script(torch.jit.trace(model, torch.randn(1, 2)), HERE / "traced.pt")
     for name in ("scripted", "traced"):
         expect(name, model.state_dict())
 
@@ -202,4 +201,5 @@ def main():
     save_file(expected, HERE / "expected.safetensors")
 
 
-main()
+if __name__ == "__main__":
+    main()

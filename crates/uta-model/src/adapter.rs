@@ -238,6 +238,7 @@ const MIM_HEAD: Part = ("lm_head.", "visual.head.", SAME);
 /// Buffers, and a bias of logits that no embedding depends on.
 const CLIP_IGNORED: &[&str] = &[
     "attn_mask",
+    "transformer.resblocks.*.attn_mask",
     "text.attn_mask",
     "logit_bias",
     "input_resolution",
@@ -453,6 +454,8 @@ impl Adapter {
                 "rel_pos_bias.relative_position_index",
                 "blocks.*.attn.relative_position_index",
                 "cls_pt_layers.**",
+                "cls_pt_norm.*",
+                "cls_pt_lm_head.*",
             ],
         },
         Adapter::TIMM_EVA01,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, Tensor};
-use uta_model::safetensors_io::Checkpoint;
+use uta_model::safetensors_io::{self, Checkpoint};
 use uta_model::{Clip, ClipConfig, Ffn, Layout, Origin};
 
 fn golden() -> PathBuf {
@@ -19,14 +19,15 @@ fn folders() -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> =
         golden().read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
     folders.sort();
-    assert!(folders.len() >= 23, "{folders:?}");
+    assert!(folders.len() >= 24, "{folders:?}");
     folders
 }
 
 /// What a user would name: the folder, or the lone file of official weights, and the architecture where shapes don't tell.
 fn load(folder: &Path) -> Clip {
-    let (official, arch) = (folder.join("weights.safetensors"), folder.join("arch.json"));
-    let path = if official.is_file() { &official } else { folder };
+    let official = ["weights.safetensors", "weights.pt"].map(|name| folder.join(name));
+    let path = official.iter().find(|path| path.is_file()).map_or(folder, PathBuf::as_path);
+    let arch = folder.join("arch.json");
     let clip = match arch.is_file() {
         true => Clip::load_as(path, arch.to_str().unwrap(), Device::Cpu),
         false => Clip::load(path, Device::Cpu),
@@ -119,7 +120,7 @@ fn kept_patches_in_any_order_equal_the_whole_image() {
 
 #[test]
 fn masked_patches_are_replaced_as_in_beits_pre_training() {
-    let folder = golden().join("official_beit");
+    let folder = golden().join("official_beit2");
     let (clip, expected) = (load(&folder), expected(&folder));
     let (images, masked) = (&expected["input.images"], &expected["input.masked"]);
     let found = tch::no_grad(|| clip.visual.forward_masked_t(images, masked, false));
@@ -249,6 +250,28 @@ fn pytorchs_own_files_hold_the_same_nets() {
     let folder = golden().join("official_mae");
     let (clip, again) =
         (load(&folder), Clip::load(&folder.join("checkpoint.pth"), Device::Cpu).unwrap());
+    assert_eq!(clip.config, again.config);
+    assert_eq!(clip.variables(), again.variables());
+}
+
+/// OpenAI's archive says by its three sizes whose it is, and so which GELU it computes with.
+#[test]
+fn openais_archive_and_its_state_dict_hold_one_net() {
+    let folder = golden().join("official_openai");
+    let archive = folder.join("weights.pt");
+    let origin = Origin::open(&archive, None).unwrap();
+    assert_eq!(origin.config.vision.ffn, Ffn::QuickGelu);
+    let kind = |key: &str| origin.tensors()[key].kind();
+    assert_eq!(kind("visual.head.weight"), Kind::Half);
+    assert_eq!(kind("visual.norm.weight"), Kind::Float);
+
+    let dir = tempfile::tempdir().unwrap();
+    let dict = dir.path().join("dict.safetensors");
+    let tensors: Vec<(String, Tensor)> =
+        uta_model::torch_file::read(&archive).unwrap().into_iter().collect();
+    assert!(tensors.iter().any(|(key, _)| key == "input_resolution"));
+    safetensors_io::save(&tensors, &dict, &BTreeMap::new(), Some(Kind::Half)).unwrap();
+    let (clip, again) = (load(&folder), Clip::load(&dict, Device::Cpu).unwrap());
     assert_eq!(clip.config, again.config);
     assert_eq!(clip.variables(), again.variables());
 }

@@ -103,11 +103,11 @@ def with_open_clip(name, vision, layers=2, **options):
     expect(path, images, net.encode_image(images), every, tokens, net.encode_text(tokens))
 
 
-def with_transformers(name):
+def with_transformers(name, layers=2, **saving):
     """A Hugging Face folder."""
     vision = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
                   image_size=SIZE, patch_size=PATCH, hidden_act="quick_gelu")
-    text = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2,
+    text = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=layers, num_attention_heads=2,
                 max_position_embeddings=CONTEXT, vocab_size=VOCAB, hidden_act="quick_gelu",
                 bos_token_id=VOCAB - 2, eos_token_id=VOCAB - 1)
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=48)
@@ -120,7 +120,7 @@ def with_transformers(name):
     text = net.text_projection(net.text_model(input_ids=tokens).pooler_output)
     assert torch.allclose(image / image.norm(dim=-1, keepdim=True), out.image_embeds)
     expect(path, images, image, every, tokens, text)
-    net.half().save_pretrained(path)
+    net.half().save_pretrained(path, **saving)
 
 
 def with_timm(name, architecture, **options):
@@ -182,6 +182,7 @@ if __name__ == "__main__":
     with_open_clip("open_clip_bige", trunk("golden_eva02_enormous"), layers=1, custom_text=True)
     with_open_clip("open_clip_timm_vit", dict(trunk("golden_vit"), timm_proj="linear"), layers=1, custom_text=True)
     with_transformers("hf_clip")
+    with_transformers("hf_sharded", layers=1, max_shard_size="100KB")
     with_timm("timm_eva02_ti_mim", "eva02_tiny_patch14_224", num_classes=0)
     with_timm("timm_eva02_b_mim", "eva02_base_patch14_224", num_classes=0)
     with_timm("timm_eva02_clip", "eva02_base_patch16_clip_224", num_classes=48)

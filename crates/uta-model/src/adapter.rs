@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use tch::Tensor;
 
-use crate::{Ffn, Head, ModelError, VitConfig};
+use crate::{Ffn, Head, ModelError, Pool, RelPos, VitConfig};
 
 /// What a user asks a checkpoint to be written as. Each has one or more [`Adapter`]s, for nets of different build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -255,11 +255,12 @@ const EVA_IGNORED: &[&str] = &[
 ];
 
 fn is_split(c: &VitConfig) -> bool {
-    c.ffn == Ffn::SwiGlu && c.ffn_norm && is_eva(c)
+    c.ffn == Ffn::SwiGlu && c.ffn_norm && c.rel_pos == RelPos::None && is_eva(c)
 }
 
 fn is_packed(c: &VitConfig) -> bool {
-    c.ffn == Ffn::SwiGlu && !c.ffn_norm && !c.attn_norm && is_eva(c)
+    let swiglu = c.ffn == Ffn::SwiGlu && !c.ffn_norm && !c.attn_norm;
+    swiglu && c.rel_pos == RelPos::None && is_eva(c)
 }
 
 fn is_fused(c: &VitConfig) -> bool {
@@ -272,11 +273,33 @@ fn is_eva(c: &VitConfig) -> bool {
 
 fn is_plain(c: &VitConfig) -> bool {
     let mlp = matches!(c.ffn, Ffn::Gelu | Ffn::QuickGelu);
-    mlp && c.k_bias && c.abs_pos && !c.rope && !c.attn_norm && !c.post_norm && !c.mask_token
+    let places = c.abs_pos && c.rel_pos == RelPos::None && !c.rope;
+    mlp && c.k_bias && places && !c.attn_norm && !c.post_norm && !c.mask_token
 }
 
 pub(crate) fn is_clip(c: &VitConfig) -> bool {
-    is_plain(c) && c.norm_pre && c.head == Head::Plain && c.pool == crate::Pool::Cls
+    is_plain(c) && c.norm_pre && c.head == Head::Plain && c.pool == Pool::Cls
+}
+
+/// What tells an image encoder from OpenAI's, in words.
+fn build(c: &VitConfig) -> Vec<&'static str> {
+    let marks = [
+        (c.rel_pos != RelPos::None, "relative positions"),
+        (!c.abs_pos, "no position embedding"),
+        (c.rope, "rotary embedding"),
+        (c.ffn == Ffn::SwiGlu, "SwiGLU"),
+        (c.layer_scale, "layer scale"),
+        (c.mask_token, "a mask token"),
+        (c.attn_norm, "a norm inside attention"),
+        (c.post_norm, "post-norm blocks"),
+        (!c.norm_pre, "no norm before the blocks"),
+        (!c.k_bias, "no bias on keys"),
+        (c.pool == Pool::Mean, "mean pooling"),
+        (c.head == Head::None, "no head"),
+        (c.head == Head::Biased, "a head with a bias"),
+        (c.head == Head::Plain, "a head without a bias"),
+    ];
+    marks.into_iter().filter(|(there, _)| *there).map(|(_, words)| words).collect()
 }
 
 fn is_timm_vit(c: &VitConfig) -> bool {
@@ -375,7 +398,7 @@ impl Adapter {
                 Has("visual.trunk.blocks.0.attn.qkv.weight"),
                 Has("visual.trunk.blocks.0.attn.q_bias"),
             ],
-            expresses: |c| is_fused(c) && !c.mask_token,
+            expresses: |c| is_fused(c) && c.rel_pos == RelPos::None && !c.mask_token,
             parts: &[("visual.trunk.", "visual.", FUSED), HEAD_PROJ, TEXT, FLAT_TEXT, SCALE],
             ignored: CLIP_IGNORED,
         },
@@ -482,8 +505,9 @@ impl Adapter {
         let fits = |a: &&Adapter| a.layout == layout && (a.expresses)(vision);
         Adapter::ALL.iter().find(fits).ok_or_else(|| {
             let name = Layout::ALL.iter().find(|(_, l)| *l == layout).map_or("", |(name, _)| name);
+            let build = build(vision).join(", ");
             ModelError::Config(format!(
-                "the layout {name} has no names for an image encoder of this build"
+                "the layout {name} has no names for an image encoder of this build: {build}"
             ))
         })
     }
@@ -557,6 +581,28 @@ impl Adapter {
             joint.join(name, &mut out);
         }
         out
+    }
+
+    /// What a file of this family calls our tensor `name` of this shape: names and shapes, several where ours is theirs
+    /// joined. A name that no rule knows is theirs already.
+    pub(crate) fn theirs(&self, name: &str, shape: &[i64]) -> Vec<(String, Vec<i64>)> {
+        let Some(found) = self.rule(name, |part| part.1, |rule| rule.1) else {
+            return vec![(name.to_owned(), shape.to_vec())];
+        };
+        let (theirs, ours) = (found.rule.0.len() as i64, found.rule.1.len() as i64);
+        let mut shape = match found.rule.2 {
+            Same => shape.to_vec(),
+            Batched(n) => shape.iter().skip(n).copied().collect(),
+            Transposed => shape.iter().rev().copied().collect(),
+        };
+        if let Some(rows) = shape.first_mut() {
+            *rows = *rows * ours / theirs;
+        }
+        found
+            .names(found.part.0, found.rule.0)
+            .into_iter()
+            .map(|name| (name, shape.clone()))
+            .collect()
     }
 
     /// The first rule one of whose names, on the side that `prefix` and `side` pick, is `key`.
@@ -841,7 +887,20 @@ mod tests {
     #[test]
     fn a_layout_without_names_for_a_net_says_so() {
         let e = Adapter::for_export(Layout::Hf, &small("uta-b14")).unwrap_err().to_string();
-        assert!(e.contains("layout hf"), "{e}");
+        assert!(e.contains("layout hf") && e.contains("rotary embedding"), "{e}");
+        let relative = VitConfig { rel_pos: RelPos::Blocks, ..plain() };
+        let swiglu = VitConfig { rel_pos: RelPos::Blocks, ..small("uta-b14") };
+        for (net, layouts) in [
+            (&relative, &[Layout::Hf, Layout::OpenClip, Layout::Timm, Layout::EvaClip][..]),
+            (&beit(), &[Layout::Hf, Layout::OpenClip]),
+            (&swiglu, &[Layout::Hf, Layout::OpenClip, Layout::Timm]),
+        ] {
+            for layout in layouts {
+                let e = Adapter::for_export(*layout, net).unwrap_err().to_string();
+                assert!(e.contains("relative positions"), "{layout:?}: {e}");
+            }
+        }
+        assert!(Adapter::for_export(Layout::Timm, &beit()).is_ok());
         let e = "onnx".parse::<Layout>().unwrap_err().to_string();
         assert!(e.contains("open-clip"), "{e}");
     }

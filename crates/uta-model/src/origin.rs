@@ -15,9 +15,17 @@ use crate::{
 };
 
 /// What folders hold: a configuration and, beside it, the first of these weights that is there.
-const FOLDERS: [(&str, [&str; 2]); 2] = [
-    ("open_clip_config.json", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]),
-    ("config.json", ["model.safetensors", "pytorch_model.bin"]),
+const FOLDERS: [(&str, &[&str]); 2] = [
+    ("open_clip_config.json", &["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]),
+    (
+        "config.json",
+        &[
+            "model.safetensors",
+            "model.safetensors.index.json",
+            "pytorch_model.bin",
+            "pytorch_model.bin.index.json",
+        ],
+    ),
 ];
 
 /// Channels of a head, where it isn't 64, by a tower's width: open_clip's and EVA's configs.
@@ -130,6 +138,11 @@ impl Origin {
         &self.checkpoint.tensors
     }
 
+    /// The files that hold the weights, where [`Origin::weights`] is an index of them.
+    pub fn shards(&self) -> &[PathBuf] {
+        &self.checkpoint.shards
+    }
+
     /// The net, its weights filled in on `device`.
     ///
     /// # Errors
@@ -165,7 +178,7 @@ fn locate(path: &Path) -> Result<(PathBuf, Option<PathBuf>), ModelError> {
         return Ok((weights, there(run.join("config.json"))));
     }
     for (config, weights) in FOLDERS {
-        let weights = weights.into_iter().find_map(|weights| there(path.join(weights)));
+        let weights = weights.iter().find_map(|weights| there(path.join(weights)));
         if let Some((weights, config)) = weights.zip(there(path.join(config))) {
             return Ok((weights, Some(config)));
         }

@@ -1,11 +1,11 @@
 //! safetensors files: written beside, synced and renamed; read as views of the mapped file, so that a checkpoint needs no
 //! memory besides the weights it fills.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
@@ -19,6 +19,9 @@ const MAX_HEADER: u64 = 100_000_000;
 
 /// Bytes before the header: its length.
 const LENGTH: usize = 8;
+
+/// How the name of an index of files ends.
+const INDEX: &str = ".index.json";
 
 /// Names shown of each kind of mismatch.
 const SHOWN: usize = 10;
@@ -168,6 +171,10 @@ impl<'de> Visitor<'de> for DistinctKeys {
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
+    /// The files that hold the tensors, where `path` is an index of several.
+    pub shards: Vec<PathBuf>,
+    /// Whose names the file has, where the tensors have ours.
+    adapter: Option<&'static Adapter>,
     /// What the file says about itself.
     pub metadata: BTreeMap<String, String>,
     /// The tensors in their own kinds, on the CPU: views of the mapped file, read when they are used.
@@ -243,16 +250,22 @@ impl Checkpoint {
         };
         Ok(Checkpoint {
             path: path.to_owned(),
+            shards: Vec::new(),
+            adapter: None,
             metadata: header.metadata().clone().unwrap_or_default().into_iter().collect(),
             tensors: header.tensors().into_iter().map(view).collect::<Result<_, ModelError>>()?,
         })
     }
 
     /// A safetensors file, or one of PyTorch's own ([`torch_file`]), told apart by what is in it: hubs have both as `.bin`.
+    /// Or Hugging Face's index of such files, by its name.
     ///
     /// # Errors
     /// When it can't be read, or is no whole file of either kind.
     pub fn read(path: &Path) -> Result<Checkpoint, ModelError> {
+        if path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(INDEX)) {
+            return Checkpoint::sharded(path);
+        }
         if !torch_file::is_torch_file(path)? {
             let opened = Checkpoint::open(path);
             let torchs = |extension: &OsStr| extension == "pt" || extension == "pth";
@@ -262,30 +275,100 @@ impl Checkpoint {
             }
         }
         let tensors = torch_file::read(path)?;
-        Ok(Checkpoint { path: path.to_owned(), metadata: BTreeMap::new(), tensors })
+        Ok(Checkpoint {
+            path: path.to_owned(),
+            shards: Vec::new(),
+            adapter: None,
+            metadata: BTreeMap::new(),
+            tensors,
+        })
+    }
+
+    /// All the files that an index names (`huggingface_hub/serialization`), which lie beside it.
+    fn sharded(path: &Path) -> Result<Checkpoint, ModelError> {
+        #[derive(serde::Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let wrong = |message: String| ModelError::format(path, message);
+        let (file, length) = open_file(path)?;
+        if length > MAX_HEADER {
+            return Err(wrong(format!("is no index of weights: {length} bytes")));
+        }
+        let index: Index = serde_json::from_reader(BufReader::new(file))
+            .map_err(|e| wrong(format!("is no index of weights: {e}")))?;
+        let mut all = Checkpoint {
+            path: path.to_owned(),
+            shards: Vec::new(),
+            adapter: None,
+            metadata: BTreeMap::new(),
+            tensors: BTreeMap::new(),
+        };
+        let names: BTreeSet<&String> = index.weight_map.values().collect();
+        for name in names {
+            // A file's name and nothing else: an index of strangers opens nothing elsewhere.
+            let plain = Path::new(name).file_name().is_some_and(|file| file == name.as_str());
+            if !plain || name.ends_with(INDEX) {
+                return Err(wrong(format!(
+                    "names {name:?}, which is no file of weights beside it"
+                )));
+            }
+            let shard = path.with_file_name(name);
+            for (key, tensor) in Checkpoint::read(&shard)?.tensors {
+                if all.tensors.contains_key(&key) {
+                    return Err(wrong(format!(
+                        "has {key:?} in two of its files, {name:?} the second"
+                    )));
+                }
+                if index.weight_map.get(&key).is_none_or(|place| place != name) {
+                    return Err(wrong(format!("doesn't say that {key:?} is in {name:?}")));
+                }
+                all.tensors.insert(key, tensor);
+            }
+            all.shards.push(shard);
+        }
+        match index.weight_map.iter().find(|(key, _)| !all.tensors.contains_key(*key)) {
+            None => Ok(all),
+            Some((key, name)) => {
+                Err(wrong(format!("says that {key:?} is in {name:?}, which hasn't it")))
+            }
+        }
     }
 
     /// The tensors under this program's names, `adapter` being that of the family the file comes from.
-    pub fn adapted(self, adapter: &Adapter) -> Checkpoint {
-        Checkpoint { tensors: adapter.import(self.tensors), ..self }
+    pub fn adapted(self, adapter: &'static Adapter) -> Checkpoint {
+        Checkpoint { tensors: adapter.import(self.tensors), adapter: Some(adapter), ..self }
     }
 
     /// Fills `targets`, which must be exactly the tensors of the file by name and shape; kinds and devices are converted.
     ///
     /// # Errors
-    /// Lists missing, unexpected and mis-shaped names; nothing has been changed then.
+    /// Lists missing, unexpected and mis-shaped names, as the file calls them; nothing has been changed then.
     pub fn fill(mut self, targets: &[(String, Tensor)]) -> Result<(), ModelError> {
+        let adapter = self.adapter.unwrap_or(&Adapter::UTA);
         let (mut missing, mut misshaped, mut pairs) = (vec![], vec![], vec![]);
         for (name, target) in targets {
             match self.tensors.remove(name) {
-                None => missing.push(name.as_str()),
+                None => missing.extend(adapter.theirs(name, &target.size())),
                 Some(stored) if stored.size() != target.size() => {
-                    misshaped.push((name, stored.size(), target.size()));
+                    let wanted = adapter.theirs(name, &target.size());
+                    misshaped.extend(adapter.theirs(name, &stored.size()).into_iter().zip(wanted));
                 }
                 Some(stored) => pairs.push((target, stored)),
             }
         }
-        let unexpected: Vec<&str> = self.tensors.keys().map(String::as_str).collect();
+        let left = self.tensors.iter().flat_map(|(name, t)| adapter.theirs(name, &t.size()));
+        let mut unexpected: BTreeSet<String> = left.map(|(name, _)| name).collect();
+        // Theirs that couldn't be joined for want of another kept its name: it isn't missing.
+        let missing: BTreeSet<String> = missing
+            .into_iter()
+            .map(|(name, _)| name)
+            .filter(|name| !unexpected.remove(name))
+            .collect();
+        // One of theirs may be several of ours.
+        misshaped.dedup_by(|a, b| a.0.0 == b.0.0);
+        let missing: Vec<&str> = missing.iter().map(String::as_str).collect();
+        let unexpected: Vec<&str> = unexpected.iter().map(String::as_str).collect();
         let report = [
             listed("missing", &missing, |name| match nearest(name, &unexpected) {
                 Some(other) => format!("{name} (the file has {other})"),
@@ -295,7 +378,7 @@ impl Checkpoint {
                 Some(other) => format!("{name} (the network has {other})"),
                 None => name.to_string(),
             }),
-            listed("of another shape", &misshaped, |(name, stored, here)| {
+            listed("of another shape", &misshaped, |((name, stored), (_, here))| {
                 format!("{name} {stored:?}, here {here:?}")
             }),
         ];

@@ -13,10 +13,12 @@
 
 mod pickle;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
+use std::rc::Rc;
 
 use tch::{Device, Kind, Tensor};
 use zip::read::ZipReadOptions;
@@ -46,6 +48,10 @@ const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0
 
 /// The version of the old format.
 const PROTOCOL: i64 = 1001;
+
+/// What may be read before the entries of a zip file are known: this, and a 32nd of the file. An entry takes eight times the
+/// memory that it takes in the file's directory, and a file of empty entries is nothing but directory.
+const DIRECTORY: u64 = 256 << 10;
 
 /// Where a storage must begin to be used where it lies: a multiple of every element's size.
 const ALIGNED: u64 = 16;
@@ -232,7 +238,7 @@ struct Storages {
 
 enum Container {
     Zip {
-        archive: ZipArchive<BufReader<File>>,
+        archive: ZipArchive<BufReader<Rationed>>,
         /// What stands before the names of its entries.
         prefix: String,
         length: u64,
@@ -243,10 +249,33 @@ enum Container {
     Legacy { file: File, places: HashMap<String, (u64, u64)> },
 }
 
+/// A file of which so many bytes may yet be read.
+struct Rationed {
+    file: File,
+    left: Rc<Cell<u64>>,
+}
+
+impl Read for Rationed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        let left = self.left.get().checked_sub(read as u64);
+        self.left.set(left.ok_or_else(|| io::Error::other("it is mostly directory"))?);
+        Ok(read)
+    }
+}
+
+impl Seek for Rationed {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.file.seek(to)
+    }
+}
+
 /// Opens a zip file and reads its pickle.
 fn open_zip(path: &Path, file: File, length: u64, nodes: &mut Nodes) -> Result<(Id, Storages)> {
-    let mut archive = ZipArchive::new(BufReader::new(file))
+    let left = Rc::new(Cell::new(DIRECTORY + length / 32));
+    let mut archive = ZipArchive::new(BufReader::new(Rationed { file, left: left.clone() }))
         .map_err(|e| format!("is no whole zip file, as PyTorch's are: {e}"))?;
+    left.set(u64::MAX);
     let broken = |e: zip::result::ZipError| format!("is a damaged zip file: {e}");
     if archive.has_duplicate_names() {
         return Err("is a zip file with two entries of one name".into());

@@ -19,7 +19,7 @@ fn folders() -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> =
         golden().read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
     folders.sort();
-    assert!(folders.len() >= 24, "{folders:?}");
+    assert!(folders.len() >= 25, "{folders:?}");
     folders
 }
 
@@ -233,7 +233,7 @@ fn configurations_of_other_nets_are_refused_by_the_field() {
     let e = open_clip("\"heads\": 2", "\"heads\": 2, \"pool_type\": \"last\"");
     assert!(e.contains("text_cfg.pool_type = \"last\""), "{e}");
     let e = open_clip("\"layers\": 2", "\"layers\": 3");
-    assert!(e.contains("missing") && e.contains("blocks.2"), "{e}");
+    assert!(e.contains("missing") && e.contains("transformer.resblocks.2"), "{e}");
     let e = open_clip("\"width\": 64", "\"width\": 1000000");
     assert!(e.contains("width = 1000000"), "{e}");
     let e = open_clip("\"width\": 64", "\"width\": 6400");
@@ -252,6 +252,105 @@ fn pytorchs_own_files_hold_the_same_nets() {
         (load(&folder), Clip::load(&folder.join("checkpoint.pth"), Device::Cpu).unwrap());
     assert_eq!(clip.config, again.config);
     assert_eq!(clip.variables(), again.variables());
+}
+
+/// As transformers writes a large CLIPModel, and as it used to.
+#[test]
+fn an_index_names_the_files_of_one_net_and_nothing_elsewhere() {
+    const SAFE: &str = "model.safetensors.index.json";
+    let folder = golden().join("hf_sharded");
+    let origin = Origin::open(&folder, None).unwrap();
+    assert!(origin.shards().len() > 1 && origin.weights.ends_with(SAFE), "{origin:?}");
+    let whole = load(&folder).variables();
+
+    let dir = tempfile::tempdir().unwrap();
+    for file in origin.shards() {
+        let name = file.file_name().unwrap().to_str().unwrap().replace("safetensors", "bin");
+        std::fs::copy(file, dir.path().join(name)).unwrap();
+    }
+    std::fs::copy(folder.join("config.json"), dir.path().join("config.json")).unwrap();
+    let index = std::fs::read_to_string(folder.join(SAFE)).unwrap().replace("safetensors", "bin");
+    let path = dir.path().join("pytorch_model.bin.index.json");
+    std::fs::write(&path, &index).unwrap();
+    for path in [dir.path(), &path] {
+        assert_eq!(Clip::load(path, Device::Cpu).unwrap().variables(), whole);
+    }
+
+    let refusal = |index: &str| {
+        std::fs::write(&path, index).unwrap();
+        Clip::load(dir.path(), Device::Cpu).unwrap_err().to_string()
+    };
+    let (first, second) = ("model-00001-of-", "model-00002-of-");
+    assert!(index.contains(first) && index.contains(second));
+    for (index, words) in [
+        (index.replace(first, &format!("../x/{first}")), "no file of weights beside it"),
+        (index.replace(first, &format!("/etc/{first}")), "no file of weights beside it"),
+        (index.replace(first, &format!("sub/{first}")), "no file of weights beside it"),
+        (index.replace(first, "none-"), "No such file"),
+        (index.replace(first, second), "which hasn't it"),
+        (index.replacen("logit_scale", "logit_scales", 1), "doesn't say that \"logit_scale\""),
+        (index.replacen("weight_map", "map", 1), "missing field `weight_map`"),
+        (r#"{"weight_map": {"a": "pytorch_model.bin.index.json"}}"#.into(), "no file of weights"),
+        (r#"{"weight_map": {"a": ".."}}"#.into(), "no file of weights"),
+        (r#"{"weight_map": {}}"#.into(), "no known family"),
+        (String::new(), "is no index of weights"),
+    ] {
+        let e = refusal(&index);
+        assert!(e.contains(words) && !e.contains('\n'), "{e} ({words})");
+    }
+}
+
+#[test]
+fn names_in_errors_are_those_of_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let refusal = |folder: &str, file: &str, change: &dyn Fn(&mut BTreeMap<String, Tensor>)| {
+        for entry in golden().join(folder).read_dir().unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+        }
+        let path = dir.path().join(file);
+        let mut tensors = Checkpoint::open(&golden().join(folder).join(file)).unwrap().tensors;
+        change(&mut tensors);
+        let tensors: Vec<(String, Tensor)> = tensors.into_iter().collect();
+        safetensors_io::save(&tensors, &path, &BTreeMap::new(), None).unwrap();
+        let e = Clip::load(dir.path(), Device::Cpu).unwrap_err().to_string();
+        for entry in dir.path().read_dir().unwrap() {
+            std::fs::remove_file(entry.unwrap().path()).unwrap();
+        }
+        e
+    };
+    let (open_clip, hf) = ("open_clip_model.safetensors", "model.safetensors");
+    let joined = "visual.transformer.resblocks.1.attn.in_proj_weight";
+    let e = refusal("open_clip", open_clip, &|tensors| {
+        tensors.remove(joined);
+        let post = tensors.remove("visual.ln_post.weight").unwrap();
+        tensors.insert("visual.ln_pots.weight".into(), post);
+    });
+    assert!(
+        e.contains(&format!(
+            "2 missing: visual.ln_post.weight (the file has visual.ln_pots.weight), {joined};"
+        )),
+        "{e}"
+    );
+    assert!(
+        e.contains("1 unexpected: visual.ln_pots.weight (the network has visual.ln_post"),
+        "{e}"
+    );
+
+    let e = refusal("open_clip", open_clip, &|tensors| {
+        let proj = &tensors["visual.proj"];
+        tensors.insert("visual.proj".into(), proj.narrow(0, 0, 32).copy());
+        let whole = &tensors[joined];
+        tensors.insert(joined.into(), whole.narrow(1, 0, 16).copy());
+    });
+    assert!(e.contains("visual.proj [32, 48], here [64, 48]"), "{e}");
+    assert!(e.contains(&format!("{joined} [192, 16], here [192, 64]")), "{e}");
+    assert!(e.contains("2 of another shape"), "{e}");
+
+    // One of three that are joined here: the other two are where they should be.
+    let q = "text_model.encoder.layers.0.self_attn.q_proj.weight";
+    let e = refusal("hf_clip", hf, &|tensors| drop(tensors.remove(q)));
+    assert!(e.contains(&format!("1 missing: {q}")) && !e.contains("unexpected"), "{e}");
 }
 
 /// OpenAI's archive says by its three sizes whose it is, and so which GELU it computes with.

@@ -359,6 +359,43 @@ fn bombs_are_refused_at_once() {
     assert!(started.elapsed() < Duration::from_secs(20));
 }
 
+/// In a process of its own, whose memory no other test changes.
+#[test]
+fn a_file_of_empty_entries_takes_no_more_memory_than_its_size() {
+    const CHILD: &str = "UTA_READ_ALONE";
+    if let Some(path) = std::env::var_os(CHILD) {
+        // Forgets the former peak.
+        fs::write("/proc/self/clear_refs", "5").unwrap();
+        let before = memory();
+        println!("{} grown by {}", read(Path::new(&path)).unwrap_err(), memory() - before);
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("entries.pt");
+    let small = one_tensor(b"K\x08", b"K\0", b"K\x02\x85", b"K\x01\x85");
+    let names: Vec<String> = (0..150_000).map(|i| format!("a/data/{i}")).collect();
+    let empty = names.iter().map(|name| (name.as_str(), &b""[..]));
+    let entries: Vec<(&str, &[u8])> =
+        [("a/data.pkl", &small[..])].into_iter().chain(empty).collect();
+    fs::write(&path, archive(&entries, false)).unwrap();
+    let length = fs::metadata(&path).unwrap().len() as usize;
+
+    let test = "a_file_of_empty_entries_takes_no_more_memory_than_its_size";
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    let out = child.args(["--exact", test, "--nocapture"]).env(CHILD, &path).output().unwrap();
+    let text = String::from_utf8(out.stdout).unwrap();
+    let line = text.lines().find(|line| line.contains("grown by")).expect(&text);
+    let grown: usize = line.rsplit(' ').next().unwrap().parse().unwrap();
+    println!("{length} bytes: {line}");
+    assert!(grown < length, "{length} bytes: {line}");
+    assert!(line.contains("mostly directory"), "{line}");
+    // As many as a large net and its optimiser have are read.
+    let held =
+        archive(&[&entries[..1], &[("a/data/0", &[0; 32])], &entries[2..3000]].concat(), false);
+    fs::write(&path, held).unwrap();
+    assert_eq!(read(&path).unwrap()["w"].size(), [2]);
+}
+
 #[test]
 fn archives_that_contradict_themselves_are_refused() {
     let small = one_tensor(b"K\x08", b"K\0", b"K\x02\x85", b"K\x01\x85");

@@ -134,6 +134,9 @@ struct Inspection {
     file: PathBuf,
     bytes: u64,
     sha256: String,
+    /// What the file is an index of.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    shards: Vec<Shard>,
     family: &'static str,
     config: ClipConfig,
     tensors: usize,
@@ -143,6 +146,13 @@ struct Inspection {
     notes: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     list: Vec<Listed>,
+}
+
+#[derive(Serialize)]
+struct Shard {
+    file: PathBuf,
+    bytes: u64,
+    sha256: String,
 }
 
 #[derive(Serialize)]
@@ -165,11 +175,15 @@ fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
         dtype: dtype_name(tensor.kind()),
     });
     let (bytes, sha256) = checksum(&origin.weights)?;
+    let shard = |file: &PathBuf| {
+        checksum(file).map(|(bytes, sha256)| Shard { file: file.clone(), bytes, sha256 })
+    };
     print(
         args.json,
         &Inspection {
             bytes,
             sha256,
+            shards: origin.shards().iter().map(shard).collect::<anyhow::Result<_>>()?,
             family: origin.family,
             tensors: tensors.len(),
             parameters: dtypes.values().sum(),
@@ -187,6 +201,10 @@ impl Display for Inspection {
         let v = &self.config.vision;
         writeln!(f, "file        {}", self.file.display())?;
         writeln!(f, "            {} bytes, sha256 {}", self.bytes, self.sha256)?;
+        for Shard { file, bytes, sha256 } in &self.shards {
+            writeln!(f, "weights     {}", file.display())?;
+            writeln!(f, "            {bytes} bytes, sha256 {sha256}")?;
+        }
         writeln!(f, "family      {}", self.family)?;
         writeln!(
             f,

@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 use std::io::BufReader;
+use std::sync::LazyLock;
 
 use flate2::bufread::GzDecoder;
 use instant_clip_tokenizer::{Token, Tokenizer as BytePairs};
+use regex::Regex;
 
 use crate::DataError;
 use crate::repair::{fix_text, unescape};
@@ -17,6 +19,13 @@ const SMALLEST: usize = 514;
 
 /// Bytes of the longest token, eight emoji.
 const LONGEST: usize = 32;
+
+/// A contraction that Python's pattern, which folds case, takes for `'s`, and that `instant-clip-tokenizer`'s doesn't.
+const LONG_S: &str = "'\u{17f}";
+
+/// The id of an apostrophe with which a word doesn't end: bytes are numbered from `!` on. No merge begins with it and goes
+/// on with a long s.
+const APOSTROPHE: u16 = b'\'' as u16 - b'!' as u16;
 
 /// Texts to rows of token ids.
 pub struct Tokenizer {
@@ -78,7 +87,19 @@ impl Tokenizer {
     fn tokens(&self, text: &str) -> Vec<Token> {
         let mut tokens = vec![self.pairs.start_of_text()];
         let text = clean(text);
-        self.pairs.encode(start(&text, 2 * LONGEST * self.context_length), &mut tokens);
+        let text = start(&text, 2 * LONGEST * self.context_length);
+        let mut from = 0;
+        for (at, word) in text.match_indices(LONG_S) {
+            // An apostrophe after another sign is of that sign's word.
+            if text[..at].chars().next_back().is_some_and(is_sign) {
+                continue;
+            }
+            self.pairs.encode(&text[from..at], &mut tokens);
+            tokens.extend(Token::from_u16(APOSTROPHE, &self.pairs));
+            self.pairs.encode(&word[1..], &mut tokens);
+            from = at + word.len();
+        }
+        self.pairs.encode(&text[from..], &mut tokens);
         tokens
     }
 
@@ -113,6 +134,13 @@ fn clean(text: &str) -> Cow<'_, str> {
         Cow::Borrowed(text) => twice(text),
         Cow::Owned(text) => Cow::Owned(twice(&text).into_owned()),
     }
+}
+
+/// Whether a character is no letter, number or white space.
+fn is_sign(c: char) -> bool {
+    static OTHERS: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"[\s\p{L}\p{N}]").expect("a pattern that is tested"));
+    !OTHERS.is_match(c.encode_utf8(&mut [0; 4]))
 }
 
 fn twice(text: &str) -> Cow<'_, str> {
@@ -163,6 +191,27 @@ mod tests {
             let row = tokenizer.encode(text);
             assert_eq!(&row[..ids.len()], ids, "{text}");
             assert!(row[ids.len()..].iter().all(|&t| t == 0) && row.len() == 77);
+        }
+    }
+
+    /// From open_clip 3.3.0.
+    #[test]
+    fn a_long_s_after_an_apostrophe_is_a_contraction_as_in_python() {
+        let tokenizer = Tokenizer::new(Tokenizer::VOCAB_SIZE, 77).unwrap();
+        for (text, ids) in [
+            ("it'ſ", &[585, 6, 129, 379][..]),
+            ("a 'ſb", &[320, 6, 129, 379, 321]),
+            ("1'ſ", &[272, 6, 129, 379]),
+            ("'s'ſ", &[568, 6, 129, 379]),
+            ("a'ſ'ſ b", &[320, 6, 129, 379, 6, 129, 379, 321]),
+            ("’ſ'", &[6, 129, 379, 262]),
+            ("!'ſ", &[13222, 129, 379]),
+            ("''ſ", &[8445, 129, 379]),
+            ("\u{301}'ſ", &[136, 223, 262, 129, 379]),
+        ] {
+            let row = tokenizer.encode(text);
+            let expected = [&[49406], ids, &[49407]].concat();
+            assert_eq!(row[..expected.len()], expected, "{text}");
         }
     }
 

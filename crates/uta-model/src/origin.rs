@@ -78,6 +78,10 @@ impl Origin {
             Some(arch) => Stated::arch(arch, &checkpoint)?,
             None => beside.as_deref().map(Stated::read).transpose()?,
         };
+        if let Some(Stated::In(file, Format::OpenClip, value)) = &stated {
+            // Before names are compared: what kind of net it is says more than which names it hasn't.
+            known_to_us(value).map_err(|message| ModelError::format(file, message))?;
+        }
         let detected = Adapter::detect(&checkpoint.tensors);
         let adapter = match (detected, &stated) {
             (Some(adapter), _) => adapter,
@@ -110,7 +114,10 @@ impl Origin {
                 match &stated {
                     Some(Stated::In(file, format, value)) => {
                         let read = match format {
-                            Format::OpenClip => open_clip(value, &mut config),
+                            Format::OpenClip => {
+                                open_clip(value, &mut config);
+                                Ok(())
+                            }
                             Format::HuggingFace => hugging_face(value, &mut config),
                             Format::Timm => timm(value, &mut config),
                         };
@@ -438,15 +445,29 @@ fn only(what: &str, value: &Value, known: &[(&str, &str)]) -> Result<(), String>
     Ok(())
 }
 
-/// `open_clip_config.json`, or one of open_clip's model configs (`open_clip/model.py`).
-fn open_clip(value: &Value, config: &mut ClipConfig) -> Result<(), String> {
+/// Refuses open_clip's configurations of nets that aren't known here, by what they are.
+fn known_to_us(value: &Value) -> Result<(), String> {
     let model = value.get("model_cfg").unwrap_or(value);
-    take(model, "embed_dim", &mut config.embed_dim);
-    let (vision, v) = (&model["vision_cfg"], &mut config.vision);
-    let name = vision["timm_model_name"].as_str();
-    if let Some(name) = name {
-        only("vision_cfg", vision, &[("timm_pool", "\"token\"")])?;
-        timm_name(name, v);
+    let (vision, text) = (&model["vision_cfg"], &model["text_cfg"]);
+    if !model["multimodal_cfg"].is_null() {
+        return Err(
+            "has a multimodal_cfg: a CoCa, which also writes texts, is not known here".into()
+        );
+    }
+    if vision["layers"].is_array() {
+        return Err("vision_cfg.layers is a list: a ResNet, and only ViTs are known here".into());
+    }
+    if let Some(name) = text["hf_model_name"].as_str() {
+        let message = "an encoder of Hugging Face's, and only CLIP's is known here";
+        return Err(format!("text_cfg.hf_model_name = {name:?}: {message}"));
+    }
+    if let Some(name) = vision["timm_model_name"].as_str() {
+        only("vision_cfg", vision, &[("timm_pool", "\"token\"")])
+            .map_err(|e| format!("{e} (timm_model_name = {name:?})"))?;
+        if name.contains("_mci") {
+            let message = "begins with convolutions, and only plain ViTs are known here";
+            return Err(format!("vision_cfg.timm_model_name = {name:?} {message}"));
+        }
     } else {
         only(
             "vision_cfg",
@@ -466,11 +487,39 @@ fn open_clip(value: &Value, config: &mut ClipConfig) -> Result<(), String> {
                 ("act_kwargs", "{}"),
             ],
         )?;
-        if vision["layers"].is_array() {
-            return Err(
-                "vision_cfg.layers is a list: a ResNet, and only ViTs are known here".into()
-            );
-        }
+    }
+    only(
+        "text_cfg",
+        text,
+        &[
+            ("pool_type", "\"argmax\""),
+            ("no_causal_mask", "false"),
+            ("embed_cls", "false"),
+            ("final_ln_after_pool", "false"),
+            ("proj_bias", "false"),
+            ("proj_type", "\"linear\""),
+            ("mlp_ratio", "4.0"),
+            ("qk_norm", "false"),
+            ("scaled_cosine_attn", "false"),
+            ("scale_heads", "false"),
+            ("scale_attn_inner", "false"),
+            ("scale_attn", "false"),
+            ("scale_fc", "false"),
+            ("act_kwargs", "{}"),
+            ("norm_kwargs", "{}"),
+        ],
+    )
+}
+
+/// `open_clip_config.json`, or one of open_clip's model configs (`open_clip/model.py`), which [`known_to_us`] has passed.
+fn open_clip(value: &Value, config: &mut ClipConfig) {
+    let model = value.get("model_cfg").unwrap_or(value);
+    take(model, "embed_dim", &mut config.embed_dim);
+    let quick = model["quick_gelu"].as_bool().unwrap_or(false);
+    let (vision, v) = (&model["vision_cfg"], &mut config.vision);
+    if let Some(name) = vision["timm_model_name"].as_str() {
+        timm_name(name, v);
+    } else {
         take(vision, "layers", &mut v.depth);
         take(vision, "width", &mut v.width);
         take(vision, "image_size", &mut v.image_size);
@@ -478,34 +527,10 @@ fn open_clip(value: &Value, config: &mut ClipConfig) -> Result<(), String> {
         v.heads = v.width / vision["head_width"].as_i64().unwrap_or(64).max(1);
         v.hidden = (v.width as f64 * vision["mlp_ratio"].as_f64().unwrap_or(4.0)) as i64;
         v.eps = vision["norm_kwargs"]["eps"].as_f64().unwrap_or(1e-5);
-    }
-    let quick = model["quick_gelu"].as_bool().unwrap_or(false);
-    if name.is_none() {
         v.ffn = if quick { Ffn::QuickGelu } else { Ffn::Gelu };
     }
     let text = &model["text_cfg"];
     if let Some(t) = &mut config.text {
-        only(
-            "text_cfg",
-            text,
-            &[
-                ("pool_type", "\"argmax\""),
-                ("no_causal_mask", "false"),
-                ("embed_cls", "false"),
-                ("final_ln_after_pool", "false"),
-                ("proj_bias", "false"),
-                ("proj_type", "\"linear\""),
-                ("mlp_ratio", "4.0"),
-                ("qk_norm", "false"),
-                ("scaled_cosine_attn", "false"),
-                ("scale_heads", "false"),
-                ("scale_attn_inner", "false"),
-                ("scale_attn", "false"),
-                ("scale_fc", "false"),
-                ("act_kwargs", "{}"),
-                ("norm_kwargs", "{}"),
-            ],
-        )?;
         take(text, "context_length", &mut t.context_length);
         take(text, "vocab_size", &mut t.vocab_size);
         take(text, "width", &mut t.width);
@@ -515,7 +540,6 @@ fn open_clip(value: &Value, config: &mut ClipConfig) -> Result<(), String> {
     }
     take_rgb(&value["preprocess_cfg"], "mean", &mut config.mean);
     take_rgb(&value["preprocess_cfg"], "std", &mut config.std);
-    Ok(())
 }
 
 /// What the name of a timm architecture says.
@@ -627,4 +651,63 @@ fn timm(value: &Value, config: &mut ClipConfig) -> Result<(), String> {
     take_rgb(&value["pretrained_cfg"], "mean", &mut config.mean);
     take_rgb(&value["pretrained_cfg"], "std", &mut config.std);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// Every configuration that open_clip 3.3.0 has, written by `tests/golden/open_clip_models.py`: the table of the book's
+    /// page on formats.
+    #[test]
+    fn every_configuration_of_open_clip_is_known_or_refused_by_its_kind() {
+        const MODELS: &str = include_str!("../../../tests/golden/open_clip_models.json");
+        let models: BTreeMap<String, Value> = serde_json::from_str(MODELS).unwrap();
+        let kinds = [
+            "multimodal_cfg",
+            "a ResNet",
+            "text_cfg.hf_model_name",
+            "vision_cfg.timm_pool = \"map\"",
+            "vision_cfg.timm_pool = \"avg\"",
+            "vision_cfg.timm_pool = \"\"",
+            "begins with convolutions",
+            "vision_cfg.pool_type = \"avg\"",
+            "text_cfg.pool_type = \"eos\"",
+            "text_cfg.no_causal_mask",
+        ];
+        let mut counts = BTreeMap::new();
+        for (name, value) in &models {
+            let kind = match known_to_us(value) {
+                Ok(()) => {
+                    let text = TextConfig::preset("vit-b-32").unwrap();
+                    let vision = VitConfig::preset("vit-b-32").unwrap();
+                    let mut config = ClipConfig::new(vision, Some(text));
+                    open_clip(value, &mut config);
+                    if value["vision_cfg"]["timm_model_name"].is_null() {
+                        config.vision.out = config.embed_dim;
+                        config.text.as_mut().unwrap().out = config.embed_dim;
+                        config.check().unwrap_or_else(|e| panic!("{name}: {e}"));
+                    }
+                    "known"
+                }
+                Err(e) => kinds.iter().find(|kind| e.contains(*kind)).expect(&e),
+            };
+            *counts.entry(kind).or_insert(0) += 1;
+        }
+        let expected = [
+            ("known", 39),
+            ("a ResNet", 10),
+            ("multimodal_cfg", 4),
+            ("text_cfg.hf_model_name", 9),
+            ("vision_cfg.timm_pool = \"map\"", 31),
+            ("vision_cfg.timm_pool = \"avg\"", 6),
+            ("vision_cfg.timm_pool = \"\"", 29),
+            ("begins with convolutions", 2),
+            ("vision_cfg.pool_type = \"avg\"", 6),
+            ("text_cfg.pool_type = \"eos\"", 7),
+            ("text_cfg.no_causal_mask", 1),
+        ];
+        assert_eq!(counts, BTreeMap::from(expected));
+    }
 }

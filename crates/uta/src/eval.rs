@@ -55,6 +55,9 @@ pub struct ZeroshotArgs {
     /// Whose text tower to use [default: the model's own, else its run's teacher]
     #[arg(long, value_name = "M")]
     text_model: Option<PathBuf>,
+    /// What the net of --text-model is, where the file alone can't tell: a preset or a configuration file
+    #[arg(long, value_name = "NAME|FILE", requires = "text_model")]
+    text_arch: Option<String>,
     /// A class name a line, in label order [default: classnames.txt beside the set, else its class folders]
     #[arg(long, value_name = "FILE")]
     classnames: Option<PathBuf>,
@@ -74,6 +77,9 @@ pub struct RetrievalArgs {
     /// Whose text tower to use [default: the model's own, else its run's teacher]
     #[arg(long, value_name = "M")]
     text_model: Option<PathBuf>,
+    /// What the net of --text-model is, where the file alone can't tell: a preset or a configuration file
+    #[arg(long, value_name = "NAME|FILE", requires = "text_model")]
+    text_arch: Option<String>,
 }
 
 /// Arguments of `uta eval align`.
@@ -84,6 +90,9 @@ pub struct AlignArgs {
     /// The teacher [default: that of the model's run]
     #[arg(long, value_name = "T")]
     teacher: Option<PathBuf>,
+    /// What the net of --teacher is, where the file alone can't tell: a preset or a configuration file
+    #[arg(long, value_name = "NAME|FILE", requires = "teacher")]
+    teacher_arch: Option<String>,
     /// Share of the patches that the student doesn't see
     #[arg(long, value_name = "R", default_value_t = 0.0)]
     mask_ratio: f64,
@@ -118,7 +127,7 @@ fn zeroshot(args: &ZeroshotArgs) -> anyhow::Result<()> {
     let templates_from = format!("{} from {}", prompts.templates.len(), prompts.templates_from);
 
     let mut task = ZeroShot::new("zeroshot", setup.source.clone(), prompts, setup.options.clone());
-    let text = setup.text_tower(args.text_model.as_deref())?;
+    let text = setup.text_tower(args.text_model.as_deref(), args.text_arch.as_deref())?;
     if let Some((_, text)) = &text {
         task = task.with_text(text.clone());
     }
@@ -167,7 +176,7 @@ fn zeroshot(args: &ZeroshotArgs) -> anyhow::Result<()> {
 fn retrieval(args: &RetrievalArgs) -> anyhow::Result<()> {
     let setup = Setup::new(&args.common)?;
     let mut task = Retrieval::new("retrieval", setup.source.clone(), setup.options.clone());
-    let text = setup.text_tower(args.text_model.as_deref())?;
+    let text = setup.text_tower(args.text_model.as_deref(), args.text_arch.as_deref())?;
     if let Some((_, text)) = &text {
         task = task.with_text(text.clone());
     }
@@ -202,7 +211,7 @@ fn align(args: &AlignArgs) -> anyhow::Result<()> {
             Usage(format!("{model} is no run that names its teacher; give --teacher"))
         })?,
     };
-    let teacher = Rc::new(setup.load(&path)?);
+    let teacher = Rc::new(setup.load(&path, args.teacher_arch.as_deref())?);
     let kind = match args.mask_kind {
         Some(kind) => kind,
         None if args.mask_ratio == 0.0 => MaskKind::None,
@@ -256,8 +265,8 @@ impl<'a> Setup<'a> {
         Ok(Setup { args, device, model, source, options })
     }
 
-    fn load(&self, path: &Path) -> anyhow::Result<Clip> {
-        Ok(uta_train::load(path, None, self.device)?)
+    fn load(&self, path: &Path, arch: Option<&str>) -> anyhow::Result<Clip> {
+        Ok(uta_train::load(path, arch, self.device)?)
     }
 
     /// The teacher that the recipe of the model's run directory names.
@@ -268,7 +277,11 @@ impl<'a> Setup<'a> {
     }
 
     /// The text tower to use and where it is from; `None` where the model's own serves.
-    fn text_tower(&self, given: Option<&Path>) -> anyhow::Result<Option<(PathBuf, Rc<Clip>)>> {
+    fn text_tower(
+        &self,
+        given: Option<&Path>,
+        arch: Option<&str>,
+    ) -> anyhow::Result<Option<(PathBuf, Rc<Clip>)>> {
         let path = match given {
             Some(path) => path.to_path_buf(),
             None if self.model.text.is_some() => return Ok(None),
@@ -279,7 +292,7 @@ impl<'a> Setup<'a> {
                 ))
             })?,
         };
-        let clip = self.load(&path)?;
+        let clip = self.load(&path, arch)?;
         if clip.text.is_none() {
             let path = path.display();
             return Err(Usage(format!("{path} has no text tower; give --text-model")).into());

@@ -147,6 +147,8 @@ fn a_student_uses_the_text_tower_that_it_is_given() {
     assert!(line.contains("--text-model"), "{line}");
     let found = world.json("eval zeroshot --model student --text-model clip --data set --json");
     assert_eq!(found["settings"]["text tower"], "clip");
+    let given = "eval zeroshot --model student --text-model clip --text-arch clip/config.json";
+    assert_eq!(world.json(&format!("{given} --data set --json")), found);
 }
 
 #[test]
@@ -181,6 +183,11 @@ fn a_mistake_is_one_line_with_exit_status_2() {
         ),
         ("eval align --model clip --data set", "--teacher"),
         ("eval align --model clip --teacher clip --data set --mask-ratio 1.5", "1.5"),
+        (
+            "eval align --model clip --teacher clip --teacher-arch vit-x --data set",
+            "no preset \"vit-x\"",
+        ),
+        ("eval zeroshot --model student --text-model clip --text-arch vit-x --data set", "vit-x"),
         ("data stats nowhere", "nowhere"),
         ("data pack nowhere --out shards", "nowhere"),
     ] {

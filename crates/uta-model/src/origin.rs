@@ -370,7 +370,8 @@ fn assume(weights: &Path, openai: bool, config: &mut ClipConfig, notes: &mut Vec
             (p.width, p.depth, p.heads) == (vision.width, vision.depth, vision.heads)
         })
     };
-    if !crate::preset_names().iter().any(known) {
+    // A table of relative positions has a column for each head.
+    if vision.rel_pos == RelPos::None && !crate::preset_names().iter().any(known) {
         notes.push(format!(
             "{} attention heads of {} channels assumed, because no shape tells and no known net has these sizes; \
              --arch takes a configuration file that says it",

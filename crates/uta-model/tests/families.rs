@@ -194,6 +194,10 @@ fn sizes_come_from_the_tensors_where_no_configuration_is() {
     let tagged = lone("open_clip", file, "laion2b_s34b.safetensors");
     assert_eq!(tagged.config.vision.ffn, Ffn::Gelu);
 
+    let beit = lone("official_beit2_finetuned", "weights.safetensors", "beit.safetensors");
+    let [pixels] = &beit.notes[..] else { panic!("{:?}", beit.notes) };
+    assert!(beit.config.vision.heads == 2 && pixels.contains("ImageNet"), "{pixels}");
+
     let mae = lone("timm_mae", "model.safetensors", "mae.safetensors");
     assert!(mae.notes[1].contains("ImageNet"), "{:?}", mae.notes);
 }

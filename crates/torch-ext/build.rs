@@ -8,9 +8,11 @@ fn main() {
         env::var_os("DEP_TCH_LIBTORCH_LIB").expect("torch-sys says where libtorch is"),
     );
     let include = lib.parent().expect("lib/ has a parent").join("include");
-    println!("cargo:rerun-if-changed=cpp/torch_ext.cpp");
+    println!("cargo:rerun-if-changed=cpp");
     let mut build = cc::Build::new();
-    build.cpp(true).std("c++20").file("cpp/torch_ext.cpp");
+    build.cpp(true).std("c++20").files(["cpp/torch_ext.cpp", "cpp/frozen.cpp"]);
+    // Loops over rows are vectorised, in builds for debugging too.
+    build.opt_level(3);
     // As system headers: libtorch's own warnings stay quiet, ours do not.
     for dir in [include.clone(), include.join("torch/csrc/api/include")] {
         build.flag("-isystem").flag(dir.display().to_string());

@@ -1,5 +1,7 @@
-// The few parts of libtorch that tch does not reach. Each function catches every exception (none may cross into Rust)
-// and returns nullptr on success or a message that the caller frees with te_free_message.
+// The few parts of libtorch that tch does not reach. Each function returns nullptr on success or a message that the caller
+// frees with te_free_message.
+
+#include "guarded.h"
 
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/_foreach_lerp.h>
@@ -10,7 +12,6 @@
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/stack.h>
 
-#include <cstring>
 #include <vector>
 
 namespace {
@@ -20,17 +21,6 @@ std::vector<at::Tensor> list(at::Tensor *const *tensors, int64_t n) {
   out.reserve(n);
   for (int64_t i = 0; i < n; ++i) out.push_back(*tensors[i]);
   return out;
-}
-
-template <class F> char *guarded(F &&f) {
-  try {
-    f();
-    return nullptr;
-  } catch (const c10::Error &e) {
-    return strdup(e.what_without_backtrace());
-  } catch (const std::exception &e) {
-    return strdup(e.what());
-  }
 }
 
 } // namespace

@@ -1,10 +1,14 @@
 //! What tch leaves out of libtorch, and nothing of vision: autocast on every device, the fused AdamW kernel, and
 //! arithmetic over many tensors in one call. The C++ side is `cpp/torch_ext.cpp`; this is its safe face.
 
+mod frozen;
+
 use std::ffi::{CStr, c_char};
 
 use tch::{Device, TchError, Tensor};
 use torch_sys::C_tensor;
+
+pub use frozen::{Activation, PackedLinear, add_layer_norm, cpu_has_tiles};
 
 unsafe extern "C" {
     fn te_free_message(message: *mut c_char);

@@ -146,6 +146,11 @@ impl Clip {
         images.permute([0, 3, 1, 2])
     }
 
+    /// Makes the image encoder ready for looking forward only: [`Vit::freeze`]. It can't be saved afterwards.
+    pub fn freeze(&mut self, precision: torch_ext::Precision) {
+        self.visual.freeze(precision);
+    }
+
     /// Image embeddings [B, E], not normalised, of `images` [B, 3, S, S].
     pub fn encode_image(&self, images: &Tensor) -> Tensor {
         self.visual.encode(images)

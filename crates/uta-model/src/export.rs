@@ -46,6 +46,9 @@ impl Clip {
         dir: &Path,
         kind: Option<Kind>,
     ) -> Result<Exported, ModelError> {
+        if self.visual.is_frozen() {
+            return Err(ModelError::Config("a frozen net holds no weights to save".into()));
+        }
         let adapter = Adapter::for_export(layout, &self.config.vision)?;
         let (configs, weights) = match layout {
             Layout::Uta | Layout::EvaClip => {

@@ -4,6 +4,7 @@ use std::ops::Div;
 
 use tch::nn::{self, Module};
 use tch::{Device, Kind, Tensor};
+use torch_ext::{Activation, PackedLinear};
 
 /// A place in the tree of variables: a prefix of checkpoint keys, to which `/` adds a segment.
 pub(crate) struct Scope<'a> {
@@ -75,8 +76,9 @@ impl<'a, T: ToString> Div<T> for Scope<'a> {
 /// `x W^T + b`.
 #[derive(Debug)]
 pub(crate) struct Linear {
-    pub(crate) weight: Tensor, // [out, in]
+    pub(crate) weight: Tensor, // [out, in]; [0] where packed
     bias: Option<Tensor>,      // [out]
+    packed: Option<Packed>,
 }
 
 impl Linear {
@@ -90,14 +92,80 @@ impl Linear {
         Linear {
             weight: s.normal("weight", &[fan.1, fan.0], std),
             bias: bias.then(|| s.zeros("bias", &[fan.1])),
+            packed: None,
+        }
+    }
+
+    /// `act(x W^T + b)`.
+    pub(crate) fn activated(&self, x: &Tensor, act: Activation) -> Tensor {
+        if let Some(packed) = &self.packed {
+            return packed.forward(x, act);
+        }
+        let x = x.linear(&self.weight, self.bias.as_ref());
+        match act {
+            Activation::None => x,
+            Activation::Gelu => x.gelu("none"),
+            Activation::Silu => x.silu(),
+        }
+    }
+
+    /// `other * (x W^T + b)`.
+    pub(crate) fn times(&self, x: &Tensor, other: Tensor) -> Tensor {
+        match &self.packed {
+            Some(packed) => packed.times(x, &other),
+            None => other * x.apply(self),
+        }
+    }
+
+    /// Makes ready for looking forward only, in `kind`; see [`Packed`].
+    pub(crate) fn freeze(&mut self, kind: Kind) {
+        self.packed = Packed::new(&self.weight, self.bias.as_ref(), kind);
+        match self.packed {
+            Some(_) => release(&mut self.weight),
+            None => narrow(&mut self.weight, kind),
         }
     }
 }
 
 impl Module for Linear {
     fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, self.bias.as_ref())
+        self.activated(x, Activation::None)
     }
+}
+
+/// A linear layer of a net that isn't learning, on the CPU: in the type that it computes in, and in oneDNN's own order.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    linear: PackedLinear,
+    kind: Kind,
+}
+
+impl Packed {
+    /// Packs copies; `None` on a GPU, whose products read plain weights.
+    pub(crate) fn new(weight: &Tensor, bias: Option<&Tensor>, kind: Kind) -> Option<Packed> {
+        let linear = PackedLinear::new(weight, bias, kind).ok()?;
+        Some(Packed { linear, kind })
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor, act: Activation) -> Tensor {
+        self.linear.forward(&x.to_kind(self.kind), act).expect("the layers of a net fit")
+    }
+
+    fn times(&self, x: &Tensor, other: &Tensor) -> Tensor {
+        let (x, other) = (x.to_kind(self.kind), other.to_kind(self.kind));
+        self.linear.times(&x, &other).expect("the layers of a net fit")
+    }
+}
+
+/// Gives a variable's memory back; every handle of it is then empty.
+pub(crate) fn release(variable: &mut Tensor) {
+    variable.set_data(&Tensor::empty([0], (variable.kind(), variable.device())));
+}
+
+/// Stores a variable as `kind`, for good.
+pub(crate) fn narrow(variable: &mut Tensor, kind: Kind) {
+    let _ = variable.set_requires_grad(false);
+    variable.set_data(&variable.detach().to_kind(kind));
 }
 
 #[derive(Debug)]
@@ -118,6 +186,69 @@ impl LayerNorm {
     }
 }
 
+/// The residual stream: what branches are added to and norms are taken of.
+///
+/// In a frozen net on the CPU a branch waits for the next norm, which adds it in the same pass over memory, and the sums
+/// stay f32 whatever the branches are.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    x: Tensor, // [B, T, D]
+    branch: Option<Tensor>,
+    /// What norms put out, in a frozen net.
+    kind: Option<Kind>,
+}
+
+impl Stream {
+    /// Begins with `x`, which nobody else holds.
+    pub(crate) fn new(x: Tensor, kind: Option<Kind>) -> Stream {
+        match kind {
+            Some(_) => Stream { x: x.to_kind(Kind::Float).contiguous(), branch: None, kind },
+            None => Stream { x, branch: None, kind },
+        }
+    }
+
+    /// x += branch
+    pub(crate) fn add(&mut self, branch: Tensor) {
+        self.settle();
+        match self.kind {
+            Some(_) => self.branch = Some(branch),
+            None => self.x = &self.x + branch,
+        }
+    }
+
+    /// norm(x)
+    pub(crate) fn norm(&mut self, norm: &LayerNorm) -> Tensor {
+        let Some(kind) = self.kind else { return norm.forward(&self.x) };
+        let branch = self.branch.take();
+        let LayerNorm { weight, bias, eps } = norm;
+        torch_ext::add_layer_norm(&mut self.x, branch.as_ref(), weight, bias, *eps, kind)
+            .expect("the stream is f32, contiguous and on the CPU")
+    }
+
+    /// x, as it is now: what comes later doesn't change it.
+    pub(crate) fn value(&mut self) -> Tensor {
+        self.settle();
+        if self.kind.is_some() { self.x.copy() } else { self.x.shallow_clone() }
+    }
+
+    /// x of the first `n` tokens only, from now on.
+    pub(crate) fn keep_first(&mut self, n: i64) {
+        self.settle();
+        if self.x.size()[1] > n {
+            self.x = self.x.narrow(1, 0, n);
+            if self.kind.is_some() {
+                self.x = self.x.contiguous();
+            }
+        }
+    }
+
+    fn settle(&mut self) {
+        if let Some(branch) = self.branch.take() {
+            self.x += branch;
+        }
+    }
+}
+
 /// `x sigmoid(1.702 x)`, OpenAI's stand-in for GELU.
 pub(crate) fn quick_gelu(x: &Tensor) -> Tensor {
     x * (x * 1.702).sigmoid()
@@ -126,8 +257,8 @@ pub(crate) fn quick_gelu(x: &Tensor) -> Tensor {
 /// Softmax attention, scaled by the root of the head width; [B, H, T, head_width] each. `bias`, [B or 1, H, T, T], is added
 /// to the scores.
 ///
-/// libtorch's fused kernel, but for bf16 on the CPU, where two batched products are up to 2.6 times faster (its flash
-/// kernel is slow there for a few hundred tokens).
+/// libtorch's fused kernel, but for bf16 on the CPU: its backward is up to four times slower there than two batched
+/// products, and its forward is only faster where the CPU has tile registers.
 pub(crate) fn attention(
     q: &Tensor,
     k: &Tensor,
@@ -136,7 +267,8 @@ pub(crate) fn attention(
     causal: bool,
 ) -> Tensor {
     let bias = bias.map(|bias| bias.to_kind(q.kind()));
-    if q.device() != Device::Cpu || q.kind() == Kind::Float {
+    let narrow = q.device() == Device::Cpu && q.kind() != Kind::Float;
+    if !narrow || (!q.requires_grad() && torch_ext::cpu_has_tiles()) {
         return Tensor::scaled_dot_product_attention(q, k, v, bias, 0.0, causal, None, false);
     }
     let size = q.size();

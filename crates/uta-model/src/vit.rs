@@ -8,7 +8,9 @@
 
 use tch::{Device, Kind, Tensor, nn};
 
-use crate::layers::{self, LayerNorm, Linear, Scope, quick_gelu, rows};
+use torch_ext::{Activation, Precision};
+
+use crate::layers::{self, LayerNorm, Linear, Packed, Scope, Stream, quick_gelu, rows};
 use crate::{Ffn, Head, ModelError, Pool, RelPos, VitConfig};
 
 /// A vision transformer that can look at some of the patches only.
@@ -25,6 +27,8 @@ pub struct Vit {
     norm: LayerNorm,
     head: Option<Linear>,
     pool: Pool,
+    /// What a frozen net computes in.
+    frozen: Option<Kind>,
 }
 
 /// What a vision transformer makes of whole images on its way.
@@ -68,7 +72,29 @@ impl Vit {
                 Head::None => None,
             },
             pool: c.pool,
+            frozen: None,
         }
+    }
+
+    /// Makes the net ready for looking forward only, faster and in less memory: products have their weights in the compute
+    /// type for good, on the CPU in oneDNN's own order and with what follows them fused in. Its variables are then empty,
+    /// so that it can neither learn nor be saved. Sums, norms and softmax stay as they are under autocast.
+    pub fn freeze(&mut self, precision: Precision) {
+        let kind = match precision {
+            Precision::F32 => Kind::Float,
+            Precision::Bf16 => Kind::BFloat16,
+        };
+        for block in &mut self.blocks {
+            block.attn.freeze(kind);
+            block.mlp.freeze(kind);
+        }
+        self.head.iter_mut().for_each(|head| head.freeze(kind));
+        self.frozen = Some(kind);
+    }
+
+    /// Whether [`Vit::freeze`] was called.
+    pub fn is_frozen(&self) -> bool {
+        self.frozen.is_some()
     }
 
     /// Every token after the final norm and the head: [B, 1+K, E], `[CLS]` first.
@@ -76,7 +102,8 @@ impl Vit {
     /// `images` [B, 3, S, S] normalised; `kept` [B, K] i64 names the patches (row by row from the upper left) that are
     /// embedded and processed, in any order, each at its own place; `None` keeps all N. Drop path is on while `train`.
     pub fn forward_t(&self, images: &Tensor, kept: Option<&Tensor>, train: bool) -> Tensor {
-        self.project(self.norm.forward(&self.hidden_t(images, kept, train)))
+        let patches = self.patch_embed.forward_t(images, kept, train); // [B, K, D]
+        self.project(self.hidden_t(patches, kept, train).norm(&self.norm))
     }
 
     /// Every token after the final norm and the head, [B, 1+N, E], of images in which the patches that `masked` [B, N] bool
@@ -88,14 +115,22 @@ impl Vit {
         let token = self.mask_token.as_ref().expect("a net with a mask token");
         let patches = self.patch_embed.forward_t(images, None, train);
         let patches = token.to_kind(patches.kind()).where_self(&masked.unsqueeze(-1), &patches);
-        let (x, at) = self.placed(patches, None);
-        let x = self.blocks.iter().fold(x, |x, block| block.forward_t(&x, &at, train));
-        self.project(self.norm.forward(&x))
+        self.project(self.hidden_t(patches, None, train).norm(&self.norm))
     }
 
     /// The embedding of the whole image, [B, E]: that of `[CLS]`, or of the patches' mean ([`VitConfig::pool`]).
     pub fn cls_t(&self, images: &Tensor, train: bool) -> Tensor {
-        self.embedding(&self.hidden_t(images, None, train))
+        let (mut x, at) = self.placed(self.patch_embed.forward_t(images, None, train), None);
+        // After the last block `[CLS]` alone is looked at.
+        let all = at.tokens;
+        let (last, wanted) = match self.pool {
+            Pool::Cls => (self.blocks.len() - 1, 1),
+            Pool::Mean => (self.blocks.len(), all),
+        };
+        for (block, l) in self.blocks.iter().zip(0..) {
+            block.forward_t(&mut x, &at, if l == last { wanted } else { all }, train);
+        }
+        self.embedding(&x.value())
     }
 
     /// The embedding, [B, E], of tokens after the last block, [B, 1+N, D].
@@ -124,16 +159,17 @@ impl Vit {
             return Err(ModelError::Config(message));
         }
         let (mut x, at) = self.placed(self.patch_embed.forward_t(images, None, false), None);
-        let mut hidden: Vec<Tensor> = layers.iter().map(|_| x.shallow_clone()).collect();
+        let first = x.value();
+        let mut hidden: Vec<Tensor> = layers.iter().map(|_| first.shallow_clone()).collect();
         for (block, l) in self.blocks.iter().zip(1..) {
-            x = block.forward_t(&x, &at, false);
+            block.forward_t(&mut x, &at, at.tokens, false);
             for (place, _) in layers.iter().enumerate().filter(|&(_, &layer)| layer == l) {
-                hidden[place] = x.shallow_clone();
+                hidden[place] = x.value();
             }
         }
-        let tokens = self.norm.forward(&x);
+        let tokens = x.norm(&self.norm);
         let projected = self.project(tokens.shallow_clone());
-        Ok(Features { hidden, tokens, projected, embedding: self.embedding(&x) })
+        Ok(Features { hidden, tokens, projected, embedding: self.embedding(&x.value()) })
     }
 
     fn project(&self, x: Tensor) -> Tensor {
@@ -143,19 +179,19 @@ impl Vit {
         }
     }
 
-    /// Tokens after the last block, before the final norm: [B, 1+K, D].
-    fn hidden_t(&self, images: &Tensor, kept: Option<&Tensor>, train: bool) -> Tensor {
-        let patches = self.patch_embed.forward_t(images, kept, train); // [B, K, D]
+    /// Tokens after the last block, before the final norm, [B, 1+K, D], of patches [B, K, D].
+    fn hidden_t(&self, patches: Tensor, kept: Option<&Tensor>, train: bool) -> Stream {
         let (mut x, at) = self.placed(patches, kept);
         for block in &self.blocks {
-            x = block.forward_t(&x, &at, train);
+            block.forward_t(&mut x, &at, at.tokens, train);
         }
         x
     }
 
     /// What the first block gets of patches [B, K, D], [B, 1+K, D], and what attention needs to know of their places.
-    fn placed(&self, patches: Tensor, kept: Option<&Tensor>) -> (Tensor, Places) {
-        let cls = self.cls_token.expand([patches.size()[0], 1, -1], false);
+    fn placed(&self, patches: Tensor, kept: Option<&Tensor>) -> (Stream, Places) {
+        let (b, tokens) = (patches.size()[0], 1 + patches.size()[1]);
+        let cls = self.cls_token.expand([b, 1, -1], false);
         // Rows of the position embedding and of the rotations: 0 for [CLS], 1 + n for patch n.
         let places = kept.map(places);
         let x = Tensor::cat(&[cls, patches], 1); // [B, 1+K, D]
@@ -172,12 +208,14 @@ impl Vit {
         let offsets = self.rel_pos.as_ref().map(|rel_pos| rel_pos.offsets(places.as_ref()));
         let shared = self.rel_pos.as_ref().and_then(|rel_pos| rel_pos.shared.as_ref());
         let bias = shared.zip(offsets.as_ref()).map(|(table, offsets)| bias(table, offsets));
-        (x, Places { rotation, offsets, bias })
+        let fused = self.frozen.filter(|_| x.device() == Device::Cpu);
+        (Stream::new(x, fused), Places { tokens, rotation, offsets, bias })
     }
 }
 
 /// What attention needs to know of the tokens' places.
 struct Places {
+    tokens: i64,              // T
     rotation: Option<Tensor>, // complex [B or 1, T, 1, head_width / 2]
     offsets: Option<Tensor>,  // [B or 1, T, T], rows of a table of relative positions
     bias: Option<Tensor>,     // [B or 1, H, T, T], where all blocks share one
@@ -373,19 +411,23 @@ impl Block {
         }
     }
 
-    fn forward_t(&self, x: &Tensor, at: &Places, train: bool) -> Tensor {
-        if self.post_norm {
-            let x = x + self.drop(self.norm1.forward(&self.attn.forward(x, at)), train);
-            return &x + self.drop(self.norm2.forward(&self.mlp.forward(&x)), train);
-        }
+    /// All tokens are attended to; the first `wanted` of them go on.
+    fn forward_t(&self, x: &mut Stream, at: &Places, wanted: i64, train: bool) {
         let scaled = |branch: Tensor, gamma: &Option<Tensor>| match gamma {
             Some(gamma) => branch * gamma,
             None => branch,
         };
-        let attended = scaled(self.attn.forward(&self.norm1.forward(x), at), &self.gamma_1);
-        let x = x + self.drop(attended, train);
-        let fed = scaled(self.mlp.forward(&self.norm2.forward(&x)), &self.gamma_2);
-        &x + self.drop(fed, train)
+        let attended = match self.post_norm {
+            true => self.norm1.forward(&self.attn.forward(&x.value(), at, wanted)),
+            false => scaled(self.attn.forward(&x.norm(&self.norm1), at, wanted), &self.gamma_1),
+        };
+        x.keep_first(wanted);
+        x.add(self.drop(attended, train));
+        let fed = match self.post_norm {
+            true => self.norm2.forward(&self.mlp.forward(&x.value())),
+            false => scaled(self.mlp.forward(&x.norm(&self.norm2)), &self.gamma_2),
+        };
+        x.add(self.drop(fed, train));
     }
 
     /// Stochastic depth: a whole branch of a sample, by libtorch's generator.
@@ -412,6 +454,8 @@ struct Attention {
     inner_attn_ln: Option<LayerNorm>,
     proj: Linear,
     heads: i64,
+    /// Queries, keys and values in one product, in a frozen net.
+    qkv: Option<Packed>,
 }
 
 impl Attention {
@@ -428,24 +472,55 @@ impl Attention {
             inner_attn_ln: c.attn_norm.then(|| LayerNorm::new(&(s / "inner_attn_ln"), d, c.eps)),
             proj: Linear::xavier(&(s / "proj"), (d, d), true, gain),
             heads: c.heads,
+            qkv: None,
         }
     }
 
-    /// [B, T, D] -> [B, T, D].
-    fn forward(&self, x: &Tensor, at: &Places) -> Tensor {
-        let split = |x: Tensor| x.unflatten(-1, [self.heads, -1]); // [B, T, H, head_width]
-        let q = split(x.linear(&self.q_proj.weight, Some(&self.q_bias)));
-        let k = split(x.linear(&self.k_proj.weight, self.k_bias.as_ref()));
-        let v = split(x.linear(&self.v_proj.weight, Some(&self.v_bias)));
+    /// Makes ready for looking forward only.
+    fn freeze(&mut self, kind: Kind) {
+        let zero = self.q_bias.zeros_like();
+        let bias = [&self.q_bias, self.k_bias.as_ref().unwrap_or(&zero), &self.v_bias];
+        let weights = [&mut self.q_proj, &mut self.k_proj, &mut self.v_proj];
+        let weight = Tensor::cat(&weights.each_ref().map(|linear| &linear.weight), 0);
+        self.qkv = Packed::new(&weight, Some(&Tensor::cat(&bias, 0)), kind);
+        for linear in weights {
+            match self.qkv {
+                Some(_) => layers::release(&mut linear.weight),
+                None => layers::narrow(&mut linear.weight, kind),
+            }
+        }
+        self.proj.freeze(kind);
+    }
+
+    /// Queries, keys and values of x [B, T, D]: [B, T, H, head_width] each.
+    fn qkv(&self, x: &Tensor) -> [Tensor; 3] {
+        let all = match &self.qkv {
+            Some(packed) => {
+                let mut thirds = packed.forward(x, Activation::None).chunk(3, -1).into_iter();
+                [(); 3].map(|()| thirds.next().expect("three of them"))
+            }
+            None => [
+                x.linear(&self.q_proj.weight, Some(&self.q_bias)),
+                x.linear(&self.k_proj.weight, self.k_bias.as_ref()),
+                x.linear(&self.v_proj.weight, Some(&self.v_bias)),
+            ],
+        };
+        all.map(|x| x.unflatten(-1, [self.heads, -1]))
+    }
+
+    /// [B, T, D] -> [B, wanted, D]: what the first tokens find among all.
+    fn forward(&self, x: &Tensor, at: &Places, wanted: i64) -> Tensor {
+        let [q, k, v] = self.qkv(x);
         let (q, k) = match &at.rotation {
             Some(rotation) => (Rope::apply(&q, rotation), Rope::apply(&k, rotation)),
             None => (q, k),
         };
         let own = self.relative_position_bias_table.as_ref().zip(at.offsets.as_ref());
         let own = own.map(|(table, offsets)| bias(table, offsets));
-        let bias = own.as_ref().or(at.bias.as_ref());
+        let bias = own.as_ref().or(at.bias.as_ref()).map(|bias| bias.narrow(2, 0, wanted));
         let heads_first = |x: Tensor| x.transpose(1, 2); // [B, H, T, head_width]
-        let out = layers::attention(&heads_first(q), &heads_first(k), &heads_first(v), bias, false);
+        let q = heads_first(q.narrow(1, 0, wanted));
+        let out = layers::attention(&q, &heads_first(k), &heads_first(v), bias.as_ref(), false);
         let out = out.transpose(1, 2).flatten(2, 3);
         match &self.inner_attn_ln {
             Some(norm) => norm.forward(&out).apply(&self.proj),
@@ -478,16 +553,24 @@ impl Mlp {
         }
     }
 
+    /// Makes ready for looking forward only.
+    fn freeze(&mut self, kind: Kind) {
+        match self {
+            Mlp::SwiGlu { w1, w2, w3, .. } => [w1, w2, w3].into_iter().for_each(|w| w.freeze(kind)),
+            Mlp::Gelu { fc1, fc2, .. } => [fc1, fc2].into_iter().for_each(|w| w.freeze(kind)),
+        }
+    }
+
     fn forward(&self, x: &Tensor) -> Tensor {
         match self {
             Mlp::SwiGlu { w1, w2, ffn_ln, w3 } => {
-                let hidden = x.apply(w1).silu() * x.apply(w2);
+                let hidden = w2.times(x, w1.activated(x, Activation::Silu));
                 match ffn_ln {
                     Some(norm) => norm.forward(&hidden).apply(w3),
                     None => hidden.apply(w3),
                 }
             }
-            Mlp::Gelu { fc1, fc2, quick: false } => x.apply(fc1).gelu("none").apply(fc2),
+            Mlp::Gelu { fc1, fc2, quick: false } => fc1.activated(x, Activation::Gelu).apply(fc2),
             Mlp::Gelu { fc1, fc2, quick: true } => quick_gelu(&x.apply(fc1)).apply(fc2),
         }
     }

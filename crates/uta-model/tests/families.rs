@@ -83,6 +83,39 @@ fn every_layout_gives_the_originals_embeddings_and_tokens() {
 }
 
 #[test]
+fn a_frozen_net_gives_the_same_and_cannot_be_saved() {
+    use torch_ext::Precision;
+    for folder in folders() {
+        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+        let expected = expected(&folder);
+        let images = &expected["input.images"];
+        for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16, 1.2e-2)] {
+            let plain = load(&folder);
+            let mut clip = load(&folder);
+            clip.freeze(precision);
+            let (features, found) = tch::no_grad(|| {
+                torch_ext::autocast(Device::Cpu, precision, || {
+                    (clip.visual.features(images, &[0, 2]).unwrap(), outputs(&clip, &expected))
+                })
+            });
+            let embedding = ("output.image", features.embedding.shallow_clone());
+            let projected = ("output.tokens", features.projected.shallow_clone());
+            for (what, found) in found.into_iter().chain([embedding, projected]) {
+                let error = error(&found, &expected[what]);
+                println!("{name} {what} {precision:?} {error:.1e}");
+                assert!(error < tolerance, "{name} {what}: relative error {error:e} {precision:?}");
+            }
+            let unfrozen = tch::no_grad(|| plain.visual.features(images, &[0, 2]).unwrap());
+            for (found, expected) in features.hidden.iter().zip(&unfrozen.hidden) {
+                assert!(error(found, expected) < tolerance, "{name}: hidden states");
+            }
+            let dir = tempfile::tempdir().unwrap();
+            assert!(clip.save(dir.path(), Kind::Float).unwrap_err().to_string().contains("frozen"));
+        }
+    }
+}
+
+#[test]
 fn hidden_states_lead_to_the_tokens() {
     for folder in folders() {
         let clip = load(&folder);

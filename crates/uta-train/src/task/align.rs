@@ -25,7 +25,7 @@ impl Align {
     /// # Errors
     /// When the teacher can't be loaded, or its patches or width don't fit the student's.
     pub fn new(recipe: &Recipe, device: Device) -> Result<Align, TrainError> {
-        let teacher = match &recipe.teacher {
+        let mut teacher = match &recipe.teacher {
             Some(t) => match (&t.path, &t.arch) {
                 (Some(path), _) => load(path, None, device)?,
                 (None, Some(arch)) => Clip::new(&ClipConfig::preset(arch)?, device),
@@ -55,6 +55,7 @@ impl Align {
             no_grad(|| ours.shallow_clone().copy_(theirs));
         }
         freeze_text(&mut student);
+        teacher.freeze(recipe.train.precision.into());
 
         let grid = (vision.grid() as usize, vision.grid() as usize);
         let masks = MaskGenerator::new(recipe.mask.kind, recipe.mask.ratio, grid)

@@ -2,6 +2,7 @@
 //! arithmetic over many tensors in one call. The C++ side is `cpp/torch_ext.cpp`; this is its safe face.
 
 mod frozen;
+mod profile;
 
 use std::ffi::{CStr, c_char};
 
@@ -9,6 +10,7 @@ use tch::{Device, TchError, Tensor};
 use torch_sys::C_tensor;
 
 pub use frozen::{Activation, PackedLinear, add_layer_norm, cpu_has_tiles};
+pub use profile::{OperatorTime, profile};
 
 unsafe extern "C" {
     fn te_free_message(message: *mut c_char);

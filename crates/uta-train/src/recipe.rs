@@ -132,13 +132,14 @@ impl From<Model> for Table {
     }
 }
 
-/// `[teacher]`: one of the two.
+/// `[teacher]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Teacher {
     /// Anything that `--model` takes.
     pub path: Option<PathBuf>,
-    /// A preset with random weights, to measure speed without a checkpoint.
+    /// What the net is, where the file alone can't tell: a preset or a configuration file. Without a path it gets random
+    /// weights, to measure speed.
     pub arch: Option<String>,
 }
 
@@ -523,14 +524,10 @@ impl Recipe {
 
         match self.task {
             TaskKind::Align => match &self.teacher {
-                Some(
-                    Teacher { path: Some(_), arch: None } | Teacher { path: None, arch: Some(_) },
-                ) => {}
-                _ => {
-                    return Err(
-                        "teacher: task \"align\" needs either teacher.path or teacher.arch".into(),
-                    );
+                None | Some(Teacher { path: None, arch: None }) => {
+                    return Err("teacher: task \"align\" needs teacher.path".into());
                 }
+                Some(_) => {}
             },
             TaskKind::Contrastive => {
                 if self.model.text.is_none() {

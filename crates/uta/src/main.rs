@@ -1,5 +1,6 @@
 //! `uta`: Unmasked Token Alignment from the command line. Each command is a module; this file only dispatches.
 
+mod bench;
 mod chart;
 mod compute;
 mod data;
@@ -42,13 +43,15 @@ enum Commands {
     Data(data::Data),
     Masks(masks::Args),
     Plot(plot::Args),
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 impl Commands {
     /// Whether it runs a network.
     fn computes(&self) -> bool {
-        use Commands::{Demo, Embed, Eval, Train};
-        matches!(self, Demo(_) | Train(_) | Eval(_) | Embed(_))
+        use Commands::{Bench, Demo, Embed, Eval, Train};
+        matches!(self, Demo(_) | Train(_) | Eval(_) | Embed(_) | Bench(_))
     }
 }
 
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Commands::Data(args) => data::run(args),
         Commands::Masks(args) => masks::run(&args),
         Commands::Plot(args) => plot::run(&args),
+        Commands::Bench(args) => bench::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -25,14 +25,26 @@ impl Align {
     /// # Errors
     /// When the teacher can't be loaded, or its patches or width don't fit the student's.
     pub fn new(recipe: &Recipe, device: Device) -> Result<Align, TrainError> {
-        let mut teacher = match &recipe.teacher {
+        let teacher = match &recipe.teacher {
             Some(t) => match (&t.path, &t.arch) {
-                (Some(path), _) => load(path, None, device)?,
+                (Some(path), arch) => load(path, arch.as_deref(), device)?,
                 (None, Some(arch)) => Clip::new(&ClipConfig::preset(arch)?, device),
                 (None, None) => return Err(wrong("teacher: needs teacher.path or teacher.arch")),
             },
             None => return Err(wrong("teacher: task \"align\" needs one")),
         };
+        Align::with_teacher(recipe, teacher, device)
+    }
+
+    /// With a teacher that is here already.
+    ///
+    /// # Errors
+    /// When its patches or width don't fit the student's.
+    pub fn with_teacher(
+        recipe: &Recipe,
+        mut teacher: Clip,
+        device: Device,
+    ) -> Result<Align, TrainError> {
         let (vision, target) = (&recipe.model.vision, &teacher.config.vision);
         for (what, ours, theirs) in [
             ("image_size", vision.image_size, target.image_size),
@@ -65,8 +77,13 @@ impl Align {
         Ok(Align { student, teacher, masks, validation_masks, seed: recipe.train.seed })
     }
 
+    /// The pixels of a batch as both nets see them: f32 [B, 3, S, S].
+    pub fn images(&self, batch: &Batch) -> Tensor {
+        self.student.normalise(&upload(batch, self.student.store.device()))
+    }
+
     /// The kept patches of each sample, i64 [B, K]; `None` when all are.
-    fn kept(&self, batch: &Batch, mode: Mode, device: Device) -> Option<Tensor> {
+    pub fn kept(&self, batch: &Batch, mode: Mode) -> Option<Tensor> {
         let masks = match mode {
             Mode::Train => &self.masks,
             Mode::Validate => &self.validation_masks,
@@ -76,7 +93,35 @@ impl Align {
         }
         let positions: Vec<u64> = batch.items.iter().map(|item| item.position).collect();
         let kept = Tensor::from_slice(&masks.batch(self.seed, &positions));
+        let device = self.student.store.device();
         Some(to_device(kept, device).view([batch.len() as i64, -1]))
+    }
+
+    /// The teacher's tokens of `images` [B, 3, S, S], which it sees whole, where the student has one: [B, 1+K, E].
+    pub fn target(&self, images: &Tensor, kept: Option<&Tensor>) -> Tensor {
+        let tokens = no_grad(|| self.teacher.visual.forward_t(images, None, false)); // [B, 1+N, E]
+        match kept {
+            Some(kept) => same_tokens(&tokens, kept),
+            None => tokens,
+        }
+    }
+
+    /// How far the student's tokens of `images` point from `target` [B, 1+K, E].
+    pub fn loss(
+        &self,
+        images: &Tensor,
+        kept: Option<&Tensor>,
+        target: &Tensor,
+        mode: Mode,
+    ) -> Output {
+        let tokens = self.student.visual.forward_t(images, kept, mode == Mode::Train); // [B, 1+K, E]
+        let cosine = cosine(&tokens, target); // [B, 1+K]
+        let loss = -cosine.mean(Kind::Float);
+        let metrics = vec![
+            ("cosine", -loss.detach()),
+            ("cosine_cls", cosine.select(1, 0).mean(Kind::Float).detach()),
+        ];
+        Output { loss, metrics }
     }
 }
 
@@ -86,23 +131,10 @@ impl Task for Align {
     }
 
     fn forward(&self, batch: &Batch, mode: Mode) -> Result<Output, TrainError> {
-        let device = self.student.store.device();
-        let images = self.student.normalise(&upload(batch, device)); // [B, 3, S, S]
-        let kept = self.kept(batch, mode, device); // [B, K]
-
-        let target = no_grad(|| self.teacher.visual.forward_t(&images, None, false)); // [B, 1+N, E]
-        let tokens = self.student.visual.forward_t(&images, kept.as_ref(), mode == Mode::Train); // [B, 1+K, E]
-        let target = match &kept {
-            Some(kept) => same_tokens(&target, kept),
-            None => target,
-        };
-        let cosine = cosine(&tokens, &target); // [B, 1+K]
-        let loss = -cosine.mean(Kind::Float);
-        let metrics = vec![
-            ("cosine", -loss.detach()),
-            ("cosine_cls", cosine.select(1, 0).mean(Kind::Float).detach()),
-        ];
-        Ok(Output { loss, metrics })
+        let images = self.images(batch); // [B, 3, S, S]
+        let kept = self.kept(batch, mode); // [B, K]
+        let target = self.target(&images, kept.as_ref()); // [B, 1+K, E]
+        Ok(self.loss(&images, kept.as_ref(), &target, mode))
     }
 
     fn clip(&self) -> &Clip {

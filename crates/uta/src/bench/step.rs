@@ -1,0 +1,375 @@
+//! `uta bench step`: a pre-training step of a recipe, beside plain matrix products in the same run.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display, Formatter};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::{Args as ClapArgs, ValueEnum};
+use serde::Serialize;
+use tch::{Device, Kind, Tensor};
+use torch_ext::{OperatorTime, Precision, autocast, profile};
+use uta_data::{Batch, Item};
+use uta_model::{Clip, ClipConfig, VitConfig};
+use uta_train::recipe::TaskKind;
+use uta_train::{Align, Mode, Optimizer, Recipe, Task};
+
+use crate::data::print;
+use crate::error::Usage;
+
+/// Images a second of a recipe's step: the frozen teacher, the student, or both
+///
+/// Pictures are random and nothing is read but the recipe and, where there is one, the teacher. Utilisation is the rate of
+/// the step's matrix products over that of a plain one, measured in turn with the steps.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  uta bench step recipes/pretrain/uta-b14-in21k.toml --batch 8
+  uta bench step recipes/pretrain/uta-b14-in21k.toml --part student --batch 32 --profile")]
+pub struct Args {
+    /// The recipe (TOML); where its teacher isn't there, one of teacher.arch with random weights stands in
+    recipe: PathBuf,
+    /// What to run
+    #[arg(long, value_enum, default_value_t = Part::All)]
+    part: Part,
+    /// Images a step [default: the recipe's micro-batch]
+    #[arg(long, value_name = "B", value_parser = clap::value_parser!(u32).range(1..))]
+    batch: Option<u32>,
+    /// Threads of the products [default: one a core]
+    #[arg(long, value_name = "T", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Steps that are timed, after two for warming up
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: u32,
+    /// Override a key of the recipe; may be given often
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    sets: Vec<String>,
+    /// Say how a step's time divides among kinds of operators (one more step)
+    #[arg(long)]
+    profile: bool,
+    /// Print one JSON object on standard output and nothing else there
+    #[arg(long)]
+    json: bool,
+}
+
+/// `--part`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+enum Part {
+    /// Teacher and student, as in training
+    All,
+    /// Forward, backward and update against fixed targets
+    Student,
+    /// The frozen teacher's forward pass
+    Teacher,
+}
+
+/// What was measured.
+#[derive(Debug, Serialize)]
+struct Report {
+    images_per_second: f64,
+    part: Part,
+    batch: usize,
+    /// Patches that the student sees of each image.
+    kept: usize,
+    precision: &'static str,
+    device: String,
+    threads: i32,
+    /// Medians over the timed steps, in seconds.
+    seconds: f64,
+    /// Of matrix products, by the shapes.
+    gflops: f64,
+    /// The rate of plain products of 2048 x 2048, the median between the steps.
+    ceiling_gflops: f64,
+    utilisation: f64,
+    /// The process's largest, with the weights.
+    peak_memory_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    profile: Option<Vec<Share>>,
+}
+
+/// How much of a step one kind of operator takes.
+#[derive(Debug, Serialize)]
+struct Share {
+    kind: &'static str,
+    share: f64,
+    milliseconds: f64,
+    /// The longest of it.
+    operators: Vec<String>,
+}
+
+impl Display for Report {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let part = match self.part {
+            Part::All => "teacher and student",
+            Part::Student => "student",
+            Part::Teacher => "teacher",
+        };
+        writeln!(
+            f,
+            "{part}, batch {}, {}, {} threads on {}",
+            self.batch, self.precision, self.threads, self.device
+        )?;
+        writeln!(f, "  images/s       {:.2}", self.images_per_second)?;
+        writeln!(f, "  a step         {:.1} ms", 1e3 * self.seconds)?;
+        writeln!(
+            f,
+            "  products       {:.0} of {:.0} GFLOP/s, utilisation {:.2}",
+            self.gflops, self.ceiling_gflops, self.utilisation
+        )?;
+        if let Some(bytes) = self.peak_memory_bytes {
+            writeln!(f, "  peak memory    {:.2} GB", bytes as f64 / 1e9)?;
+        }
+        for share in self.profile.iter().flatten() {
+            writeln!(
+                f,
+                "  {:<14} {:5.1} %  {:8.1} ms  {}",
+                share.kind,
+                100.0 * share.share,
+                share.milliseconds,
+                share.operators.join(", ")
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let recipe = Recipe::load(&args.recipe, &args.sets)?;
+    if recipe.task != TaskKind::Align {
+        let path = args.recipe.display();
+        return Err(
+            Usage(format!("{path}: only the steps of task \"align\" are measured yet")).into()
+        );
+    }
+    if let Some(threads) = args.threads {
+        tch::set_num_threads(threads.into());
+    }
+    let device = uta_train::recipe::device(&recipe.train.device).map_err(Usage)?;
+    let batch = match args.batch {
+        Some(batch) => batch as usize,
+        None => recipe.train.batch / recipe.train.accumulate,
+    };
+    print(args.json, &measure(args, &recipe, device, batch)?)
+}
+
+fn measure(args: &Args, recipe: &Recipe, device: Device, batch: usize) -> anyhow::Result<Report> {
+    tch::manual_seed(recipe.train.seed as i64);
+    let teacher = teacher(args, recipe, device)?;
+    let (student, target) = (recipe.model.vision.clone(), teacher.config.vision.clone());
+    let task = Align::with_teacher(recipe, teacher, device)?;
+    let mut optimizer = match args.part {
+        Part::Teacher => None,
+        _ => Some(Optimizer::new(&task.parameters(), &recipe.optim)),
+    };
+    let precision = Precision::from(recipe.train.precision);
+    let mut pictures = Pictures { batch, size: student.image_size as usize, step: 0 };
+    let fixed = autocast(device, precision, || {
+        let first = pictures.next();
+        task.target(&task.images(&first), task.kept(&first, Mode::Train).as_ref())
+    });
+
+    let mut step = || -> anyhow::Result<()> {
+        let batch = pictures.next();
+        autocast(device, precision, || {
+            let images = task.images(&batch);
+            let kept = task.kept(&batch, Mode::Train);
+            let target = match args.part {
+                Part::Student => fixed.shallow_clone(),
+                _ => task.target(&images, kept.as_ref()),
+            };
+            if args.part != Part::Teacher {
+                task.loss(&images, kept.as_ref(), &target, Mode::Train).loss.backward();
+            }
+        });
+        if let Some(optimizer) = &mut optimizer {
+            let _norm = optimizer.step(recipe.optim.lr)?;
+        }
+        wait(device);
+        Ok(())
+    };
+    let plain = Product::new(device, precision);
+    for _ in 0..2 {
+        step()?;
+        plain.seconds();
+    }
+    let (mut seconds, mut ceilings) = (vec![], vec![]);
+    for _ in 0..args.steps {
+        let began = Instant::now();
+        step()?;
+        seconds.push(began.elapsed().as_secs_f64());
+        ceilings.push(Product::FLOPS / plain.seconds());
+    }
+    let profile = match args.profile {
+        true => {
+            let (done, operators) = profile(&mut step);
+            done?;
+            Some(shares(&operators))
+        }
+        false => None,
+    };
+
+    let kept = task.kept(&pictures.next(), Mode::Train);
+    let kept = kept.map_or(student.num_patches(), |kept| kept.size()[1]);
+    let macs = match args.part {
+        Part::All => target.macs(target.num_patches()) + 3 * student.macs(kept),
+        Part::Student => 3 * student.macs(kept),
+        Part::Teacher => target.macs(target.num_patches()),
+    };
+    let (seconds, ceiling) = (median(seconds), median(ceilings));
+    let rate = 2.0 * macs as f64 * batch as f64 / seconds;
+    Ok(Report {
+        images_per_second: batch as f64 / seconds,
+        part: args.part,
+        batch,
+        kept: kept as usize,
+        precision: if precision == Precision::Bf16 { "bf16" } else { "f32" },
+        device: format!("{device:?}").to_lowercase(),
+        threads: tch::get_num_threads(),
+        seconds,
+        gflops: rate / 1e9,
+        ceiling_gflops: ceiling / 1e9,
+        utilisation: rate / ceiling,
+        peak_memory_bytes: peak_memory(),
+        profile,
+    })
+}
+
+/// The recipe's teacher, without its text tower; for the student alone, one block of it, that gives targets of the right shape.
+fn teacher(args: &Args, recipe: &Recipe, device: Device) -> anyhow::Result<Clip> {
+    let missing = || Usage(format!("{}: has no [teacher]", args.recipe.display()));
+    let teacher = recipe.teacher.as_ref().ok_or_else(missing)?;
+    let random = |vision| Clip::new(&ClipConfig::new(vision, None), device);
+    let path = teacher.path.as_ref();
+    match (&teacher.arch, path.filter(|path| path.exists())) {
+        (arch, _) if args.part == Part::Student => {
+            let like = match arch {
+                Some(arch) => VitConfig::preset(arch)?,
+                None => VitConfig { ffn: uta_model::Ffn::Gelu, ..recipe.model.vision.clone() },
+            };
+            Ok(random(VitConfig { depth: 1, ..like }))
+        }
+        (arch, Some(path)) => Ok(uta_train::load(path, arch.as_deref(), device)?),
+        (Some(arch), None) => Ok(random(VitConfig::preset(arch)?)),
+        (None, None) => {
+            let path = path.map_or_else(String::new, |path| path.display().to_string());
+            let hint = "give random weights with --set teacher.arch=PRESET (eva01-g-14-plus, vit-l-14, ...)";
+            Err(Usage(format!("teacher.path {path}: not there; {hint}")).into())
+        }
+    }
+}
+
+/// Random pictures, each with masks of its own.
+struct Pictures {
+    batch: usize,
+    size: usize,
+    step: u64,
+}
+
+impl Pictures {
+    fn next(&mut self) -> Batch {
+        let (b, s) = (self.batch as i64, self.size as i64);
+        let pixels = Tensor::randint(256, [b * s * s * 3], (Kind::Uint8, Device::Cpu));
+        let first = self.step * self.batch as u64;
+        self.step += 1;
+        let item = |position| Item {
+            key: String::new(),
+            caption: None,
+            class: None,
+            position,
+            index: position as usize,
+        };
+        Batch {
+            index: self.step,
+            size: self.size,
+            pixels: Vec::try_from(&pixels).expect("a vector of bytes"),
+            items: (first..first + self.batch as u64).map(item).collect(),
+            rejected: vec![],
+            epoch: 0.0,
+        }
+    }
+}
+
+/// The machine's ceiling: a plain matrix product.
+struct Product {
+    square: Tensor,
+}
+
+impl Product {
+    const SIDE: i64 = 2048;
+    const FLOPS: f64 = 2.0 * (Product::SIDE * Product::SIDE * Product::SIDE) as f64;
+
+    fn new(device: Device, precision: Precision) -> Product {
+        let kind = if precision == Precision::Bf16 { Kind::BFloat16 } else { Kind::Float };
+        let square = Tensor::randn([Product::SIDE; 2], (Kind::Float, device)).to_kind(kind);
+        Product { square }
+    }
+
+    /// The median of a few.
+    fn seconds(&self) -> f64 {
+        let once = || {
+            let began = Instant::now();
+            let _ = self.square.matmul(&self.square);
+            wait(self.square.device());
+            began.elapsed().as_secs_f64()
+        };
+        median((0..5).map(|_| once()).collect())
+    }
+}
+
+fn wait(device: Device) {
+    if let Device::Cuda(index) = device {
+        tch::Cuda::synchronize(index as i64);
+    }
+}
+
+fn median(mut of: Vec<f64>) -> f64 {
+    of.sort_by(f64::total_cmp);
+    of[of.len() / 2]
+}
+
+/// The largest memory that the process has held.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    Some(1024 * line.split_whitespace().nth(1)?.parse::<u64>().ok()?)
+}
+
+/// Kinds of operators, by what their names contain; the first that fits.
+const KINDS: [(&str, &[&str]); 6] = [
+    ("attention", &["scaled_dot_product", "flash_attention", "softmax"]),
+    ("products", &["mm", "linear", "convolution", "matmul", "dot"]),
+    ("norms", &["norm"]),
+    ("optimiser", &["adam", "foreach"]),
+    ("activations", &["gelu", "silu", "sigmoid"]),
+    (
+        "copies",
+        &["copy", "cat", "clone", "contiguous", "index", "gather", "embedding", "fill", "zero"],
+    ),
+];
+
+fn shares(operators: &[OperatorTime]) -> Vec<Share> {
+    let all: f64 = operators.iter().map(|o| o.seconds).sum();
+    let mut kinds: BTreeMap<&str, (f64, Vec<String>)> = BTreeMap::new();
+    for operator in operators {
+        let fits = |(_, words): &&(&str, &[&str])| words.iter().any(|w| operator.name.contains(w));
+        let kind = KINDS.iter().find(fits).map_or("other", |(kind, _)| kind);
+        let (seconds, names) = kinds.entry(kind).or_default();
+        *seconds += operator.seconds;
+        if names.len() < 4 {
+            let name = operator.name.trim_start_matches("aten::");
+            names.push(format!("{name} {:.0} ms", 1e3 * operator.seconds));
+        }
+    }
+    let mut shares: Vec<Share> = kinds
+        .into_iter()
+        .map(|(kind, (seconds, operators))| Share {
+            kind,
+            share: seconds / all,
+            milliseconds: 1e3 * seconds,
+            operators,
+        })
+        .collect();
+    shares.sort_by(|a, b| b.share.total_cmp(&a.share));
+    shares
+}

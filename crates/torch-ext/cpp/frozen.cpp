@@ -2,6 +2,7 @@
 // norm after it in one pass over memory. Each function returns nullptr or a message, as in torch_ext.cpp.
 
 #include "guarded.h"
+#include "rows.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -20,26 +21,6 @@ at::Tensor call(const char *name, const char *overload, torch::jit::Stack stack)
 }
 
 c10::IValue maybe(const at::Tensor *tensor) { return tensor ? c10::IValue(*tensor) : c10::IValue(); }
-
-struct Bf16 {
-  uint16_t bits;
-};
-
-inline float up(float x) { return x; }
-inline float up(Bf16 x) {
-  uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float f;
-  std::memcpy(&f, &bits, 4);
-  return f;
-}
-inline void down(float x, float &to) { to = x; }
-// To nearest, halves to even; NaN stays NaN.
-inline void down(float x, Bf16 &to) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  to.bits = static_cast<uint16_t>(x != x ? 0x7fc0 : rounded);
-}
 
 // One row: x += branch (where there is one), out = (x - mean) / sqrt(var + eps) * weight + bias. Sums run in 16 lanes, so
 // that a compiler may use vectors without reordering anything.
@@ -65,13 +46,6 @@ inline __attribute__((always_inline)) void row(float *x, const Branch *branch, c
   float scale = 1.0f / std::sqrt(variance / static_cast<float>(d) + eps);
   for (int64_t i = 0; i < d; ++i) down((x[i] - mean) * scale * weight[i] + bias[i], out[i]);
 }
-
-// One build for each generation of vector registers; the right one is chosen when the program is loaded.
-#define EVERY_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#if !defined(__x86_64__)
-#undef EVERY_CPU
-#define EVERY_CPU
-#endif
 
 #define ROWS(NAME, BRANCH, OUT)                                                                                        \
   EVERY_CPU void NAME(float *x, const BRANCH *branch, const float *weight, const float *bias, OUT *out, int64_t begin, \

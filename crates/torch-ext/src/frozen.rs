@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use tch::{Device, Kind, TchError, Tensor};
 use torch_sys::C_tensor;
 
-use crate::check;
+use crate::{handle, made};
 
 unsafe extern "C" {
     fn te_cpu_has_tiles() -> bool;
@@ -160,18 +160,6 @@ pub fn add_layer_norm(
             te_add_layer_norm(handle(x), branch, handle(weight), handle(bias), eps, bf16, out)
         }
     })
-}
-
-fn handle(tensor: &Tensor) -> *mut C_tensor {
-    tensor.as_ptr() as *mut C_tensor
-}
-
-/// The tensor that `make` puts into the handle it gets.
-fn made(make: impl FnOnce(*mut *mut C_tensor) -> *mut c_char) -> Result<Tensor, TchError> {
-    let mut out = null_mut();
-    check(make(&mut out))?;
-    // SAFETY: on success `out` is a valid handle that nothing else owns.
-    Ok(unsafe { Tensor::from_ptr(out) })
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 mod frozen;
 mod profile;
+mod rotate;
 
 use std::ffi::{CStr, c_char};
 
@@ -11,6 +12,7 @@ use torch_sys::C_tensor;
 
 pub use frozen::{Activation, PackedLinear, add_layer_norm, cpu_has_tiles};
 pub use profile::{OperatorTime, profile};
+pub use rotate::rotate;
 
 unsafe extern "C" {
     fn te_free_message(message: *mut c_char);
@@ -55,6 +57,18 @@ fn check(message: *mut c_char) -> Result<(), TchError> {
     // SAFETY: as above; it is not used afterwards.
     unsafe { te_free_message(message) };
     Err(TchError::Torch(text))
+}
+
+fn handle(tensor: &Tensor) -> *mut C_tensor {
+    tensor.as_ptr() as *mut C_tensor
+}
+
+/// The tensor that `make` puts into the handle it gets.
+fn made(make: impl FnOnce(*mut *mut C_tensor) -> *mut c_char) -> Result<Tensor, TchError> {
+    let mut out = std::ptr::null_mut();
+    check(make(&mut out))?;
+    // SAFETY: on success `out` is a valid handle that nothing else owns.
+    Ok(unsafe { Tensor::from_ptr(out) })
 }
 
 fn handles(tensors: &[Tensor]) -> Vec<*mut C_tensor> {

@@ -204,21 +204,21 @@ impl Vit {
             Some(norm) => norm.forward(&x),
             None => x,
         };
-        let rotation = self.rope.as_ref().map(|rope| rope.rotation(places.as_ref()));
+        let turns = self.rope.as_ref().map(|rope| rope.turns(places.as_ref()));
         let offsets = self.rel_pos.as_ref().map(|rel_pos| rel_pos.offsets(places.as_ref()));
         let shared = self.rel_pos.as_ref().and_then(|rel_pos| rel_pos.shared.as_ref());
         let bias = shared.zip(offsets.as_ref()).map(|(table, offsets)| bias(table, offsets));
         let fused = self.frozen.filter(|_| x.device() == Device::Cpu);
-        (Stream::new(x, fused), Places { tokens, rotation, offsets, bias })
+        (Stream::new(x, fused), Places { tokens, turns, offsets, bias })
     }
 }
 
 /// What attention needs to know of the tokens' places.
 struct Places {
-    tokens: i64,              // T
-    rotation: Option<Tensor>, // complex [B or 1, T, 1, head_width / 2]
-    offsets: Option<Tensor>,  // [B or 1, T, T], rows of a table of relative positions
-    bias: Option<Tensor>,     // [B or 1, H, T, T], where all blocks share one
+    tokens: i64,             // T
+    turns: Option<Tensor>,   // [B or 1, T, head_width]
+    offsets: Option<Tensor>, // [B or 1, T, T], rows of a table of relative positions
+    bias: Option<Tensor>,    // [B or 1, H, T, T], where all blocks share one
 }
 
 /// Where `[CLS]` and the `kept` patches [B, K] stand among all tokens: [B, 1+K].
@@ -311,20 +311,22 @@ impl Rope {
         Rope { table: table.to_device(device) }
     }
 
-    /// What queries and keys of tokens at `places` [B, T] are multiplied by: complex [B or 1, T, 1, head_width / 2].
-    fn rotation(&self, places: Option<&Tensor>) -> Tensor {
-        let turns = match places {
+    /// What queries and keys of tokens at `places` [B, T] are turned by, cos, sin, cos, ...: [B or 1, T, head_width].
+    fn turns(&self, places: Option<&Tensor>) -> Tensor {
+        match places {
             Some(places) => rows(&self.table, places),
             None => self.table.unsqueeze(0),
-        };
-        turns.unflatten(-1, [-1, 2]).view_as_complex().unsqueeze(2)
+        }
     }
 
-    /// Rotates x [B, T, H, head_width].
-    fn apply(x: &Tensor, rotation: &Tensor) -> Tensor {
-        let kind = x.kind();
-        let pairs = x.to_kind(Kind::Float).unflatten(-1, [-1, 2]).view_as_complex();
-        (pairs * rotation).view_as_real().flatten(-2, -1).to_kind(kind)
+    /// x [B, T, H, head_width] turned, heads first: [B, H, T, head_width].
+    fn apply(x: &Tensor, turns: &Tensor) -> Tensor {
+        if x.device() == Device::Cpu {
+            return torch_ext::rotate(x, turns).expect("a table has a row for each token");
+        }
+        let complex = |x: &Tensor| x.unflatten(-1, [-1, 2]).view_as_complex();
+        let turned = complex(&x.to_kind(Kind::Float)) * complex(turns).unsqueeze(2);
+        turned.view_as_real().flatten(-2, -1).to_kind(x.kind()).transpose(1, 2)
     }
 }
 
@@ -511,16 +513,16 @@ impl Attention {
     /// [B, T, D] -> [B, wanted, D]: what the first tokens find among all.
     fn forward(&self, x: &Tensor, at: &Places, wanted: i64) -> Tensor {
         let [q, k, v] = self.qkv(x);
-        let (q, k) = match &at.rotation {
-            Some(rotation) => (Rope::apply(&q, rotation), Rope::apply(&k, rotation)),
-            None => (q, k),
+        let heads_first = |x: Tensor| x.transpose(1, 2); // [B, H, T, head_width]
+        let (q, k) = match &at.turns {
+            Some(turns) => (Rope::apply(&q, turns), Rope::apply(&k, turns)),
+            None => (heads_first(q), heads_first(k)),
         };
         let own = self.relative_position_bias_table.as_ref().zip(at.offsets.as_ref());
         let own = own.map(|(table, offsets)| bias(table, offsets));
         let bias = own.as_ref().or(at.bias.as_ref()).map(|bias| bias.narrow(2, 0, wanted));
-        let heads_first = |x: Tensor| x.transpose(1, 2); // [B, H, T, head_width]
-        let q = heads_first(q.narrow(1, 0, wanted));
-        let out = layers::attention(&q, &heads_first(k), &heads_first(v), bias.as_ref(), false);
+        let q = q.narrow(2, 0, wanted);
+        let out = layers::attention(&q, &k, &heads_first(v), bias.as_ref(), false);
         let out = out.transpose(1, 2).flatten(2, 3);
         match &self.inner_attn_ln {
             Some(norm) => norm.forward(&out).apply(&self.proj),

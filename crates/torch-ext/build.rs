@@ -10,10 +10,9 @@ fn main() {
     let include = lib.parent().expect("lib/ has a parent").join("include");
     println!("cargo:rerun-if-changed=cpp");
     let mut build = cc::Build::new();
-    build
-        .cpp(true)
-        .std("c++20")
-        .files(["frozen", "profile", "rotate", "torch_ext"].map(|name| format!("cpp/{name}.cpp")));
+    build.cpp(true).std("c++20").files(
+        ["frozen", "norm", "profile", "rotate", "torch_ext"].map(|name| format!("cpp/{name}.cpp")),
+    );
     // Loops over rows are vectorised, in builds for debugging too.
     build.opt_level(3);
     // As system headers: libtorch's own warnings stay quiet, ours do not.

@@ -2,15 +2,17 @@
 //! arithmetic over many tensors in one call. The C++ side is `cpp/torch_ext.cpp`; this is its safe face.
 
 mod frozen;
+mod norm;
 mod profile;
 mod rotate;
 
 use std::ffi::{CStr, c_char};
 
-use tch::{Device, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 use torch_sys::C_tensor;
 
-pub use frozen::{Activation, PackedLinear, add_layer_norm, cpu_has_tiles};
+pub use frozen::{Activation, PackedLinear, cpu_has_tiles};
+pub use norm::{add_layer_norm, layer_norm};
 pub use profile::{OperatorTime, profile};
 pub use rotate::rotate;
 
@@ -18,6 +20,7 @@ unsafe extern "C" {
     fn te_free_message(message: *mut c_char);
     fn te_autocast_enter(cuda: i32, enabled: bool, was_enabled: *mut bool) -> *mut c_char;
     fn te_autocast_exit(cuda: i32, was_enabled: bool) -> *mut c_char;
+    fn te_autocast_is_on() -> bool;
     fn te_fused_adamw(
         params: *const *mut C_tensor,
         grads: *const *mut C_tensor,
@@ -104,6 +107,12 @@ pub fn autocast<T>(device: Device, precision: Precision, f: impl FnOnce() -> T) 
         .expect("switching autocast cannot fail for the CPU or CUDA");
     let _exit = Exit(cuda, was);
     f()
+}
+
+/// The type that autocast makes products on the CPU compute in; `None` while it is off.
+pub fn cpu_autocast() -> Option<Kind> {
+    // SAFETY: no arguments; reads this thread's state.
+    unsafe { te_autocast_is_on() }.then_some(Kind::BFloat16)
 }
 
 /// The numbers of one AdamW update.
@@ -237,7 +246,6 @@ pub fn lerp_(averages: &[Tensor], values: &[Tensor], weight: f64) -> Result<(), 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Kind;
 
     #[test]
     fn autocast_computes_products_in_bf16_and_restores_the_state_after_a_panic() {

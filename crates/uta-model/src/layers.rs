@@ -218,9 +218,16 @@ impl Stream {
 
     /// norm(x)
     pub(crate) fn norm(&mut self, norm: &LayerNorm) -> Tensor {
-        let Some(kind) = self.kind else { return norm.forward(&self.x) };
-        let branch = self.branch.take();
         let LayerNorm { weight, bias, eps } = norm;
+        let Some(kind) = self.kind else {
+            let on_cpu = self.x.device() == Device::Cpu && self.x.kind() == Kind::Float;
+            return match torch_ext::cpu_autocast().filter(|_| on_cpu) {
+                Some(kind) => torch_ext::layer_norm(&self.x.contiguous(), weight, bias, *eps, kind)
+                    .expect("the stream is f32 and on the CPU"),
+                None => norm.forward(&self.x),
+            };
+        };
+        let branch = self.branch.take();
         torch_ext::add_layer_norm(&mut self.x, branch.as_ref(), weight, bias, *eps, kind)
             .expect("the stream is f32, contiguous and on the CPU")
     }

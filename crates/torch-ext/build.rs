@@ -11,7 +11,8 @@ fn main() {
     println!("cargo:rerun-if-changed=cpp");
     let mut build = cc::Build::new();
     build.cpp(true).std("c++20").files(
-        ["frozen", "norm", "profile", "rotate", "torch_ext"].map(|name| format!("cpp/{name}.cpp")),
+        ["frozen", "gate", "norm", "profile", "rotate", "torch_ext"]
+            .map(|name| format!("cpp/{name}.cpp")),
     );
     // Loops over rows are vectorised, in builds for debugging too.
     build.opt_level(3);

@@ -2,6 +2,7 @@
 //! arithmetic over many tensors in one call. The C++ side is `cpp/torch_ext.cpp`; this is its safe face.
 
 mod frozen;
+mod gate;
 mod norm;
 mod profile;
 mod rotate;
@@ -12,6 +13,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use torch_sys::C_tensor;
 
 pub use frozen::{Activation, PackedLinear, cpu_has_tiles};
+pub use gate::silu_times;
 pub use norm::{add_layer_norm, layer_norm};
 pub use profile::{OperatorTime, profile};
 pub use rotate::rotate;

@@ -109,11 +109,15 @@ impl Linear {
         }
     }
 
-    /// `other * (x W^T + b)`.
-    pub(crate) fn times(&self, x: &Tensor, other: Tensor) -> Tensor {
-        match &self.packed {
-            Some(packed) => packed.times(x, &other),
-            None => other * x.apply(self),
+    /// SwiGLU's gate, `silu(x W^T + b) * (x V^T + c)` with `other`'s V and c.
+    pub(crate) fn gate(&self, other: &Linear, x: &Tensor) -> Tensor {
+        if let Some(packed) = &other.packed {
+            return packed.times(x, &self.activated(x, Activation::Silu));
+        }
+        let (gate, value) = (x.apply(self), x.apply(other));
+        match gate.device() {
+            Device::Cpu => torch_ext::silu_times(&gate, &value).expect("two products of one shape"),
+            _ => gate.silu() * value,
         }
     }
 

@@ -566,7 +566,7 @@ impl Mlp {
     fn forward(&self, x: &Tensor) -> Tensor {
         match self {
             Mlp::SwiGlu { w1, w2, ffn_ln, w3 } => {
-                let hidden = w2.times(x, w1.activated(x, Activation::Silu));
+                let hidden = w1.gate(w2, x);
                 match ffn_ln {
                     Some(norm) => norm.forward(&hidden).apply(w3),
                     None => hidden.apply(w3),

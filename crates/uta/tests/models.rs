@@ -217,3 +217,25 @@ fn files_that_are_no_weights_are_refused_in_one_line() {
         refused(dir.path(), &["weights", "inspect", path.to_str().unwrap()], &[".pt"]);
     }
 }
+
+#[test]
+fn a_step_is_measured_without_data_and_says_where_its_time_goes() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let recipe = "recipes/mini/uta-emoji.toml";
+    for part in ["all", "student", "teacher"] {
+        let args = ["bench", "step", recipe, "--part", part, "--batch", "4", "--steps", "1"];
+        let found = json(&root, &[&args[..], &["--json", "--profile"]].concat());
+        let number = |key: &str| found[key].as_f64().unwrap();
+        assert_eq!((found["part"].as_str(), number("batch")), (Some(part), 4.0));
+        assert!(number("images_per_second") > 0.0 && number("peak_memory_bytes") > 1e7, "{found}");
+        let share = number("gflops") / number("ceiling_gflops");
+        assert!((number("utilisation") - share).abs() < 1e-9 && share > 0.0, "{found}");
+        let shares: f64 =
+            found["profile"].as_array().unwrap().iter().map(|s| s["share"].as_f64().unwrap()).sum();
+        assert!((shares - 1.0).abs() < 1e-6, "{found}");
+    }
+    let absent = "recipes/pretrain/uta-b14-in21k.toml";
+    refused(&root, &["bench", "step", absent, "--set", "teacher.arch=vit-x"], &["vit-x"]);
+    let contrastive = "recipes/mini/clip-emoji.toml";
+    refused(&root, &["bench", "step", contrastive], &["only the steps of task"]);
+}

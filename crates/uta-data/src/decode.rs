@@ -91,6 +91,30 @@ pub(crate) enum Held {
     Alpha(Vec<u8>),
 }
 
+impl Held {
+    /// The image less `border` pixels at each side.
+    pub(crate) fn without_border(self, image: Rgb, border: u32) -> Result<(Rgb, Held), DataError> {
+        let (width, height) = (image.width, image.height);
+        let less = |side: u32| side.checked_sub(border.saturating_mul(2)).filter(|&side| side > 0);
+        let Some((w, h)) = less(width).zip(less(height)) else {
+            return Err(DataError::Image(format!(
+                "the image has {width} x {height} pixels, and none is left within a border of {border}"
+            )));
+        };
+        let inside = |all: &[u8], channels: usize| -> Vec<u8> {
+            let (start, end) = (border as usize * channels, (border + w) as usize * channels);
+            let rows = all.chunks_exact(width as usize * channels);
+            let rows = rows.skip(border as usize).take(h as usize);
+            rows.flat_map(|row| &row[start..end]).copied().collect()
+        };
+        let held = match self {
+            Held::Alpha(alpha) => Held::Alpha(inside(&alpha, 1)),
+            held => held,
+        };
+        Ok((Rgb { width: w, height: h, pixels: inside(&image.pixels, 3) }, held))
+    }
+}
+
 /// [`decode_with`], and how Pillow would have held the image.
 pub(crate) fn decode_held(bytes: &[u8], options: &DecodeOptions) -> Result<(Rgb, Held), DataError> {
     let (mut image, mut held, orientation) = match open(bytes, options.max_pixels)? {

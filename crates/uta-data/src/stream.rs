@@ -492,7 +492,7 @@ mod tests {
         let decode = DecodeOptions { max_pixels: 63, ..DecodeOptions::default() };
         let mut stream = stream(colours(3, &[]), StreamOptions { decode, ..options() }, 0);
         assert!(stream.next_batch().is_err());
-        let mut sweep = sweep(colours(3, &[]), EvalTransform { size: 4 }, decode, 3, 1);
+        let mut sweep = sweep(colours(3, &[]), EvalTransform::new(4), decode, 3, 1);
         let rejected = sweep.next().unwrap().unwrap().rejected;
         assert!(rejected.len() == 3 && rejected[0].reason.contains("8 x 8"), "{rejected:?}");
     }
@@ -524,7 +524,7 @@ mod tests {
     #[test]
     fn a_sweep_meets_every_sample_once_and_in_order() {
         let batches: Vec<Batch> =
-            sweep(colours(8, &[2]), EvalTransform { size: 4 }, DecodeOptions::default(), 3, 2)
+            sweep(colours(8, &[2]), EvalTransform::new(4), DecodeOptions::default(), 3, 2)
                 .map(Result::unwrap)
                 .collect();
         let lengths: Vec<usize> = batches.iter().map(Batch::len).collect();

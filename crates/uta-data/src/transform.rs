@@ -1,6 +1,7 @@
 //! From a decoded image to the square a model sees: torchvision's training and evaluation transforms on bytes.
 
 use std::cell::RefCell;
+use std::fmt;
 
 use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fast_image_resize::pixels::{U8x3, U8x4};
@@ -202,15 +203,34 @@ fn check_size(size: u32) -> Result<(), DataError> {
 pub struct EvalTransform {
     /// Side of the result, in pixels.
     pub size: u32,
+    /// Pixels cut from each side before anything else: ObjectNet's images have a red frame of two (wise-ft cuts it).
+    pub border: u32,
 }
 
 impl Default for EvalTransform {
     fn default() -> EvalTransform {
-        EvalTransform { size: 224 }
+        EvalTransform::new(224)
+    }
+}
+
+/// For the reader of a report: what is done to an image.
+impl fmt::Display for EvalTransform {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let EvalTransform { size, border } = self;
+        write!(f, "{size} x {size}, ")?;
+        if *border > 0 {
+            write!(f, "{border} pixels cut from each side, ")?;
+        }
+        write!(f, "shorter side resized (bicubic, antialiased), centre crop")
     }
 }
 
 impl EvalTransform {
+    /// The whole image at `size` x `size`, less what a square leaves out.
+    pub fn new(size: u32) -> EvalTransform {
+        EvalTransform { size, border: 0 }
+    }
+
     /// Checks the size.
     ///
     /// # Errors
@@ -226,10 +246,15 @@ impl EvalTransform {
     /// # Errors
     /// As [`decode`](crate::decode()).
     pub fn view(&self, file: &[u8], options: &DecodeOptions) -> Result<Vec<u8>, DataError> {
-        match decode_held(file, options)? {
-            (image, Held::Filtered) => self.apply(&image),
-            (image, Held::Nearest) => Ok(self.nearest(&image)),
-            (image, Held::Alpha(alpha)) => {
+        let (image, held) = decode_held(file, options)?;
+        let (image, held) = match self.border {
+            0 => (image, held),
+            border => held.without_border(image, border)?,
+        };
+        match held {
+            Held::Filtered => self.filtered(&image),
+            Held::Nearest => Ok(self.nearest(&image)),
+            Held::Alpha(alpha) => {
                 let (pixels, _) = image.pixels.as_chunks::<3>();
                 let weighted = pixels.iter().zip(&alpha);
                 let weighted = weighted.flat_map(|(&[r, g, b], &a)| {
@@ -251,8 +276,15 @@ impl EvalTransform {
     /// The view of an RGB image: `[size, size, 3]` bytes.
     ///
     /// # Errors
-    /// When the image has no pixels.
+    /// When the image has no pixels, or none within the border.
     pub fn apply(&self, image: &Rgb) -> Result<Vec<u8>, DataError> {
+        match self.border {
+            0 => self.filtered(image),
+            border => self.filtered(&Held::Filtered.without_border(image.clone(), border)?.0),
+        }
+    }
+
+    fn filtered(&self, image: &Rgb) -> Result<Vec<u8>, DataError> {
         if image.width == 0 || image.height == 0 {
             return Err(empty_image(image));
         }
@@ -581,7 +613,7 @@ mod tests {
     #[test]
     fn the_centre_of_an_image_of_any_size_is_within_it() {
         for size in [48, 224, 336] {
-            let transform = EvalTransform { size };
+            let transform = EvalTransform::new(size);
             for width in 1..600 {
                 for height in 1..600 {
                     let (left, top, w, h) = transform.centre(width, height);
@@ -596,13 +628,27 @@ mod tests {
     fn slivers_and_single_pixels_have_views() {
         for (width, height) in [(1, 1), (1, 3000), (3000, 1), (2, 5)] {
             let image = ramp(width, height);
-            let eval = EvalTransform { size: 24 }.apply(&image).unwrap();
+            let eval = EvalTransform::new(24).apply(&image).unwrap();
             let mut rng = Rng::new(1, Purpose::Augment, &[]);
             let train = whole(24).apply(&image, &mut rng).unwrap();
             assert_eq!((eval.len(), train.len()), (24 * 24 * 3, 24 * 24 * 3));
         }
         let none = Rgb { width: 0, height: 0, pixels: vec![] };
-        assert!(EvalTransform { size: 24 }.apply(&none).is_err());
+        assert!(EvalTransform::new(24).apply(&none).is_err());
+    }
+
+    #[test]
+    fn a_border_is_cut_before_anything_else() {
+        let inner = ramp(40, 30);
+        let mut framed = Rgb { width: 44, height: 34, pixels: [255, 0, 0].repeat(44 * 34) };
+        for (row, from) in inner.pixels.chunks_exact(40 * 3).enumerate() {
+            framed.pixels[((row + 2) * 44 + 2) * 3..][..40 * 3].copy_from_slice(from);
+        }
+        let cut = EvalTransform { border: 2, ..EvalTransform::new(24) };
+        assert_eq!(cut.apply(&framed).unwrap(), EvalTransform::new(24).apply(&inner).unwrap());
+        assert!(cut.to_string().contains("2 pixels cut from each side"), "{cut}");
+        let e = cut.apply(&ramp(4, 30)).unwrap_err().to_string();
+        assert!(e.contains("4 x 30 pixels, and none is left within a border of 2"), "{e}");
     }
 
     #[test]

@@ -58,7 +58,7 @@ fn picture() -> Rgb {
 #[test]
 fn evaluation_views_are_torchvisions_within_a_level() {
     for size in [32, 48, 61, 80] {
-        let ours = EvalTransform { size }.apply(&picture()).unwrap();
+        let ours = EvalTransform::new(size).apply(&picture()).unwrap();
         let theirs = fs::read(golden(&format!("resize/eval-{size}.rgb"))).unwrap();
         let (largest, mean) = difference(&ours, &theirs);
         println!("eval {size}: {largest} {mean:.4}");

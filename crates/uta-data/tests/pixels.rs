@@ -75,7 +75,7 @@ fn views_of_photographs_are_torchvisions_within_a_level() {
             continue;
         }
         for size in [224, 336] {
-            let view = EvalTransform { size }.apply(&image).unwrap();
+            let view = EvalTransform::new(size).apply(&image).unwrap();
             let ours: Vec<u8> =
                 view.chunks(3 * size as usize).step_by(24).flatten().copied().collect();
             let stem = name.strip_suffix(".webp").unwrap();
@@ -93,7 +93,7 @@ fn views_of_files_are_resized_in_pillows_mode_for_them() {
     for (name, bytes) in files("decode") {
         for size in [16, 48] {
             let Ok(theirs) = fs::read(golden(&format!("view/{name}-{size}.rgb"))) else { continue };
-            let ours = EvalTransform { size }.view(&bytes, &DecodeOptions::default()).unwrap();
+            let ours = EvalTransform::new(size).view(&bytes, &DecodeOptions::default()).unwrap();
             let (largest, mean) = difference(&ours, &theirs);
             println!("{name:24} {size} {largest:3} {mean:.4}");
             // Where alpha is low, a level of the weighted colour is many of the colour.

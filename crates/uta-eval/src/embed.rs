@@ -26,6 +26,8 @@ pub struct EvalOptions {
     pub precision: Precision,
     /// How images are decoded.
     pub decode: DecodeOptions,
+    /// Pixels cut from each side of an image: 2 for ObjectNet's frame.
+    pub border: u32,
     /// Whether a text beyond the context is an error (OpenAI's rule) instead of being cut (open_clip's).
     pub whole_texts: bool,
     /// Called after every batch.
@@ -40,6 +42,7 @@ impl Default for EvalOptions {
             workers,
             precision: Precision::F32,
             decode: DecodeOptions::default(),
+            border: 0,
             whole_texts: false,
             progress: None,
         }
@@ -47,6 +50,12 @@ impl Default for EvalOptions {
 }
 
 impl EvalOptions {
+    /// What becomes of an image before `model` sees it.
+    pub fn transform(&self, model: &Clip) -> EvalTransform {
+        let size = model.config.vision.image_size as u32;
+        EvalTransform { border: self.border, ..EvalTransform::new(size) }
+    }
+
     fn report(&self, stage: &'static str, done: usize, total: usize) {
         if let Some(progress) = &self.progress {
             progress(stage, done, total);
@@ -74,9 +83,8 @@ pub(crate) fn sweep(
 ) -> Result<Vec<Rejected>, EvalError> {
     let (mut rejected, mut done, total) = (Vec::new(), 0, source.len());
     options.report("images", 0, total);
-    let transform = EvalTransform { size: model.config.vision.image_size as u32 };
-    for batch in
-        uta_data::sweep(source.clone(), transform, options.decode, options.batch, options.workers)
+    let (transform, decode) = (options.transform(model), options.decode);
+    for batch in uta_data::sweep(source.clone(), transform, decode, options.batch, options.workers)
     {
         let mut batch = batch?;
         rejected.append(&mut batch.rejected);

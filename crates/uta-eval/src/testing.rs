@@ -121,7 +121,7 @@ pub fn options(batch: usize) -> EvalOptions {
 pub fn naive_pixels(model: &Clip, source: &dyn Source, i: usize) -> Tensor {
     let size = model.config.vision.image_size;
     let image = uta_data::decode(&source.read(i).unwrap().image).unwrap();
-    let pixels = EvalTransform { size: size as u32 }.apply(&image).unwrap();
+    let pixels = EvalTransform::new(size as u32).apply(&image).unwrap();
     model.normalise(&Tensor::from_slice(&pixels).view([1, size, size, 3]))
 }
 

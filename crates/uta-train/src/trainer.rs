@@ -327,7 +327,7 @@ impl Trainer {
     /// The task's loss over the whole validation set.
     fn validate(&self, val: Arc<dyn Source>) -> Result<Vec<(String, f64)>, TrainError> {
         let batch = self.recipe.train.batch / self.recipe.train.accumulate;
-        let transform = EvalTransform { size: self.recipe.data.image_size };
+        let transform = EvalTransform::new(self.recipe.data.image_size);
         let precision = Precision::from(self.recipe.train.precision);
         let (mut sums, mut count) = (Vec::<(String, f64)>::new(), 0.0);
         let (decode, workers) = (self.recipe.data.decode(), self.recipe.data.workers);

@@ -329,13 +329,10 @@ struct Page {
 
 impl Page {
     fn new(title: &'static str, setup: &Setup, text: Option<&Path>) -> Page {
-        let side = setup.model.config.vision.image_size;
         let mut settings = vec![("model", setup.args.model.path.display().to_string())];
         settings.extend(text.map(|text| ("text tower", text.display().to_string())));
         settings.push(("data", setup.args.data.join(" ")));
-        let view =
-            format!("{side} x {side}, shorter side resized (bicubic, antialiased), centre crop");
-        settings.push(("images", view));
+        settings.push(("images", setup.options.transform(&setup.model).to_string()));
         let precision = match setup.options.precision {
             Precision::F32 => "f32",
             Precision::Bf16 => "bf16 (autocast), scores in f32",

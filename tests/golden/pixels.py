@@ -3,6 +3,7 @@
 
     decode/NAME        an image file, and NAME.rgb, the bytes [29, 37, 3] of Image.open(NAME).convert("RGB")
     view/NAME-S.rgb    Resize(S, BICUBIC), CenterCrop(S), convert("RGB") of decode/NAME, in this order (as open_clip has it)
+    view/tall.png      an image that shrinks to less than half its height: columns are then resized first
     photo/NAME.webp    a part of a photograph, lossless, and NAME-S.rgb, every 24th row of its view, bytes [.., S, 3]
     photo/NAME.jpg     the same as JPEG, and NAME.jpg.rgb, every 16th row of its pixels
 """
@@ -88,6 +89,9 @@ def kinds():
     out["rgb8i.png"], out["rgb16i.png"] = png(eight[..., :3], 8, 2, True), png(wide[..., :3], 16, 2, True)
     out["rgba8.png"], out["rgba16.png"] = png(eight, 8, 6), png(wide, 16, 6)
     out["rgba8i.png"] = png(eight, 8, 6, True)
+    # So little alpha that a level of the weighted colour is fifty of the colour.
+    low = eight // [1, 1, 1, 50]
+    out["gray-alpha-low.png"], out["rgba-low.png"] = png(low[..., 2:], 8, 4), png(low, 8, 6)
 
     rgb, rgba = Image.fromarray(eight[..., :3]), Image.fromarray(eight)
     photo = Image.fromarray(data.chelsea()[100:129, 110:147])
@@ -146,9 +150,14 @@ def write():
             rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
             (HERE / "view" / "turned.jpg.rgb").write_bytes(rgb.tobytes())
         if name.partition(".")[0] in VIEWED:
-            for size in [16, 48]:
+            # At its own size Pillow leaves an image as it is.
+            for size in [16, 29, 48] if "low" in name else [16, 48]:
                 rgb = view(Image.open(io.BytesIO(contents)), size)
                 (HERE / "view" / f"{name}-{size}.rgb").write_bytes(rgb.tobytes())
+    # Black and white, so that what overshoots is clamped between the passes.
+    tall = (np.random.default_rng(3).random((90, 31, 3)) < 0.5) * np.uint8(255)
+    (HERE / "view" / "tall.png").write_bytes(png(tall, 8, 2))
+    (HERE / "view" / "tall.png-16.rgb").write_bytes(view(Image.fromarray(tall), 16).tobytes())
     photos = {
         "cat": data.chelsea()[30:270, 40:440],
         "tall": data.astronaut()[0:510, 150:330],
@@ -168,8 +177,8 @@ def write():
 
 
 # One of every mode that Pillow resizes in its own way.
-VIEWED = ["gray1", "gray4", "gray8", "palette4", "palette8", "palette8-key", "gray-alpha8", "rgb8", "rgba8", "rgba16", "clear", "gray", "cmyk",
-          "lossless-alpha"]
+VIEWED = ["gray1", "gray4", "gray8", "gray16-dark", "gray16-key", "palette4", "palette8", "palette8-key", "gray-alpha8", "gray-alpha16",
+          "gray-alpha-low", "rgb8", "rgb16", "rgba8", "rgba16", "rgba-low", "clear", "gray", "cmyk", "lossless-alpha"]
 
 if __name__ == "__main__":
     write()

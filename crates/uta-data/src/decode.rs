@@ -7,7 +7,7 @@ use std::io::Cursor;
 use gif::ColorOutput;
 use image::codecs::{png::PngDecoder, webp::WebPDecoder};
 use image::metadata::Orientation;
-use image::{ColorType, DynamicImage, GrayImage, ImageDecoder, ImageFormat, RgbImage};
+use image::{ColorType, DynamicImage, GrayImage, ImageBuffer, ImageDecoder, ImageFormat, RgbImage};
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
@@ -83,12 +83,16 @@ pub fn decode_with(bytes: &[u8], options: &DecodeOptions) -> Result<Rgb, DataErr
 
 /// What Pillow's mode for an image makes of its resizing before it becomes RGB.
 pub(crate) enum Held {
-    /// Filtered as the RGB image would be: L, RGB, CMYK (within a level); and 16-bit gray, which Pillow clips later.
+    /// Filtered as the RGB image would be: L, RGB.
     Filtered,
+    /// The same for L, RGB and CMYK (within a level) of a JPEG, whose pixels are known within a level or two only.
+    Jpeg,
     /// 1 and P: the nearest pixel is taken.
     Nearest,
     /// LA and RGBA: filtered with colours weighted by this alpha, `[height, width]`.
     Alpha(Vec<u8>),
+    /// I;16: these levels, `[height, width]`, are filtered and clipped last.
+    Gray16(Vec<u16>),
 }
 
 impl Held {
@@ -101,18 +105,22 @@ impl Held {
                 "the image has {width} x {height} pixels, and none is left within a border of {border}"
             )));
         };
-        let inside = |all: &[u8], channels: usize| -> Vec<u8> {
-            let (start, end) = (border as usize * channels, (border + w) as usize * channels);
-            let rows = all.chunks_exact(width as usize * channels);
-            let rows = rows.skip(border as usize).take(h as usize);
-            rows.flat_map(|row| &row[start..end]).copied().collect()
-        };
         let held = match self {
-            Held::Alpha(alpha) => Held::Alpha(inside(&alpha, 1)),
+            Held::Alpha(alpha) => Held::Alpha(inside(&alpha, [width, w, h], border, 1)),
+            Held::Gray16(gray) => Held::Gray16(inside(&gray, [width, w, h], border, 1)),
             held => held,
         };
-        Ok((Rgb { width: w, height: h, pixels: inside(&image.pixels, 3) }, held))
+        let pixels = inside(&image.pixels, [width, w, h], border, 3);
+        Ok((Rgb { width: w, height: h, pixels }, held))
     }
+}
+
+/// The `w` x `h` pixels within a border of an image of `width`.
+fn inside<T: Copy>(all: &[T], sizes: [u32; 3], border: u32, channels: usize) -> Vec<T> {
+    let [width, w, h] = sizes.map(|size| size as usize);
+    let border = border as usize;
+    let rows = all.chunks_exact(width * channels).skip(border).take(h);
+    rows.flat_map(|row| &row[border * channels..(border + w) * channels]).copied().collect()
 }
 
 /// [`decode_with`], and how Pillow would have held the image.
@@ -120,24 +128,25 @@ pub(crate) fn decode_held(bytes: &[u8], options: &DecodeOptions) -> Result<(Rgb,
     let (mut image, mut held, orientation) = match open(bytes, options.max_pixels)? {
         Opened::Jpeg(decoder, (width, height)) => {
             let exif = decoder.exif().and_then(|exif| Orientation::from_exif_chunk(exif));
-            (decode_jpeg(bytes, decoder, width, height)?, Held::Filtered, exif)
+            (decode_jpeg(bytes, decoder, width, height)?, Held::Jpeg, exif)
         }
         Opened::Png(mut decoder) => {
             let orientation = decoder.orientation().ok();
             // Depth and colour type, at the same place in every PNG; the decoder hides palettes and transparent colours.
             let header = (bytes.get(24).copied(), bytes.get(25).copied());
-            let (image, alpha) = read(*decoder, header == (Some(16), Some(0)))?;
-            let held = match (header, alpha) {
-                ((_, Some(4 | 6)), Some(alpha)) => Held::Alpha(alpha),
+            let (image, held) = read(*decoder, header == (Some(16), Some(0)))?;
+            let held = match (header, held) {
                 ((_, Some(3)) | (Some(1), _), _) => Held::Nearest,
-                _ => Held::Filtered,
+                // A transparent colour is not looked at.
+                ((_, Some(0 | 2)), Held::Alpha(_)) => Held::Filtered,
+                (_, held) => held,
             };
             (image, held, orientation)
         }
         Opened::WebP(mut decoder) => {
             let orientation = decoder.orientation().ok();
-            let (image, alpha) = read(decoder, false)?;
-            (image, alpha.map_or(Held::Filtered, Held::Alpha), orientation)
+            let (image, held) = read(decoder, false)?;
+            (image, held, orientation)
         }
         Opened::Gif(decoder) => {
             let (image, held) = decode_gif(*decoder)?;
@@ -155,12 +164,18 @@ pub(crate) fn decode_held(bytes: &[u8], options: &DecodeOptions) -> Result<(Rgb,
 fn turn(image: Rgb, held: Held, orientation: Orientation) -> Result<(Rgb, Held), DataError> {
     let missing = || damaged("image", "it has too few pixels");
     let (width, height) = (image.width, image.height);
-    let alpha = match held {
+    let held = match held {
         Held::Alpha(alpha) => {
             let alpha = GrayImage::from_raw(width, height, alpha).ok_or_else(missing)?;
             let mut alpha = DynamicImage::ImageLuma8(alpha);
             alpha.apply_orientation(orientation);
             Held::Alpha(alpha.into_bytes())
+        }
+        Held::Gray16(gray) => {
+            let gray = ImageBuffer::from_raw(width, height, gray).ok_or_else(missing)?;
+            let mut gray = DynamicImage::ImageLuma16(gray);
+            gray.apply_orientation(orientation);
+            Held::Gray16(gray.into_luma16().into_raw())
         }
         held => held,
     };
@@ -168,7 +183,7 @@ fn turn(image: Rgb, held: Held, orientation: Orientation) -> Result<(Rgb, Held),
     let mut pixels = DynamicImage::ImageRgb8(pixels);
     pixels.apply_orientation(orientation);
     let (width, height) = (pixels.width(), pixels.height());
-    Ok((Rgb { width, height, pixels: pixels.into_bytes() }, alpha))
+    Ok((Rgb { width, height, pixels: pixels.into_bytes() }, held))
 }
 
 /// The (width, height) in the header.
@@ -292,15 +307,23 @@ fn has_end(jpeg: &[u8]) -> bool {
     false
 }
 
-/// The pixels, and the alpha of those that have one. `gray16`: 16-bit gray without alpha, which is clipped.
-fn read(decoder: impl ImageDecoder, gray16: bool) -> Result<(Rgb, Option<Vec<u8>>), DataError> {
+/// The pixels, and how they are held. `gray16`: 16-bit gray without alpha, which is clipped.
+fn read(decoder: impl ImageDecoder, gray16: bool) -> Result<(Rgb, Held), DataError> {
     let (width, height) = decoder.dimensions();
     let color = decoder.color_type();
     // Bounded by the limit in `open`.
     let mut raw = vec![0; decoder.total_bytes() as usize];
     decoder.read_image(&mut raw).map_err(|e| damaged("image", e))?;
+    if gray16 {
+        let (words, _) = raw.as_chunks::<2>();
+        // A transparent level makes it two channels here.
+        let step = usize::from(color.channel_count());
+        let words = words.iter().step_by(step).map(|&word| u16::from_ne_bytes(word));
+        let gray: Vec<u16> = words.collect();
+        let pixels = gray.iter().flat_map(|&level| [level.min(255) as u8; 3]).collect();
+        return Ok((checked("image", width, height, pixels)?, Held::Gray16(gray)));
+    }
     let raw = match color {
-        ColorType::L16 | ColorType::La16 if gray16 => low_bytes(&raw),
         ColorType::L16 | ColorType::La16 | ColorType::Rgb16 | ColorType::Rgba16 => high_bytes(&raw),
         _ => raw,
     };
@@ -315,7 +338,7 @@ fn read(decoder: impl ImageDecoder, gray16: bool) -> Result<(Rgb, Option<Vec<u8>
     };
     // An opaque image is as one without alpha.
     let alpha = alpha.filter(|alpha| alpha.iter().any(|&a| a != 255));
-    Ok((checked("image", width, height, pixels)?, alpha))
+    Ok((checked("image", width, height, pixels)?, alpha.map_or(Held::Filtered, Held::Alpha)))
 }
 
 /// The first frame on its canvas, which Pillow fills with the transparent colour, or the palette's first.
@@ -365,12 +388,6 @@ fn to_rgb<const C: usize>(raw: &[u8], gray: bool) -> Vec<u8> {
 fn last<const C: usize>(raw: &[u8]) -> Vec<u8> {
     let (pixels, _) = raw.as_chunks::<C>();
     pixels.iter().map(|p| p[C - 1]).collect()
-}
-
-/// 16-bit gray in the machine's byte order to bytes, all above 255 white.
-fn low_bytes(raw: &[u8]) -> Vec<u8> {
-    let (channels, _) = raw.as_chunks::<2>();
-    channels.iter().map(|&c| u16::from_ne_bytes(c).min(255) as u8).collect()
 }
 
 /// 16-bit channels in the machine's byte order, as `image` gives them, to their high bytes.

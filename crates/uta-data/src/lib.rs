@@ -16,6 +16,7 @@ pub mod pack;
 mod parallel;
 pub mod progress;
 mod repair;
+mod resize;
 pub mod rng;
 pub mod shards;
 mod source;
@@ -28,7 +29,8 @@ mod transform;
 
 pub use decode::{DecodeOptions, MAX_PIXELS, Rgb, decode, decode_with, dimensions};
 pub use error::DataError;
+pub use resize::Filter;
 pub use source::{Sample, Source, open, open_all, open_files};
 pub use stream::{Batch, Item, Rejected, Stream, StreamOptions, Sweep, sweep};
 pub use tokenizer::Tokenizer;
-pub use transform::{ColorJitter, CropBox, EvalTransform, TrainTransform, resample};
+pub use transform::{ColorJitter, CropBox, EvalTransform, Fit, TrainTransform, resample};

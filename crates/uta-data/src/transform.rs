@@ -1,14 +1,13 @@
 //! From a decoded image to the square a model sees: torchvision's training and evaluation transforms on bytes.
 
-use std::cell::RefCell;
 use std::fmt;
 
-use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
-use fast_image_resize::pixels::{U8x3, U8x4};
-use fast_image_resize::{FilterType, ImageView, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedCroppedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
 use serde::{Deserialize, Serialize};
 
 use crate::decode::{Held, decode_held};
+use crate::resize::{self, Filter, First, Side};
 use crate::rng::Rng;
 use crate::{DataError, DecodeOptions, Rgb};
 
@@ -196,15 +195,37 @@ fn check_size(size: u32) -> Result<(), DataError> {
     })
 }
 
-/// The evaluation transform: shorter side to `size` (bicubic, antialiased), centre crop; torchvision's
-/// `Resize(size, BICUBIC)` and `CenterCrop(size)` on a PIL image.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+/// How an image is brought to the size of the view, before its centre is cut out or what it lacks is filled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fit {
+    /// The shorter side fits, the longer one is cut.
+    #[default]
+    Shortest,
+    /// The longer side fits, what the shorter one lacks is filled.
+    Longest,
+    /// Both sides fit, whatever becomes of the proportions.
+    Squash,
+}
+
+/// The evaluation transform; by default torchvision's `Resize(size, BICUBIC)` and `CenterCrop(size)` on a PIL image.
+#[derive(Clone, Debug, PartialEq)]
 pub struct EvalTransform {
     /// Side of the result, in pixels.
     pub size: u32,
     /// Pixels cut from each side before anything else: ObjectNet's images have a red frame of two (wise-ft cuts it).
     pub border: u32,
+    /// What is resized to `size / crop_pct`.
+    pub fit: Fit,
+    /// By which filter.
+    pub filter: Filter,
+    /// The view's share of the resized image's side, in (0, 1]: timm's name for it.
+    pub crop_pct: f64,
+    /// Red, green and blue of what the image doesn't cover.
+    pub fill: [u8; 3],
+    /// Whether an image is made RGB before it is resized (timm, Hugging Face) and not after (open_clip).
+    pub rgb_first: bool,
+    /// Whether a centre between two pixels goes to the upper left (Hugging Face) and not to the even one (torchvision).
+    pub floor: bool,
 }
 
 impl Default for EvalTransform {
@@ -216,123 +237,176 @@ impl Default for EvalTransform {
 /// For the reader of a report: what is done to an image.
 impl fmt::Display for EvalTransform {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let EvalTransform { size, border } = self;
+        let EvalTransform { size, border, fit, filter, fill, rgb_first, .. } = self;
         write!(f, "{size} x {size}, ")?;
         if *border > 0 {
             write!(f, "{border} pixels cut from each side, ")?;
         }
-        write!(f, "shorter side resized (bicubic, antialiased), centre crop")
+        if *rgb_first {
+            write!(f, "made RGB, ")?;
+        }
+        let side = self.side();
+        write!(
+            f,
+            "{} resized{} ({}{})",
+            match fit {
+                Fit::Shortest => "shorter side",
+                Fit::Longest => "longer side",
+                Fit::Squash => "both sides",
+            },
+            if side > u64::from(*size) { format!(" to {side}") } else { String::new() },
+            format!("{filter:?}").to_lowercase(),
+            if *filter == Filter::Nearest { "" } else { ", antialiased" },
+        )?;
+        if *fit == Fit::Shortest || side > u64::from(*size) {
+            write!(f, ", centre crop")?;
+        }
+        if *fit == Fit::Longest {
+            write!(f, ", the rest filled with {fill:?}")?;
+        }
+        Ok(())
     }
 }
 
 impl EvalTransform {
-    /// The whole image at `size` x `size`, less what a square leaves out.
+    /// The shorter side at `size`, bicubic, and its centre.
     pub fn new(size: u32) -> EvalTransform {
-        EvalTransform { size, border: 0 }
+        EvalTransform {
+            size,
+            border: 0,
+            fit: Fit::Shortest,
+            filter: Filter::Bicubic,
+            crop_pct: 1.0,
+            fill: [0; 3],
+            rgb_first: false,
+            floor: false,
+        }
     }
 
-    /// Checks the size.
+    /// The view of an image file, `[size, size, 3]` bytes. Unless `rgb_first`, an image is resized as Pillow holds it and
+    /// made RGB last, as in open_clip: palette and bilevel images by the nearest pixel, transparent ones with their alpha as
+    /// weight, 16-bit gray before it is clipped. Pillow's own integers are used but for JPEG, which is
+    /// [`apply`](EvalTransform::apply)'s.
     ///
     /// # Errors
-    /// When it is out of its range.
-    pub fn validate(&self) -> Result<(), DataError> {
-        check_size(self.size)
-    }
-
-    /// The view of an image file, `[size, size, 3]` bytes, as open_clip has it: resized as Pillow holds the image, and made
-    /// RGB last. Palette and bilevel images are so resized by the nearest pixel, and transparent ones with their alpha as
-    /// weight; all others are [`apply`](EvalTransform::apply)'s.
-    ///
-    /// # Errors
-    /// As [`decode`](crate::decode()).
+    /// As [`decode`](crate::decode()), or when nothing is left within the border.
     pub fn view(&self, file: &[u8], options: &DecodeOptions) -> Result<Vec<u8>, DataError> {
         let (image, held) = decode_held(file, options)?;
         let (image, held) = match self.border {
             0 => (image, held),
             border => held.without_border(image, border)?,
         };
-        match held {
-            Held::Filtered => self.filtered(&image),
-            Held::Nearest => Ok(self.nearest(&image)),
+        let sides = self.sides(&image)?;
+        let part = match held {
+            Held::Jpeg => self.resized(&image, sides)?,
+            _ if self.filter == Filter::Nearest => self.resized(&image, sides)?,
+            // Pillow then leaves an image as it is, colours under an alpha of 0 included.
+            _ if sides.iter().all(|side| side.full == u64::from(side.source)) => {
+                self.resized(&image, sides)?
+            }
+            _ if self.rgb_first => self.exact(&image, sides),
+            Held::Filtered => self.exact(&image, sides),
+            Held::Nearest => nearest(&image, sides),
             Held::Alpha(alpha) => {
                 let (pixels, _) = image.pixels.as_chunks::<3>();
                 let weighted = pixels.iter().zip(&alpha);
-                let weighted = weighted.flat_map(|(&[r, g, b], &a)| {
+                let weighted = weighted.map(|(&[r, g, b], &a)| {
                     let [r, g, b] = [r, g, b].map(|c| times(c, a));
                     [r, g, b, a]
                 });
-                let weighted: Vec<u8> = weighted.collect();
-                let source =
-                    TypedImageRef::<U8x4>::from_buffer(image.width, image.height, &weighted)
-                        .map_err(|_| empty_image(&image))?;
-                let part = self.centre(image.width, image.height);
-                let view = bicubic(&source, part, self.size)?;
-                let (pixels, _) = view.as_chunks::<4>();
-                Ok(pixels.iter().flat_map(|&[r, g, b, a]| [r, g, b].map(|c| over(c, a))).collect())
+                let weighted: Vec<[u8; 4]> = weighted.collect();
+                let part = resize::exact(&weighted, sides, self.filter);
+                part.iter().flat_map(|&[r, g, b, a]| [r, g, b].map(|c| over(c, a))).collect()
             }
-        }
+            Held::Gray16(gray) => {
+                let (gray, _) = gray.as_chunks::<1>();
+                let part = resize::exact(gray, sides, self.filter);
+                part.iter().flat_map(|&[gray]| [gray.min(255) as u8; 3]).collect()
+            }
+        };
+        Ok(self.filled(part, sides))
     }
 
-    /// The view of an RGB image: `[size, size, 3]` bytes.
+    /// The view of an RGB image: `[size, size, 3]` bytes, a few in a thousand off by a level.
     ///
     /// # Errors
     /// When the image has no pixels, or none within the border.
     pub fn apply(&self, image: &Rgb) -> Result<Vec<u8>, DataError> {
-        match self.border {
-            0 => self.filtered(image),
-            border => self.filtered(&Held::Filtered.without_border(image.clone(), border)?.0),
+        if self.border > 0 {
+            let (image, _) = Held::Filtered.without_border(image.clone(), self.border)?;
+            return EvalTransform { border: 0, ..self.clone() }.apply(&image);
+        }
+        let sides = self.sides(image)?;
+        Ok(self.filled(self.resized(image, sides)?, sides))
+    }
+
+    fn resized(&self, image: &Rgb, sides: [Side; 2]) -> Result<Vec<u8>, DataError> {
+        match self.filter {
+            Filter::Nearest => Ok(nearest(image, sides)),
+            filter => resize::rgb(&pixels_of(image)?, sides, filter, First::Cheaper),
         }
     }
 
-    fn filtered(&self, image: &Rgb) -> Result<Vec<u8>, DataError> {
-        if image.width == 0 || image.height == 0 {
+    fn exact(&self, image: &Rgb, sides: [Side; 2]) -> Vec<u8> {
+        let (pixels, _) = image.pixels.as_chunks::<3>();
+        resize::exact(pixels, sides, self.filter).into_flattened()
+    }
+
+    /// The side that `fit` is about, once resized: timm's floor.
+    fn side(&self) -> u64 {
+        (f64::from(self.size) / self.crop_pct).floor() as u64
+    }
+
+    /// Width and height of the resized image, and the part of them that is in the view.
+    fn sides(&self, image: &Rgb) -> Result<[Side; 2], DataError> {
+        let [width, height] = [image.width, image.height];
+        if width == 0 || height == 0 {
             return Err(empty_image(image));
         }
-        bicubic(&pixels_of(image)?, self.centre(image.width, image.height), self.size)
-    }
-
-    /// Width and height of the resized image, of which the view is the centre.
-    fn resized(&self, width: u32, height: u32) -> (u64, u64) {
-        let (size, w, h) = (u64::from(self.size), u64::from(width), u64::from(height));
-        // Integer division, as torchvision's int(size * long / short).
-        if w <= h { (size, size * h / w) } else { (size * w / h, size) }
-    }
-
-    /// The part of an image (left, top, width, height) that becomes the view. Only that is computed: what is cut away from
-    /// a panorama may be a thousand times more.
-    fn centre(&self, width: u32, height: u32) -> (f64, f64, f64, f64) {
-        let centre = |full: u64, source: u32| {
-            let scale = f64::from(source) / full as f64;
-            let start = self.start(full) as f64 * scale;
-            // Rounding must not put the end a hair beyond the image.
-            (start, (f64::from(self.size) * scale).min(f64::from(source) - start))
+        let (side, w, h) = (self.side(), u64::from(width), u64::from(height));
+        let resized = match self.fit {
+            Fit::Squash => [side, side],
+            // Integer division, as torchvision's int(size * long / short).
+            Fit::Shortest if w <= h => [side, side * h / w],
+            Fit::Shortest => [side * w / h, side],
+            Fit::Longest => {
+                let ratio = w.max(h) as f64 / side as f64;
+                // Python rounds halves to even. A sliver keeps a pixel; theirs is an error.
+                [w, h].map(|x| ((x as f64 / ratio).round_ties_even() as u64).max(1))
+            }
         };
-        let (resized_w, resized_h) = self.resized(width, height);
-        let ((left, width), (top, height)) = (centre(resized_w, width), centre(resized_h, height));
-        (left, top, width, height)
-    }
-
-    /// Where the view begins in a resized side.
-    fn start(&self, full: u64) -> u64 {
-        ((full - u64::from(self.size)) as f64 / 2.0).round_ties_even() as u64
-    }
-
-    /// The view by the nearest pixels, as Pillow steps through them.
-    fn nearest(&self, image: &Rgb) -> Vec<u8> {
-        let (resized_w, resized_h) = self.resized(image.width, image.height);
-        let sources = |full: u64, source: u32| {
-            let scale = f64::from(source) / full as f64;
-            let all = std::iter::successors(Some(0.5 * scale), move |at| Some(at + scale));
-            let picked = all.skip(self.start(full) as usize).take(self.size as usize);
-            picked.map(move |at| (at as usize).min(source as usize - 1))
+        let part = |source: u32, full: u64| {
+            let middle = full.saturating_sub(self.size.into()) as f64 / 2.0;
+            let start = if self.floor { middle.floor() } else { middle.round_ties_even() };
+            Side { source, full, start: start as u64, len: full.min(self.size.into()) as u32 }
         };
-        let (pixels, _) = image.pixels.as_chunks::<3>();
-        let columns: Vec<usize> = sources(resized_w, image.width).collect();
-        sources(resized_h, image.height)
-            .flat_map(|y| columns.iter().map(move |x| y * image.width as usize + x))
-            .flat_map(|i| pixels[i])
-            .collect()
+        Ok([part(width, resized[0]), part(height, resized[1])])
     }
+
+    /// The view, of which the image covers `part`, in its middle.
+    fn filled(&self, part: Vec<u8>, [x, y]: [Side; 2]) -> Vec<u8> {
+        let size = self.size as usize;
+        let (width, height) = (x.len as usize, y.len as usize);
+        if (width, height) == (size, size) {
+            return part;
+        }
+        let mut view = self.fill.repeat(size * size);
+        let (left, top) = ((size - width) / 2, (size - height) / 2);
+        for (row, from) in part.chunks_exact(3 * width).enumerate() {
+            view[3 * ((top + row) * size + left)..][..3 * width].copy_from_slice(from);
+        }
+        view
+    }
+}
+
+/// The view by the nearest pixels.
+fn nearest(image: &Rgb, [x, y]: [Side; 2]) -> Vec<u8> {
+    let (pixels, _) = image.pixels.as_chunks::<3>();
+    let columns: Vec<usize> = x.nearest().collect();
+    y.nearest()
+        .flat_map(|y| columns.iter().map(move |x| y * image.width as usize + x))
+        .flat_map(|i| pixels[i])
+        .collect()
 }
 
 /// Pillow's product of a channel and an alpha.
@@ -350,7 +424,7 @@ fn over(channel: u8, alpha: u8) -> u8 {
 }
 
 /// `crop` of the image at `size` x `size`, bicubic and antialiased, as Pillow's `image.crop(..).resize(..)`: nothing
-/// outside the crop is looked at.
+/// outside the crop is looked at. Rows come first, as the published networks saw their images.
 ///
 /// # Errors
 /// When the crop is empty or reaches beyond the image.
@@ -358,7 +432,9 @@ pub fn resample(image: &Rgb, crop: CropBox, size: u32) -> Result<Vec<u8>, DataEr
     let CropBox { left, top, width, height } = crop;
     let view = TypedCroppedImage::new(pixels_of(image)?, left, top, width, height)
         .map_err(|e| DataError::Image(format!("crop {crop:?}: {e}")))?;
-    bicubic(&view, (0.0, 0.0, f64::from(width), f64::from(height)), size)
+    let sides =
+        [width, height].map(|source| Side { source, full: size.into(), start: 0, len: size });
+    resize::rgb(&view, sides, Filter::Bicubic, First::Rows)
 }
 
 fn empty_image(image: &Rgb) -> DataError {
@@ -368,49 +444,6 @@ fn empty_image(image: &Rgb) -> DataError {
 fn pixels_of(image: &Rgb) -> Result<TypedImageRef<'_, U8x3>, DataError> {
     TypedImageRef::from_buffer(image.width, image.height, &image.pixels)
         .map_err(|_| empty_image(image))
-}
-
-/// `part` (left, top, width, height) of `view`, in source pixels and possibly between them, at `size` x `size`.
-///
-/// Rows first, then columns, with bytes in between, as Pillow did before version 13, which takes columns first for some
-/// tall images (python-pillow/Pillow#9549). The resizer alone would always do so, and the clamping of what overshoots at
-/// edges depends on the order: it puts a fifth of all bytes off by a level, and some by more.
-fn bicubic<P: PixelTrait>(
-    view: &impl ImageView<Pixel = P>,
-    part: (f64, f64, f64, f64),
-    size: u32,
-) -> Result<Vec<u8>, DataError> {
-    thread_local! {
-        /// Keeps its buffers, and the rows between the passes, from one image to the next.
-        static RESIZER: RefCell<(Resizer, Vec<u8>)> = RefCell::new((Resizer::new(), vec![]));
-    }
-    let (left, top, width, height) = part;
-    // Rows that no pixel of the result reaches aren't computed: of a sliver they may be millions.
-    let reach = 2.0 * (height / f64::from(size)).max(1.0) + 1.0;
-    let first = (top - reach).max(0.0) as u32;
-    let end = ((top + height + reach) as u32).saturating_add(1).min(view.height());
-    let top = top - f64::from(first);
-    let height = height.min(f64::from(end - first) - top);
-    let failed = |e: &dyn std::fmt::Display| DataError::Image(format!("cannot resize: {e}"));
-    // Catmull-Rom is the cubic with a = -0.5, Pillow's BICUBIC; torch's own has a = -0.75 and is not meant here.
-    let options = ResizeOptions::new()
-        .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
-        .use_alpha(false);
-    let (side, channels) = (size as usize, P::size());
-    let mut pixels = vec![0; channels * side * side];
-    RESIZER.with_borrow_mut(|(resizer, between)| {
-        let rows = end - first;
-        between.resize(channels * side * rows as usize, 0);
-        let mut narrow =
-            TypedImage::<P>::from_buffer(size, rows, between).map_err(|e| failed(&e))?;
-        let across = options.crop(left, f64::from(first), width, f64::from(rows));
-        resizer.resize_typed(view, &mut narrow, &across).map_err(|e| failed(&e))?;
-        let mut out =
-            TypedImage::<P>::from_buffer(size, size, &mut pixels).map_err(|e| failed(&e))?;
-        let down = options.crop(0.0, top, f64::from(size), height);
-        resizer.resize_typed(&narrow, &mut out, &down).map_err(|e| failed(&e))
-    })?;
-    Ok(pixels)
 }
 
 fn mirror(view: &mut [u8], size: u32) {
@@ -616,9 +649,12 @@ mod tests {
             let transform = EvalTransform::new(size);
             for width in 1..600 {
                 for height in 1..600 {
-                    let (left, top, w, h) = transform.centre(width, height);
-                    let inside = left + w <= f64::from(width) && top + h <= f64::from(height);
-                    assert!(inside, "{width} x {height} at {size}");
+                    let image = Rgb { width, height, pixels: vec![] };
+                    for side in transform.sides(&image).unwrap() {
+                        let (start, len) = side.part();
+                        let inside = start + len <= f64::from(side.source);
+                        assert!(inside, "{width} x {height} at {size}");
+                    }
                 }
             }
         }

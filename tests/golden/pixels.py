@@ -1,5 +1,5 @@
-"""Images of every kind that Pillow reads, and evaluation views of photographs: `python pixels.py` rewrites the folder
-`pixels`. Made with Pillow 13.0.0, torchvision 0.28.0, the photographs of scikit-image 0.26.
+"""Images of every kind that Pillow reads, and evaluation views of photographs: `python pixels.py` rewrites the
+folders below in `pixels`. Made with Pillow 13.0.0, torchvision 0.28.0, the photographs of scikit-image 0.26.
 
     decode/NAME        an image file, and NAME.rgb, the bytes [29, 37, 3] of Image.open(NAME).convert("RGB")
     view/NAME-S.rgb    Resize(S, BICUBIC), CenterCrop(S), convert("RGB") of decode/NAME, in this order (as open_clip has it)
@@ -136,8 +136,8 @@ def view(image, size):
 
 
 def write():
-    shutil.rmtree(HERE, ignore_errors=True)
     for folder in ["decode", "view", "photo"]:
+        shutil.rmtree(HERE / folder, ignore_errors=True)
         (HERE / folder).mkdir(parents=True)
     for name, contents in kinds().items():
         (HERE / "decode" / name).write_bytes(contents)

@@ -33,4 +33,6 @@ pub use resize::Filter;
 pub use source::{Sample, Source, open, open_all, open_files};
 pub use stream::{Batch, Item, Rejected, Stream, StreamOptions, Sweep, sweep};
 pub use tokenizer::Tokenizer;
-pub use transform::{ColorJitter, CropBox, EvalTransform, Fit, TrainTransform, resample};
+pub use transform::{
+    ColorJitter, Convention, CropBox, EvalTransform, Fit, TrainTransform, resample,
+};

@@ -228,10 +228,11 @@ pub(crate) fn exact<T: Level, const C: usize>(
     pixels: &[[T; C]],
     [x, y]: [Side; 2],
     filter: Filter,
+    first_pass: First,
 ) -> Vec<[T; C]> {
     let width = x.source as usize;
     let (columns, mut rows) = (x.taps(filter), y.taps(filter));
-    if First::Cheaper.columns([x, y]) {
+    if first_pass.columns([x, y]) {
         return across(&down(pixels, width, &rows), width, &columns);
     }
     let first = rows.first().map_or(0, |(at, _)| *at);

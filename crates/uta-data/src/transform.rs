@@ -207,6 +207,19 @@ pub enum Fit {
     Squash,
 }
 
+/// Whose way is followed where libraries differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Convention {
+    /// An image is resized as Pillow holds it and made RGB last.
+    #[default]
+    OpenClip,
+    /// Made RGB first.
+    Timm,
+    /// Made RGB first, on white where there is an alpha channel (transformers 5); rows are resized before columns, and a
+    /// centre between two pixels goes to the upper left, not to the even one.
+    Hf,
+}
+
 /// The evaluation transform; by default torchvision's `Resize(size, BICUBIC)` and `CenterCrop(size)` on a PIL image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EvalTransform {
@@ -222,10 +235,8 @@ pub struct EvalTransform {
     pub crop_pct: f64,
     /// Red, green and blue of what the image doesn't cover.
     pub fill: [u8; 3],
-    /// Whether an image is made RGB before it is resized (timm, Hugging Face) and not after (open_clip).
-    pub rgb_first: bool,
-    /// Whether a centre between two pixels goes to the upper left (Hugging Face) and not to the even one (torchvision).
-    pub floor: bool,
+    /// Whose way is followed where libraries differ.
+    pub convention: Convention,
 }
 
 impl Default for EvalTransform {
@@ -237,13 +248,15 @@ impl Default for EvalTransform {
 /// For the reader of a report: what is done to an image.
 impl fmt::Display for EvalTransform {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let EvalTransform { size, border, fit, filter, fill, rgb_first, .. } = self;
+        let EvalTransform { size, border, fit, filter, fill, convention, .. } = self;
         write!(f, "{size} x {size}, ")?;
         if *border > 0 {
             write!(f, "{border} pixels cut from each side, ")?;
         }
-        if *rgb_first {
-            write!(f, "made RGB, ")?;
+        match convention {
+            Convention::OpenClip => {}
+            Convention::Timm => write!(f, "made RGB, ")?,
+            Convention::Hf => write!(f, "made RGB on white, ")?,
         }
         let side = self.side();
         write!(
@@ -278,13 +291,12 @@ impl EvalTransform {
             filter: Filter::Bicubic,
             crop_pct: 1.0,
             fill: [0; 3],
-            rgb_first: false,
-            floor: false,
+            convention: Convention::OpenClip,
         }
     }
 
-    /// The view of an image file, `[size, size, 3]` bytes. Unless `rgb_first`, an image is resized as Pillow holds it and
-    /// made RGB last, as in open_clip: palette and bilevel images by the nearest pixel, transparent ones with their alpha as
+    /// The view of an image file, `[size, size, 3]` bytes. In open_clip's way an image is resized as Pillow holds it and
+    /// made RGB last: palette and bilevel images by the nearest pixel, transparent ones with their alpha as
     /// weight, 16-bit gray before it is clipped. Pillow's own integers are used but for JPEG, which is
     /// [`apply`](EvalTransform::apply)'s.
     ///
@@ -297,6 +309,12 @@ impl EvalTransform {
             border => held.without_border(image, border)?,
         };
         let sides = self.sides(&image)?;
+        let (image, held) = match (self.convention, held) {
+            (_, Held::Jpeg) => (image, Held::Jpeg),
+            (Convention::OpenClip, held) => (image, held),
+            (Convention::Hf, Held::Alpha(alpha)) => (on_white(image, &alpha), Held::Filtered),
+            (Convention::Timm | Convention::Hf, _) => (image, Held::Filtered),
+        };
         let part = match held {
             Held::Jpeg => self.resized(&image, sides)?,
             _ if self.filter == Filter::Nearest => self.resized(&image, sides)?,
@@ -304,8 +322,10 @@ impl EvalTransform {
             _ if sides.iter().all(|side| side.full == u64::from(side.source)) => {
                 self.resized(&image, sides)?
             }
-            _ if self.rgb_first => self.exact(&image, sides),
-            Held::Filtered => self.exact(&image, sides),
+            Held::Filtered => {
+                let (pixels, _) = image.pixels.as_chunks::<3>();
+                resize::exact(pixels, sides, self.filter, self.first()).into_flattened()
+            }
             Held::Nearest => nearest(&image, sides),
             Held::Alpha(alpha) => {
                 let (pixels, _) = image.pixels.as_chunks::<3>();
@@ -315,12 +335,12 @@ impl EvalTransform {
                     [r, g, b, a]
                 });
                 let weighted: Vec<[u8; 4]> = weighted.collect();
-                let part = resize::exact(&weighted, sides, self.filter);
+                let part = resize::exact(&weighted, sides, self.filter, self.first());
                 part.iter().flat_map(|&[r, g, b, a]| [r, g, b].map(|c| over(c, a))).collect()
             }
             Held::Gray16(gray) => {
                 let (gray, _) = gray.as_chunks::<1>();
-                let part = resize::exact(gray, sides, self.filter);
+                let part = resize::exact(gray, sides, self.filter, self.first());
                 part.iter().flat_map(|&[gray]| [gray.min(255) as u8; 3]).collect()
             }
         };
@@ -343,13 +363,15 @@ impl EvalTransform {
     fn resized(&self, image: &Rgb, sides: [Side; 2]) -> Result<Vec<u8>, DataError> {
         match self.filter {
             Filter::Nearest => Ok(nearest(image, sides)),
-            filter => resize::rgb(&pixels_of(image)?, sides, filter, First::Cheaper),
+            filter => resize::rgb(&pixels_of(image)?, sides, filter, self.first()),
         }
     }
 
-    fn exact(&self, image: &Rgb, sides: [Side; 2]) -> Vec<u8> {
-        let (pixels, _) = image.pixels.as_chunks::<3>();
-        resize::exact(pixels, sides, self.filter).into_flattened()
+    fn first(&self) -> First {
+        match self.convention {
+            Convention::OpenClip | Convention::Timm => First::Cheaper,
+            Convention::Hf => First::Rows,
+        }
     }
 
     /// The side that `fit` is about, once resized: timm's floor.
@@ -377,7 +399,10 @@ impl EvalTransform {
         };
         let part = |source: u32, full: u64| {
             let middle = full.saturating_sub(self.size.into()) as f64 / 2.0;
-            let start = if self.floor { middle.floor() } else { middle.round_ties_even() };
+            let start = match self.convention {
+                Convention::OpenClip | Convention::Timm => middle.round_ties_even(),
+                Convention::Hf => middle.floor(),
+            };
             Side { source, full, start: start as u64, len: full.min(self.size.into()) as u32 }
         };
         Ok([part(width, resized[0]), part(height, resized[1])])
@@ -407,6 +432,19 @@ fn nearest(image: &Rgb, [x, y]: [Side; 2]) -> Vec<u8> {
         .flat_map(|y| columns.iter().map(move |x| y * image.width as usize + x))
         .flat_map(|i| pixels[i])
         .collect()
+}
+
+/// The image on white paper, in Pillow's integers (its `alpha_composite`).
+fn on_white(mut image: Rgb, alpha: &[u8]) -> Rgb {
+    let (pixels, _) = image.pixels.as_chunks_mut::<3>();
+    for (pixel, &alpha) in pixels.iter_mut().zip(alpha) {
+        let alpha = u32::from(alpha);
+        *pixel = pixel.map(|channel| {
+            let sum = (u32::from(channel) * alpha + 255 * (255 - alpha) + 128) << 7;
+            (((sum >> 8) + sum) >> 15) as u8
+        });
+    }
+    image
 }
 
 /// Pillow's product of a channel and an alpha.

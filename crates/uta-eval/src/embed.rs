@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Precision, autocast};
-use uta_data::{Batch, DecodeOptions, EvalTransform, Rejected, Source, Tokenizer};
-use uta_model::{ByLength, Clip, unit};
+use uta_data::{Batch, DecodeOptions, EvalTransform, Filter, Fit, Rejected, Source, Tokenizer};
+use uta_model::{ByLength, Clip, ClipConfig, Convention, Interpolation, Preprocess, Resize, unit};
 use uta_train::upload;
 
 use crate::EvalError;
@@ -50,10 +50,33 @@ impl Default for EvalOptions {
 }
 
 impl EvalOptions {
-    /// What becomes of an image before `model` sees it.
-    pub fn transform(&self, model: &Clip) -> EvalTransform {
-        let size = model.config.vision.image_size as u32;
-        EvalTransform { border: self.border, ..EvalTransform::new(size) }
+    /// What becomes of an image before a net of this `config` sees it.
+    pub fn transform(&self, config: &ClipConfig) -> EvalTransform {
+        let Preprocess { resize, interpolation, crop_pct, fill, convention } = config.preprocess;
+        EvalTransform {
+            size: config.vision.image_size as u32,
+            border: self.border,
+            fit: match resize {
+                Resize::Shortest => Fit::Shortest,
+                Resize::Longest => Fit::Longest,
+                Resize::Squash => Fit::Squash,
+            },
+            filter: match interpolation {
+                Interpolation::Nearest => Filter::Nearest,
+                Interpolation::Box => Filter::Box,
+                Interpolation::Bilinear => Filter::Bilinear,
+                Interpolation::Hamming => Filter::Hamming,
+                Interpolation::Bicubic => Filter::Bicubic,
+                Interpolation::Lanczos => Filter::Lanczos,
+            },
+            crop_pct,
+            fill,
+            convention: match convention {
+                Convention::OpenClip => uta_data::Convention::OpenClip,
+                Convention::Timm => uta_data::Convention::Timm,
+                Convention::Hf => uta_data::Convention::Hf,
+            },
+        }
     }
 
     fn report(&self, stage: &'static str, done: usize, total: usize) {
@@ -83,7 +106,7 @@ pub(crate) fn sweep(
 ) -> Result<Vec<Rejected>, EvalError> {
     let (mut rejected, mut done, total) = (Vec::new(), 0, source.len());
     options.report("images", 0, total);
-    let (transform, decode) = (options.transform(model), options.decode);
+    let (transform, decode) = (options.transform(&model.config), options.decode);
     for batch in uta_data::sweep(source.clone(), transform, decode, options.batch, options.workers)
     {
         let mut batch = batch?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tch::{Device, Tensor};
 use uta_data::{DataError, EvalTransform, Sample, Source, Tokenizer};
-use uta_model::{Clip, ClipConfig, Ffn, TextConfig, VitConfig};
+use uta_model::{Clip, ClipConfig, Ffn, Preprocess, TextConfig, VitConfig};
 
 use crate::ranking::to_vec;
 use crate::{EvalOptions, Prompts};
@@ -43,6 +43,7 @@ pub fn clip(seed: i64) -> Clip {
         text: Some(text),
         mean: [0.48145466, 0.4578275, 0.40821073],
         std: [0.26862954, 0.26130258, 0.27577711],
+        preprocess: Preprocess::default(),
     };
     let _exclusive = SEED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     tch::manual_seed(seed);

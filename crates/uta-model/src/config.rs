@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ModelError;
+use crate::{ModelError, Preprocess};
 
 /// The presets, as data: facts 1.3, 1.8, 2.1 and 2.6, and open_clip's model configs. `uta-ti14` and `uta-s14` have the
 /// paper's family of blocks (an inner LayerNorm in the SwiGLU), unlike EVA-02's own Ti and S, which go without it.
@@ -346,6 +346,9 @@ pub struct ClipConfig {
     /// What the pixels are then divided by.
     #[serde(default = "clip_std")]
     pub std: [f64; 3],
+    /// What an image goes through before; left out of `config.json` where it is CLIP's.
+    #[serde(default, skip_serializing_if = "Preprocess::is_default")]
+    pub preprocess: Preprocess,
 }
 
 fn clip_mean() -> [f64; 3] {
@@ -358,7 +361,14 @@ fn clip_std() -> [f64; 3] {
 impl ClipConfig {
     /// An image encoder and perhaps a text encoder, with CLIP's pixel statistics.
     pub fn new(vision: VitConfig, text: Option<TextConfig>) -> ClipConfig {
-        ClipConfig { embed_dim: vision.out, vision, text, mean: CLIP_MEAN, std: CLIP_STD }
+        ClipConfig {
+            embed_dim: vision.out,
+            vision,
+            text,
+            mean: CLIP_MEAN,
+            std: CLIP_STD,
+            preprocess: Preprocess::default(),
+        }
     }
 
     /// A preset's image encoder alone, with CLIP's pixel statistics: what a teacher needs.
@@ -378,6 +388,7 @@ impl ClipConfig {
     /// Names the size that makes no network, and what is allowed.
     pub fn check(&self) -> Result<(), ModelError> {
         self.vision.check()?;
+        self.preprocess.check(self.vision.image_size)?;
         let text = self.text.as_ref();
         text.map_or(Ok(()), TextConfig::check)?;
         for (what, out) in

@@ -21,6 +21,8 @@ pub struct Exported {
     pub family: &'static str,
     /// Our names of tensors that the layout has no place for: the text encoder's, in timm's.
     pub left_out: Vec<String>,
+    /// What the layout has no words for, and what its program will do instead; for the user to read.
+    pub notes: Vec<String>,
 }
 
 /// Presets whose image encoders open_clip can build through timm, where it sets no size but the head's.
@@ -50,19 +52,21 @@ impl Clip {
             return Err(ModelError::Config("a frozen net holds no weights to save".into()));
         }
         let adapter = Adapter::for_export(layout, &self.config.vision)?;
+        let mut notes = vec![];
         let (configs, weights) = match layout {
             Layout::Uta | Layout::EvaClip => {
                 let config = serde_json::to_value(&self.config).expect("sizes are plain data");
                 (vec![("config.json", config)], "model.safetensors")
             }
             Layout::OpenClip => {
-                (vec![("open_clip_config.json", self.open_clip()?)], "open_clip_model.safetensors")
+                let config = self.open_clip(&mut notes)?;
+                (vec![("open_clip_config.json", config)], "open_clip_model.safetensors")
             }
-            Layout::Timm => (vec![("config.json", self.timm()?)], "model.safetensors"),
+            Layout::Timm => (vec![("config.json", self.timm(&mut notes)?)], "model.safetensors"),
             Layout::Hf => {
                 let configs = vec![
                     ("config.json", self.hugging_face()?),
-                    ("preprocessor_config.json", self.preprocessor()),
+                    ("preprocessor_config.json", self.preprocessor(&mut notes)),
                 ];
                 (configs, "model.safetensors")
             }
@@ -87,7 +91,7 @@ impl Clip {
         safetensors_io::save(&theirs, &path, &metadata, kind)?;
         files.push(path);
         let left_out = left_out.into_keys().collect();
-        Ok(Exported { files, family: adapter.family, left_out })
+        Ok(Exported { files, family: adapter.family, left_out, notes })
     }
 
     fn text_config(&self, layout: &str) -> Result<&TextConfig, ModelError> {
@@ -99,7 +103,7 @@ impl Clip {
     }
 
     /// `open_clip_config.json` (`open_clip/push_to_hf_hub.py`).
-    fn open_clip(&self) -> Result<Value, ModelError> {
+    fn open_clip(&self, notes: &mut Vec<String>) -> Result<Value, ModelError> {
         let (v, t) = (&self.config.vision, self.text_config("open-clip")?);
         let quick = v.ffn == Ffn::QuickGelu;
         let mut vision = json!({"image_size": v.image_size});
@@ -153,17 +157,13 @@ impl Clip {
         }
         Ok(json!({
             "model_cfg": model,
-            "preprocess_cfg": {
-                "mean": self.config.mean,
-                "std": self.config.std,
-                "interpolation": "bicubic",
-                "resize_mode": "shortest",
-            },
+            "preprocess_cfg":
+                self.config.preprocess.to_open_clip(self.config.mean, self.config.std, notes),
         }))
     }
 
     /// `config.json` of a timm hub folder: an architecture of the right build, and every size.
-    fn timm(&self) -> Result<Value, ModelError> {
+    fn timm(&self, notes: &mut Vec<String>) -> Result<Value, ModelError> {
         let v = &self.config.vision;
         let pool = if v.pool == Pool::Cls { "token" } else { "avg" };
         let classes = if v.head == Head::None { 0 } else { v.out };
@@ -206,25 +206,25 @@ impl Clip {
         } else if v.layer_scale {
             args["init_values"] = json!(1e-5);
         }
+        let mut pretrained = json!({
+            "custom_load": false,
+            "input_size": [3, v.image_size, v.image_size],
+            "fixed_input_size": true,
+            "mean": self.config.mean,
+            "std": self.config.std,
+            "num_classes": classes,
+            "pool_size": Value::Null,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        });
+        self.config.preprocess.to_timm(&mut pretrained, self.config.mean, notes);
         Ok(json!({
             "architecture": name,
             "num_classes": classes,
             "num_features": v.width,
             "global_pool": pool,
             "model_args": args,
-            "pretrained_cfg": {
-                "custom_load": false,
-                "input_size": [3, v.image_size, v.image_size],
-                "fixed_input_size": true,
-                "interpolation": "bicubic",
-                "crop_pct": 1.0,
-                "mean": self.config.mean,
-                "std": self.config.std,
-                "num_classes": classes,
-                "pool_size": Value::Null,
-                "first_conv": "patch_embed.proj",
-                "classifier": "head",
-            },
+            "pretrained_cfg": pretrained,
         }))
     }
 
@@ -271,13 +271,11 @@ impl Clip {
     }
 
     /// `preprocessor_config.json`, where Hugging Face keeps what pixels go through.
-    fn preprocessor(&self) -> Value {
+    fn preprocessor(&self, notes: &mut Vec<String>) -> Value {
         let side = self.config.vision.image_size;
-        json!({
+        let mut config = json!({
             "image_processor_type": "CLIPImageProcessor",
             "do_resize": true,
-            "size": {"shortest_edge": side},
-            "resample": 3,
             "do_center_crop": true,
             "crop_size": {"height": side, "width": side},
             "do_convert_rgb": true,
@@ -286,7 +284,9 @@ impl Clip {
             "do_normalize": true,
             "image_mean": self.config.mean,
             "image_std": self.config.std,
-        })
+        });
+        self.config.preprocess.to_hugging_face(&mut config, side, notes);
+        config
     }
 }
 

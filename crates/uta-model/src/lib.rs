@@ -15,6 +15,7 @@ mod error;
 mod export;
 mod layers;
 mod origin;
+mod preprocess;
 pub mod resize;
 pub mod safetensors_io;
 mod text;
@@ -27,6 +28,7 @@ pub use config::{ClipConfig, Ffn, Head, Pool, RelPos, TextConfig, VitConfig, pre
 pub use error::ModelError;
 pub use export::Exported;
 pub use origin::Origin;
+pub use preprocess::{Convention, Interpolation, Preprocess, Resize};
 pub use resize::Resized;
 pub use text::{ByLength, TextTower};
 pub use vit::{Features, Vit, same_tokens};

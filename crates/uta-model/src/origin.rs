@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tch::{Device, Tensor};
 
 use crate::config::{IMAGENET_MEAN, IMAGENET_STD};
 use crate::safetensors_io::Checkpoint;
 use crate::{
-    Adapter, Clip, ClipConfig, Ffn, Head, ModelError, Pool, RelPos, TextConfig, VitConfig,
+    Adapter, Clip, ClipConfig, Ffn, Head, ModelError, Pool, Preprocess, RelPos, TextConfig,
+    VitConfig,
 };
 
 /// What folders hold: a configuration and, beside it, the first of these weights that is there.
@@ -122,11 +123,18 @@ impl Origin {
                             Format::Timm => timm(value, &mut config),
                         };
                         read.map_err(|message| ModelError::format(file, message))?;
-                        match format {
-                            Format::OpenClip => other_pixels(&value["preprocess_cfg"], &mut notes),
-                            Format::Timm => other_pixels(&value["pretrained_cfg"], &mut notes),
+                        let size = config.vision.image_size;
+                        config.preprocess = match format {
+                            Format::OpenClip => {
+                                let cfg = &value["preprocess_cfg"];
+                                Preprocess::from_open_clip(cfg, size, &mut notes)
+                            }
+                            Format::Timm => {
+                                let cfg = &value["pretrained_cfg"];
+                                Preprocess::from_timm(cfg, size, config.mean, &mut notes)
+                            }
                             Format::HuggingFace => preprocessor(file, &mut config, &mut notes)?,
-                        }
+                        };
                     }
                     _ => assume(&weights, openai, &mut config, &mut notes),
                 }
@@ -587,45 +595,26 @@ fn hugging_face(value: &Value, config: &mut ClipConfig) -> Result<(), String> {
     Ok(())
 }
 
-/// Pixel statistics, which Hugging Face keeps in a file of their own.
+/// What pixels go through, which Hugging Face keeps in a file of its own.
 fn preprocessor(
     config_file: &Path,
     config: &mut ClipConfig,
     notes: &mut Vec<String>,
-) -> Result<(), ModelError> {
+) -> Result<Preprocess, ModelError> {
     let path = config_file.with_file_name("preprocessor_config.json");
     let text = match fs::read_to_string(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Preprocess::default()),
         text => text.map_err(ModelError::io(&path))?,
     };
     let value: Value =
         serde_json::from_str(&text).map_err(|e| ModelError::format(&path, e.to_string()))?;
-    take_rgb(&value, "image_mean", &mut config.mean);
-    take_rgb(&value, "image_std", &mut config.std);
-    other_pixels(&value, notes);
-    Ok(())
-}
-
-/// Notes what a configuration asks of images and evaluation here doesn't do: it resizes the shorter side to the net's size
-/// by Pillow's bicubic filter and crops the centre.
-fn other_pixels(value: &Value, notes: &mut Vec<String>) {
-    // Pillow's number of its bicubic filter is 3.
-    let known = [
-        ("interpolation", json!("bicubic")),
-        ("resample", json!(3)),
-        ("resize_mode", json!("shortest")),
-        ("crop_mode", json!("center")),
-        ("crop_pct", json!(1.0)),
-    ];
-    for (key, usual) in known {
-        let asked = &value[key];
-        let same = asked == &usual || asked.as_f64().is_some_and(|n| usual.as_f64() == Some(n));
-        if !asked.is_null() && !same {
-            notes.push(format!(
-                "its configuration asks for {key} = {asked} of images; they are resized as for {usual} here"
-            ));
-        }
+    if value["do_normalize"] == false {
+        (config.mean, config.std) = ([0.0; 3], [1.0; 3]);
+    } else {
+        take_rgb(&value, "image_mean", &mut config.mean);
+        take_rgb(&value, "image_std", &mut config.std);
     }
+    Ok(Preprocess::from_hugging_face(&value, config.vision.image_size, notes))
 }
 
 /// `config.json` of a timm hub folder (`timm/models/_hub.py`).

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, Tensor};
 use uta_model::safetensors_io::{self, Checkpoint};
-use uta_model::{Clip, ClipConfig, Ffn, Layout, Origin};
+use uta_model::{Clip, ClipConfig, Convention, Ffn, Layout, Origin};
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/families")
@@ -181,9 +181,16 @@ fn every_layout_reads_back_what_another_was_written_as() {
             let out = dir.path().join(name);
             let Ok(exported) = clip.export(layout, &out, None) else { continue };
             let again = Clip::load(&out, Device::Cpu).unwrap();
-            let config = match layout {
+            let mut config = match layout {
                 Layout::Timm => ClipConfig { text: None, ..clip.config.clone() },
                 _ => clip.config.clone(),
+            };
+            // What no setting tells is done in the way of the program that it was written for.
+            config.preprocess.convention = match layout {
+                Layout::OpenClip => Convention::OpenClip,
+                Layout::Timm => Convention::Timm,
+                Layout::Hf => Convention::Hf,
+                Layout::Uta | Layout::EvaClip => config.preprocess.convention,
             };
             assert_eq!(again.config, config, "{folder:?} as {name}");
             assert!(again.notes.is_empty(), "{:?}", again.notes);

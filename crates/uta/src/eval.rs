@@ -332,7 +332,7 @@ impl Page {
         let mut settings = vec![("model", setup.args.model.path.display().to_string())];
         settings.extend(text.map(|text| ("text tower", text.display().to_string())));
         settings.push(("data", setup.args.data.join(" ")));
-        settings.push(("images", setup.options.transform(&setup.model).to_string()));
+        settings.push(("images", setup.options.transform(&setup.model.config).to_string()));
         let precision = match setup.options.precision {
             Precision::F32 => "f32",
             Precision::Bf16 => "bf16 (autocast), scores in f32",

@@ -11,6 +11,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind};
+use uta_eval::EvalOptions;
 use uta_model::{ClipConfig, Exported, Layout, Origin};
 
 use crate::data::print;
@@ -225,6 +226,7 @@ impl Display for Inspection {
             v.hidden,
             v.out
         )?;
+        writeln!(f, "            {}", EvalOptions::default().transform(&self.config))?;
         match &self.config.text {
             None => writeln!(f, "text        none")?,
             Some(t) => writeln!(
@@ -257,6 +259,8 @@ struct Written {
     /// Our names of what the layout has no place for.
     left_out: Vec<String>,
     notes: Vec<String>,
+    /// What the layout has no words for.
+    unsaid: Vec<String>,
     /// Tensors that were interpolated: name, former shape, new shape.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     resized: Vec<(String, Vec<i64>, Vec<i64>)>,
@@ -276,6 +280,7 @@ impl Display for Written {
             let count = self.left_out.len();
             write!(f, "\nleft out    {count} tensors that {to} has no place for, {first} ...")?;
         }
+        self.unsaid.iter().try_for_each(|note| write!(f, "\nunsaid      {note}"))?;
         self.notes.iter().try_for_each(|note| write!(f, "\nassumed     {note}"))
     }
 }
@@ -296,6 +301,7 @@ impl Written {
             dtype: dtype_name(kind),
             left_out: e.left_out,
             notes,
+            unsaid: e.notes,
             resized: Vec::new(),
         }
     }

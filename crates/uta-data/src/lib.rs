@@ -30,7 +30,7 @@ mod transform;
 pub use decode::{DecodeOptions, MAX_PIXELS, Rgb, decode, decode_with, dimensions};
 pub use error::DataError;
 pub use resize::Filter;
-pub use source::{Sample, Source, open, open_all, open_files};
+pub use source::{Folder, Sample, Source, open, open_all, open_files, subfolders};
 pub use stream::{Batch, Item, Rejected, Stream, StreamOptions, Sweep, sweep};
 pub use tokenizer::Tokenizer;
 pub use transform::{

@@ -153,7 +153,7 @@ pub fn open_files(mut paths: Vec<PathBuf>) -> Result<Arc<dyn Source>, DataError>
         return Err(DataError::NotFound { spec, reason: absent(path) });
     }
     let files = paths.into_iter().map(|path| (path, None)).collect();
-    Ok(Arc::new(Folder { root: PathBuf::new(), files, names: None }))
+    Ok(Arc::new(Folder { root: PathBuf::new(), files, names: None, problems: vec![] }))
 }
 
 /// Several sources end to end.
@@ -199,17 +199,28 @@ impl Source for Several {
     }
 }
 
-/// A folder of images, or of class folders; at any depth below.
-struct Folder {
-    root: PathBuf,
-    /// (path below the root, class)
-    files: Vec<(PathBuf, Option<u32>)>,
-    names: Option<Vec<String>>,
+/// A folder of images, or of class folders; at any depth below. Who knows the classes better writes them into `files` and
+/// `names`.
+#[derive(Debug)]
+pub struct Folder {
+    /// Where it is.
+    pub root: PathBuf,
+    /// Every image: its path below the root, and its class.
+    pub files: Vec<(PathBuf, Option<u32>)>,
+    /// What the classes are called, by index.
+    pub names: Option<Vec<String>>,
+    /// What was left out.
+    problems: Vec<String>,
 }
 
 impl Folder {
-    fn open(root: &Path) -> Result<Folder, DataError> {
-        let (mut files, mut tars, mut others) = (vec![], vec![], 0);
+    /// Finds the images below `root`. Where all lie in folders, those just below the root are the classes, sorted; one
+    /// without images is a class too.
+    ///
+    /// # Errors
+    /// When there are none, saying what was looked for and what was found.
+    pub fn open(root: &Path) -> Result<Folder, DataError> {
+        let (mut files, mut tars, mut unread, mut others) = (vec![], vec![], vec![], 0);
         let real = root.canonicalize().map_err(DataError::io("list", root))?;
         walk(root, root, &mut vec![real], &mut |path| match path
             .extension()
@@ -217,6 +228,9 @@ impl Folder {
         {
             Some(extension) if is_image(extension) => files.push(path.to_owned()),
             Some("tar") => tars.push(path.to_owned()),
+            Some(extension) if UNREAD.iter().any(|e| e.eq_ignore_ascii_case(extension)) => {
+                unread.push(path.to_owned());
+            }
             _ => others += 1,
         })?;
         if files.is_empty() {
@@ -225,7 +239,7 @@ impl Folder {
                     let (count, below) = (tars.len(), root.join(below));
                     format!("{count} shards in folders below: name one, like {}", below.display())
                 }
-                None => format!("{others} other files"),
+                None => format!("{} other files", others + unread.len()),
             };
             return Err(DataError::Empty {
                 path: root.to_owned(),
@@ -242,11 +256,9 @@ impl Folder {
             let first = parts.next()?;
             parts.next().map(|_| first.as_os_str().to_string_lossy().into_owned())
         };
-        let mut names: Vec<String> = files.iter().filter_map(|path| class(path)).collect();
-        names.sort();
-        names.dedup();
         // Class folders only where no picture lies outside of them.
-        let names = files.iter().all(|path| class(path).is_some()).then_some(names);
+        let names = files.iter().all(|path| class(path).is_some()).then(|| subfolders(root));
+        let names = names.transpose()?;
         let files = files
             .into_iter()
             .map(|path| {
@@ -255,7 +267,13 @@ impl Folder {
                 (path, index.map(|i| i as u32))
             })
             .collect();
-        Ok(Folder { root: root.to_owned(), files, names })
+        let problems = unread.first().map(|first| {
+            let (n, first) = (unread.len(), root.join(first));
+            format!("{n} pictures of a kind that isn't read: {}", first.display())
+        });
+        let problems: Vec<String> = problems.into_iter().collect();
+        problems.iter().for_each(|problem| tracing::warn!("left out: {problem}"));
+        Ok(Folder { root: root.to_owned(), files, names, problems })
     }
 }
 
@@ -297,6 +315,22 @@ impl Source for Folder {
     fn class_names(&self) -> Option<&[String]> {
         self.names.as_deref()
     }
+
+    fn problems(&self) -> Vec<String> {
+        self.problems.clone()
+    }
+}
+
+/// Endings of pictures that other programs read and this one doesn't: such files are told of, not passed over.
+const UNREAD: [&str; 9] = ["bmp", "tif", "tiff", "ppm", "pgm", "heic", "avif", "jp2", "jxl"];
+
+/// The names of the folders just below `dir`, sorted, hidden ones left out.
+///
+/// # Errors
+/// When it can't be listed.
+pub fn subfolders(dir: &Path) -> Result<Vec<String>, DataError> {
+    let name = |path: PathBuf| Some(path.file_name()?.to_string_lossy().into_owned());
+    Ok(listing(dir)?.into_iter().filter(|path| path.is_dir()).filter_map(name).collect())
 }
 
 fn has_extension(path: &Path, wanted: &str) -> bool {
@@ -444,6 +478,20 @@ mod tests {
         let dog = source.read(1).unwrap();
         assert_eq!((dog.key.as_str(), dog.class), ("dog/b", Some(1)));
         assert_eq!(dog.captions, ["a dog", "two dogs"]);
+    }
+
+    #[test]
+    fn a_class_folder_without_images_stays_a_class_and_unread_kinds_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        for class in ["ant", "bee", "cow"] {
+            fs::create_dir(dir.path().join(class)).unwrap();
+        }
+        fs::write(dir.path().join("cow/a.png"), png(4, 4, [1, 2, 3])).unwrap();
+        fs::write(dir.path().join("cow/b.BMP"), b"BM").unwrap();
+        let source = open(dir.path().to_str().unwrap()).unwrap();
+        assert_eq!(source.class_names().unwrap(), ["ant", "bee", "cow"]);
+        assert_eq!((source.len(), source.read(0).unwrap().class), (1, Some(2)));
+        assert!(source.problems()[0].contains("cow/b.BMP"), "{:?}", source.problems());
     }
 
     #[test]

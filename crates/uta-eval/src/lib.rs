@@ -6,20 +6,24 @@
 //! ([`ranking::expected_hit`]), so that a collapsed model scores chance.
 
 mod align;
+mod classifier;
 mod embed;
 mod prompts;
 pub mod ranking;
 mod retrieval;
+mod sets;
 mod zeroshot;
 
 #[cfg(test)]
 mod testing;
 
 pub use align::{Align, AlignReport, ImageCosine};
+pub use classifier::classifier;
 pub use embed::{Embedded, EvalOptions, Progress, embed_images, embed_texts, encode_texts};
 pub use prompts::Prompts;
 pub use retrieval::{Recall, Retrieval, RetrievalReport};
-pub use zeroshot::{ClassScore, Prediction, ZeroShot, ZeroShotReport, classifier};
+pub use sets::{ClassSet, NamedSet};
+pub use zeroshot::{ClassScore, Prediction, ZeroShot, ZeroShotReport};
 
 use std::path::PathBuf;
 
@@ -50,6 +54,22 @@ pub enum EvalError {
         path: String,
         /// What is wrong, and what is expected.
         message: String,
+    },
+    /// A set that isn't known by name.
+    #[error("set {name:?} is unknown: use {}", NamedSet::ALL.map(NamedSet::name).join(", "))]
+    Set {
+        /// The name.
+        name: String,
+    },
+    /// A set does not lie on disk as it should.
+    #[error("{path}: looked for {wanted}; found {found}")]
+    Layout {
+        /// The folder.
+        path: String,
+        /// What was looked for.
+        wanted: String,
+        /// What is there.
+        found: String,
     },
     /// Neither the model nor the caller has a text tower.
     #[error("the model has no text tower; name the one it was aligned to (--text-model)")]

@@ -1,11 +1,14 @@
 //! Class names and templates: the words a zero-shot classifier is made of, as data beside the set.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use uta_data::Source;
 
-use crate::EvalError;
+use crate::sets::{imagenet_templates, synset_name};
+use crate::{EvalError, NamedSet};
 
 /// Class names in label order, and templates with a hole for the name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +41,8 @@ impl Prompts {
     }
 
     /// The prompts of a set: the files given, else `classnames.txt` and `templates.txt` in the folder of `spec` (what
-    /// [`uta_data::open`] takes) or in its parent, else the set's class folders and one plain template.
+    /// [`uta_data::open`] takes) or in its parent, else the set's class folders and one plain template. Class folders that
+    /// all are synsets of ImageNet-1K have its names, and its 80 templates.
     ///
     /// # Errors
     /// When there are no names, when a file cannot be read, or when the names don't number the set's class folders.
@@ -52,7 +56,10 @@ impl Prompts {
         let (names, names_from) =
             match (names.map(Path::to_path_buf).or(beside(spec, &NAMES)), folders) {
                 (Some(path), _) => (lines(&path)?, shown(&path)),
-                (None, Some(folders)) => (folders.to_vec(), "class folders".to_string()),
+                (None, Some(folders)) => match folders.iter().map(|f| synset_name(f)).collect() {
+                    Some(names) => return Prompts::synsets(names, templates),
+                    None => (folders.to_vec(), "class folders".to_string()),
+                },
                 (None, None) => {
                     return Err(EvalError::Prompts {
                         path: spec.into(),
@@ -78,6 +85,31 @@ impl Prompts {
                 Some(path) => (lines(&path)?, shown(&path)),
                 None => (vec![PLAIN.to_string()], format!("default \"{PLAIN}\"")),
             };
+        Prompts { names, templates, names_from, templates_from }.checked()
+    }
+
+    /// The names of class folders that all are synsets of ImageNet-1K.
+    fn synsets(names: Vec<&str>, templates: Option<&Path>) -> Result<Prompts, EvalError> {
+        let names = names.into_iter().map(str::to_owned).collect();
+        let names_from = "the synsets of the class folders".to_string();
+        let (templates, templates_from) = given_or_imagenets(templates)?;
+        Prompts { names, templates, names_from, templates_from }.checked()
+    }
+
+    /// The words of a set of Table 1: the files given, else its own names and ImageNet's 80 templates.
+    ///
+    /// # Errors
+    /// When a file cannot be read or used.
+    pub fn of(
+        set: NamedSet,
+        names: Option<&Path>,
+        templates: Option<&Path>,
+    ) -> Result<Prompts, EvalError> {
+        let (names, names_from) = match names {
+            Some(path) => (lines(path)?, shown(path)),
+            None => (set.classes().into_iter().map(|(_, name)| name).collect(), set.to_string()),
+        };
+        let (templates, templates_from) = given_or_imagenets(templates)?;
         Prompts { names, templates, names_from, templates_from }.checked()
     }
 
@@ -134,16 +166,23 @@ fn beside(spec: &str, files: &[&str]) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
+/// Templates and where they are from.
+fn given_or_imagenets(templates: Option<&Path>) -> Result<(Vec<String>, String), EvalError> {
+    Ok(match templates {
+        Some(path) => (lines(path)?, shown(path)),
+        None => (imagenet_templates(), "ImageNet".to_string()),
+    })
+}
+
 /// A path as a person would write it: below the working directory, relative to it.
-fn shown(path: &Path) -> String {
+pub(crate) fn shown(path: &Path) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     path.strip_prefix(here).unwrap_or(path).display().to_string()
 }
 
 /// The lines of a list; blank ones at the end don't count, a blank one between is refused, as it would shift labels.
 fn lines(path: &Path) -> Result<Vec<String>, EvalError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| EvalError::Read { path: path.to_path_buf(), source })?;
+    let text = read(path)?;
     let lines: Vec<String> = text.trim_end().lines().map(|line| line.trim().to_string()).collect();
     match lines.iter().position(String::is_empty) {
         Some(at) => Err(EvalError::Prompts {
@@ -152,6 +191,15 @@ fn lines(path: &Path) -> Result<Vec<String>, EvalError> {
         }),
         None => Ok(lines),
     }
+}
+
+/// A text of a size that lists have.
+pub(crate) fn read(path: &Path) -> Result<String, EvalError> {
+    const LONGEST: u64 = 1 << 26;
+    let mut text = String::new();
+    let file = File::open(path).and_then(|file| file.take(LONGEST).read_to_string(&mut text));
+    file.map_err(|source| EvalError::Read { path: path.to_path_buf(), source })?;
+    Ok(text)
 }
 
 #[cfg(test)]

@@ -4,19 +4,18 @@
 //! over the templates, normalised again, is the class's row of the classifier; an image is scored by its cosine with
 //! each row.
 
-use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use serde::Serialize;
-use tch::{Device, Kind, Tensor};
-use torch_ext::Precision;
+use tch::{Kind, Tensor};
 use uta_data::{Rejected, Source};
-use uta_model::{Clip, unit};
+use uta_model::Clip;
 
-use crate::embed::{encode_images, encode_texts, sweep};
-use crate::ranking::{expected_hit, standings, to_vec};
-use crate::{EvalError, EvalOptions, Prompts};
+use crate::embed::{encode_images, sweep};
+use crate::ranking::{expected_hit, standings, to_vec, wilson};
+use crate::{EvalError, EvalOptions, Prompts, classifier};
 
 /// Zero-shot classification of one set.
 pub struct ZeroShot {
@@ -24,6 +23,7 @@ pub struct ZeroShot {
     source: Arc<dyn Source>,
     prompts: Prompts,
     text: Option<Rc<Clip>>,
+    cache: Option<PathBuf>,
     options: EvalOptions,
 }
 
@@ -55,8 +55,13 @@ pub struct ZeroShotReport {
 pub struct ClassScore {
     /// Its name.
     pub name: String,
+    /// Its folder, where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub folder: Option<String>,
     /// Share of its images that are recognised; none without images.
     pub top1: Option<f64>,
+    /// The 95 % interval of that share.
+    pub interval: Option<(f64, f64)>,
     /// Its images.
     pub n: usize,
 }
@@ -64,7 +69,7 @@ pub struct ClassScore {
 /// What the classifier says of one image.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Prediction {
-    /// The sample's key.
+    /// What the sample is called in the set: the file's path, or its key in a shard.
     pub file: String,
     /// Its class.
     pub label: u32,
@@ -84,7 +89,7 @@ impl ZeroShot {
         prompts: Prompts,
         options: EvalOptions,
     ) -> ZeroShot {
-        ZeroShot { name: name.into(), source, prompts, text: None, options }
+        ZeroShot { name: name.into(), source, prompts, text: None, cache: None, options }
     }
 
     /// Uses the text tower of `text` (the teacher, for a student without one) instead of the evaluated model's.
@@ -93,9 +98,10 @@ impl ZeroShot {
         self
     }
 
-    /// The words in use.
-    pub fn prompts(&self) -> &Prompts {
-        &self.prompts
+    /// Keeps classifiers in the folder `cache` between runs.
+    pub fn with_cache(mut self, cache: PathBuf) -> ZeroShot {
+        self.cache = Some(cache);
+        self
     }
 
     /// Classifies every image of the set with `model`.
@@ -126,7 +132,7 @@ impl ZeroShot {
         let names = &self.prompts.names;
         let text = self.text.as_deref().unwrap_or(model);
         same_space(model, text)?;
-        let columns = classifier(text, &self.prompts, &self.options)?
+        let columns = classifier(text, &self.prompts, &self.options, self.cache.as_deref())?
             .to_device(model.store.device())
             .transpose(0, 1);
 
@@ -176,7 +182,7 @@ impl ZeroShot {
                     let top5: Vec<u32> =
                         indices[i * k..][..k].iter().map(|&class| class as u32).collect();
                     each(Prediction {
-                        file: batch.items[row].key.clone(),
+                        file: self.source.name(batch.items[row].index),
                         label,
                         scores: values[i * k..][..k].to_vec(),
                         names: top5.iter().map(|&class| names[class as usize].clone()).collect(),
@@ -192,15 +198,14 @@ impl ZeroShot {
             let want = "has a readable image and a class (a .cls member or a class folder)";
             return Err(EvalError::Empty { set: self.name.clone(), len: self.source.len(), want });
         }
-        let per_class: Vec<ClassScore> = names
-            .iter()
-            .zip(&hits)
-            .map(|(name, &(hit, n))| ClassScore {
-                name: name.clone(),
-                top1: (n > 0).then(|| hit / n as f64),
-                n,
-            })
-            .collect();
+        let folders = self.source.class_names().filter(|folders| folders.len() == names.len());
+        let score = |(i, &(hit, n)): (usize, &(f64, usize))| {
+            let top1 = (n > 0).then(|| hit / n as f64);
+            let folder = folders.map(|folders| folders[i].clone());
+            let interval = top1.map(|top1| wilson(top1, n));
+            ClassScore { name: names[i].clone(), folder, top1, interval, n }
+        };
+        let per_class: Vec<ClassScore> = hits.iter().enumerate().map(score).collect();
         let seen: Vec<f64> = per_class.iter().filter_map(|class| class.top1).collect();
         Ok(ZeroShotReport {
             top1: top1 / n as f64,
@@ -249,82 +254,6 @@ pub(crate) fn same_space(model: &Clip, text: &Clip) -> Result<(), EvalError> {
         right: right.to_string(),
         hint: "give the text tower that the model was aligned to",
     })
-}
-
-/// The zero-shot classifier of `prompts` under the text tower of `text`: unit rows `[C,D]`, on its device.
-///
-/// The newest few are kept in memory by (weights, sentences, precision), so that many models, sets and evaluations
-/// during training share one; a tower that has been trained further since gets a new one.
-///
-/// # Errors
-/// As [`encode_texts`].
-pub fn classifier(
-    text: &Clip,
-    prompts: &Prompts,
-    options: &EvalOptions,
-) -> Result<Tensor, EvalError> {
-    let config = text.config.text.as_ref().ok_or(EvalError::NoTextTower)?;
-    let key = ClassifierKey {
-        tower: format!("{config:?}"),
-        weights: fingerprint(text),
-        names: prompts.names.clone(),
-        templates: prompts.templates.clone(),
-        precision: options.precision,
-        device: text.store.device(),
-    };
-    // Nothing can be half-done in here, so a panic elsewhere while the lock was held leaves a sound cache.
-    let cache = || CLASSIFIERS.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((_, found)) = cache().iter().find(|(known, _)| *known == key) {
-        return Ok(found.shallow_clone());
-    }
-    let embeddings = encode_texts(text, &prompts.sentences(), options)?;
-    let (classes, templates) = (prompts.names.len() as i64, prompts.templates.len() as i64);
-    let mean =
-        embeddings.view([classes, templates, -1]).mean_dim([1i64].as_slice(), false, Kind::Float);
-    let rows = unit(&mean);
-    let mut cache = cache();
-    cache.truncate(CLASSIFIERS_KEPT - 1);
-    cache.push_front((key, rows.shallow_clone()));
-    Ok(rows)
-}
-
-/// How many classifiers stay in memory; one for 1000 classes of width 1024 takes 4 MB.
-const CLASSIFIERS_KEPT: usize = 4;
-
-static CLASSIFIERS: Mutex<VecDeque<(ClassifierKey, Tensor)>> = Mutex::new(VecDeque::new());
-
-/// Everything that a classifier depends on.
-#[derive(PartialEq)]
-struct ClassifierKey {
-    tower: String,
-    weights: Vec<i64>,
-    names: Vec<String>,
-    templates: Vec<String>,
-    precision: Precision,
-    device: Device,
-}
-
-/// Sums over the bits of every text weight, in all, weighted by row and weighted by column: whether training has moved
-/// the tower, at the price of reading it once.
-fn fingerprint(model: &Clip) -> Vec<i64> {
-    let weights = model.variables();
-    let weights = weights.iter().filter(|(name, _)| name.starts_with("text."));
-    let sums = weights.flat_map(|(_, weight)| {
-        let bits = match weight.kind() {
-            Kind::Half | Kind::BFloat16 => weight.detach().view_dtype(Kind::Int16),
-            Kind::Float => weight.detach().view_dtype(Kind::Int),
-            kind => unreachable!("weights are floating point, not {kind:?}"),
-        };
-        let width = bits.size().last().copied().unwrap_or(1);
-        let bits = bits.contiguous().view([-1, width]);
-        let weighted = |dim: i64| {
-            let sums = bits.sum_dim_intlist([dim].as_slice(), false, Kind::Int64);
-            let place = Tensor::arange(sums.numel() as i64, (Kind::Int64, sums.device())) + 1;
-            (sums * place).sum(Kind::Int64).int64_value(&[])
-        };
-        [bits.sum(Kind::Int64).int64_value(&[]), weighted(0), weighted(1)]
-    });
-    tch::no_grad(|| sums.collect())
 }
 
 #[cfg(test)]
@@ -406,7 +335,10 @@ mod tests {
         assert_eq!((report.n, report.unlabelled, report.rejected.len()), (9, 2, 1));
         assert_eq!(report.rejected[0].key, "picture-4");
         assert_eq!(report.empty_classes, ["thing 3"]);
-        assert_eq!(report.per_class[3], ClassScore { name: "thing 3".into(), top1: None, n: 0 });
+        let empty = &report.per_class[3];
+        assert_eq!((empty.top1, empty.interval, empty.n), (None, None, 0));
+        let (low, high) = report.per_class[0].interval.unwrap();
+        assert!(low < report.per_class[0].top1.unwrap() + 1e-9 && high <= 1.0);
     }
 
     #[test]
@@ -418,23 +350,6 @@ mod tests {
             .unwrap();
         assert!((report.top1 - 1.0 / 3.0).abs() < 1e-12, "{}", report.top1);
         assert_eq!(report.top5, 1.0);
-    }
-
-    #[test]
-    fn the_classifier_is_built_once_and_again_when_the_tower_has_moved() {
-        let (model, prompts) = (clip(3), prompts(3));
-        let first = classifier(&model, &prompts, &options(4)).unwrap();
-        let again = classifier(&model, &prompts, &options(2)).unwrap();
-        assert_eq!(first.data_ptr(), again.data_ptr());
-        let mut variables = model.store.variables();
-        let weight = variables.get_mut("text.text_projection").unwrap();
-        let (first_column, second) = (weight.narrow(1, 0, 1).copy(), weight.narrow(1, 1, 1).copy());
-        tch::no_grad(|| {
-            weight.narrow(1, 0, 1).copy_(&second);
-            weight.narrow(1, 1, 1).copy_(&first_column);
-        });
-        let moved = classifier(&model, &prompts, &options(4)).unwrap();
-        assert!(!moved.allclose(&first, 1e-6, 1e-6, false), "a swap of two columns must be seen");
     }
 
     #[test]

@@ -396,6 +396,9 @@ pub struct EvalSet {
     pub kind: EvalKind,
     /// Shards or folder.
     pub data: String,
+    /// Which set of the paper's Table 1 it is, as `uta eval zeroshot --set`; what the layout says when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set: Option<String>,
     /// A class name a line; beside the data when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classnames: Option<PathBuf>,

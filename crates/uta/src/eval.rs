@@ -13,7 +13,9 @@ use serde_json::{Map, Value, json};
 use torch_ext::Precision;
 use uta_data::{Rejected, Source};
 use uta_eval::ranking::wilson;
-use uta_eval::{Align, EvalOptions, Progress, Prompts, Recall, Retrieval, ZeroShot};
+use uta_eval::{
+    Align, ClassSet, EvalOptions, NamedSet, Progress, Recall, Retrieval, ZeroShot, ZeroShotReport,
+};
 use uta_model::Clip;
 use uta_train::RunDir;
 use uta_train::mask::{MaskGenerator, MaskKind};
@@ -58,15 +60,27 @@ pub struct ZeroshotArgs {
     /// What the net of --text-model is, where the file alone can't tell: a preset or a configuration file
     #[arg(long, value_name = "NAME|FILE", requires = "text_model")]
     text_arch: Option<String>,
-    /// A class name a line, in label order [default: classnames.txt beside the set, else its class folders]
+    /// imagenet, imagenet-a, imagenet-r, imagenet-v2, imagenet-sketch or objectnet [default: what the layout says]
+    #[arg(long, value_name = "NAME")]
+    set: Option<NamedSet>,
+    /// A class name a line, in label order [default: the named set's, else classnames.txt beside the set, else its class folders]
     #[arg(long, value_name = "FILE")]
     classnames: Option<PathBuf>,
-    /// A template a line, with {} for the name [default: templates.txt beside the set, else "a photo of a {}."]
+    /// A template a line, with {} for the name [default: a named set's 80, else templates.txt beside the set, else "a photo of a {}."]
     #[arg(long, value_name = "FILE")]
     templates: Option<PathBuf>,
     /// Write a JSON line an image: file, label, top5, scores, names
     #[arg(long, value_name = "OUT.jsonl")]
     predictions: Option<PathBuf>,
+    /// Write a CSV line a class: label, folder, name, images, top-1 and its 95 % interval
+    #[arg(long, value_name = "OUT.csv")]
+    per_class: Option<PathBuf>,
+    /// Where classifiers are kept between runs [default: $XDG_CACHE_HOME/uta, else ~/.cache/uta]
+    #[arg(long, value_name = "DIR", conflicts_with = "no_cache")]
+    cache: Option<PathBuf>,
+    /// Build the classifier anew, and keep it nowhere
+    #[arg(long)]
+    no_cache: bool,
 }
 
 /// Arguments of `uta eval retrieval`.
@@ -114,46 +128,63 @@ pub fn run(eval: Eval) -> anyhow::Result<()> {
 }
 
 fn zeroshot(args: &ZeroshotArgs) -> anyhow::Result<()> {
-    let setup = Setup::new(&args.common)?;
-    let prompts = Prompts::find(
-        &args.common.data[0],
-        setup.source.as_ref(),
-        args.classnames.as_deref(),
-        args.templates.as_deref(),
-    )?;
-    let duplicates: Vec<String> =
-        prompts.duplicates().into_iter().map(|(name, n)| format!("{name} ({n} times)")).collect();
-    let names_from = format!("{} from {}", prompts.names.len(), prompts.names_from);
-    let templates_from = format!("{} from {}", prompts.templates.len(), prompts.templates_from);
-
-    let mut task = ZeroShot::new("zeroshot", setup.source.clone(), prompts, setup.options.clone());
+    let (names, templates) = (args.classnames.as_deref(), args.templates.as_deref());
+    let ClassSet { source, prompts, set, layout, missing } =
+        ClassSet::open(&args.common.data, args.set, names, templates)?;
+    let mut per_class =
+        args.per_class.as_deref().map(|path| create("--per-class", path)).transpose()?;
+    let mut predictions =
+        args.predictions.as_deref().map(|path| create("--predictions", path)).transpose()?;
+    let setup = Setup::over(&args.common, source.clone())?;
     let text = setup.text_tower(args.text_model.as_deref(), args.text_arch.as_deref())?;
-    if let Some((_, text)) = &text {
-        task = task.with_text(text.clone());
-    }
-    let report = match &args.predictions {
-        None => task.run(&setup.model)?,
-        Some(path) => {
-            let file = File::create(path)
-                .map_err(|e| Usage(format!("--predictions {}: {e}", path.display())))?;
-            let mut out = BufWriter::new(file);
-            let mut written = Ok(());
-            let report = task.predict(&setup.model, |prediction| {
-                if written.is_ok() {
-                    written = line(&mut out, &prediction);
-                }
-            })?;
-            written.and_then(|()| out.flush()).with_context(|| path.display().to_string())?;
-            report
-        }
-    };
 
     let mut page =
         Page::new("zero-shot classification", &setup, text.as_ref().map(|t| t.0.as_path()));
-    page.setting("class names", names_from);
-    page.setting("templates", templates_from);
+    page.setting("set", set.map_or("a folder of classes", NamedSet::name));
+    page.setting("layout", layout);
+    page.setting("class names", format!("{} from {}", prompts.names.len(), prompts.names_from));
+    page.setting(
+        "templates",
+        format!("{} from {}", prompts.templates.len(), prompts.templates_from),
+    );
+    let tower = text.as_ref().map_or(&setup.model, |(_, text)| text);
+    let quick = tower.config.text.as_ref().is_some_and(|text| text.quick_gelu);
+    let activations = (setup.model.config.vision.ffn, if quick { "QuickGelu" } else { "Gelu" });
+    page.setting(
+        "activations",
+        format!("{:?} for images, {} for texts", activations.0, activations.1),
+    );
     page.setting("scores", "cosine with the normalised mean over templates; ties share the credit");
+    let duplicates: Map<String, Value> =
+        prompts.duplicates().into_iter().map(|(name, n)| (name.into(), n.into())).collect();
+
+    let mut task = ZeroShot::new("zeroshot", source, prompts, setup.options.clone());
+    if let Some((_, text)) = &text {
+        task = task.with_text(text.clone());
+    }
+    if let Some(cache) = args.cache.clone().or_else(cache_folder).filter(|_| !args.no_cache) {
+        task = task.with_cache(cache);
+    }
+    let mut written = Ok(());
+    let report = task.predict(&setup.model, |prediction| {
+        if let (Some(out), Ok(())) = (&mut predictions, &written) {
+            written = line(out, &prediction);
+        }
+    })?;
+    if let (Some(path), Some(mut out)) = (&args.predictions, predictions) {
+        written.and_then(|()| out.flush()).with_context(|| path.display().to_string())?;
+    }
+    if let (Some(path), Some(out)) = (&args.per_class, &mut per_class) {
+        write_classes(out, &report).with_context(|| path.display().to_string())?;
+    }
+
     page.count("images", report.n);
+    if let Some(set) = set {
+        let name = "published, not there";
+        page.left_out(name, missing.0, missing.1.iter().cloned());
+        let more = (report.n + report.rejected.len()).saturating_sub(set.published());
+        page.left_out("more than were published", more, []);
+    }
     page.left_out("without a class", report.unlabelled, []);
     page.unreadable(&report.rejected);
     page.left_out(
@@ -161,7 +192,8 @@ fn zeroshot(args: &ZeroshotArgs) -> anyhow::Result<()> {
         report.empty_classes.len(),
         report.empty_classes.clone(),
     );
-    page.left_out("names of several classes", duplicates.len(), duplicates);
+    let shared = duplicates.iter().map(|(name, n)| format!("{name} ({n} times)"));
+    page.left_out("names of several classes", duplicates.len(), shared);
     let chance = 1.0 / report.classes as f64;
     page.share("top-1", report.top1, report.n, chance);
     page.share("top-5", report.top5, report.n, (5.0 * chance).min(1.0));
@@ -170,7 +202,44 @@ fn zeroshot(args: &ZeroshotArgs) -> anyhow::Result<()> {
         for (key, value) in [("top1", report.top1), ("top5", report.top5)] {
             object.insert(format!("{key}_interval"), json!(wilson(value, report.n)));
         }
+        object.insert("set".into(), json!(set.map(NamedSet::name)));
+        object.insert("published".into(), json!(set.map(NamedSet::published)));
+        object.insert("missing".into(), json!({ "images": missing.0, "named": missing.1 }));
+        object.insert("duplicate_names".into(), duplicates.into());
     })
+}
+
+/// A file that an option names, made before anything is computed.
+fn create(option: &str, path: &Path) -> Result<BufWriter<File>, Usage> {
+    let file =
+        File::create(path).map_err(|e| Usage(format!("{option} {}: {e}", path.display())))?;
+    Ok(BufWriter::new(file))
+}
+
+/// The folder for what can be computed again, by the XDG base directory specification.
+fn cache_folder() -> Option<PathBuf> {
+    let absolute =
+        |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let base = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
+    Some(base.join("uta"))
+}
+
+fn write_classes(out: &mut impl Write, report: &ZeroShotReport) -> anyhow::Result<()> {
+    let mut csv = csv::Writer::from_writer(out);
+    csv.write_record(["label", "folder", "name", "n", "top1", "low", "high"])?;
+    for (label, class) in report.per_class.iter().enumerate() {
+        let share = |x: Option<f64>| x.map_or(String::new(), |x| format!("{x:.6}"));
+        csv.write_record([
+            label.to_string(),
+            class.folder.clone().unwrap_or_default(),
+            class.name.clone(),
+            class.n.to_string(),
+            share(class.top1),
+            share(class.interval.map(|(low, _)| low)),
+            share(class.interval.map(|(_, high)| high)),
+        ])?;
+    }
+    Ok(csv.flush()?)
 }
 
 fn retrieval(args: &RetrievalArgs) -> anyhow::Result<()> {
@@ -258,9 +327,13 @@ struct Setup<'a> {
 
 impl<'a> Setup<'a> {
     fn new(args: &'a Common) -> anyhow::Result<Setup<'a>> {
+        Setup::over(args, uta_data::open_all(&args.data)?)
+    }
+
+    /// Over a set that was opened otherwise.
+    fn over(args: &'a Common, source: Arc<dyn Source>) -> anyhow::Result<Setup<'a>> {
         let (device, options) = args.compute.options()?;
         let options = EvalOptions { progress: Some(progress()), ..options };
-        let source = uta_data::open_all(&args.data)?;
         let model = args.model.load(device)?;
         Ok(Setup { args, device, model, source, options })
     }

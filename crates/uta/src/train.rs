@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use uta_eval::{EvalOptions, Prompts, Retrieval, ZeroShot};
+use uta_eval::{ClassSet, EvalOptions, Retrieval, ZeroShot};
 use uta_train::recipe::{EvalKind, EvalSet};
 use uta_train::{Evaluator, Outcome, Recipe, RunDir, Trainer};
 
@@ -118,7 +118,6 @@ pub fn evaluators(recipe: &Recipe) -> anyhow::Result<Vec<Box<dyn Evaluator>>> {
 }
 
 fn evaluator(set: &EvalSet, recipe: &Recipe) -> anyhow::Result<Box<dyn Evaluator>> {
-    let source = uta_data::open(&set.data)?;
     let options = EvalOptions {
         workers: recipe.data.workers,
         precision: recipe.train.precision.into(),
@@ -128,10 +127,14 @@ fn evaluator(set: &EvalSet, recipe: &Recipe) -> anyhow::Result<Box<dyn Evaluator
     Ok(match set.kind {
         EvalKind::Zeroshot => {
             let (names, templates) = (set.classnames.as_deref(), set.templates.as_deref());
-            let prompts = Prompts::find(&set.data, source.as_ref(), names, templates)?;
+            let named = set.set.as_deref().map(str::parse).transpose()?;
+            let ClassSet { source, prompts, .. } =
+                ClassSet::open(std::slice::from_ref(&set.data), named, names, templates)?;
             Box::new(ZeroShot::new(&set.name, source, prompts, options))
         }
-        EvalKind::Retrieval => Box::new(Retrieval::new(&set.name, source, options)),
+        EvalKind::Retrieval => {
+            Box::new(Retrieval::new(&set.name, uta_data::open(&set.data)?, options))
+        }
     })
 }
 

@@ -1,0 +1,720 @@
+//! Classification sets as they lie on disk: those of the paper's Table 1 by name, and any folder of classes. From what a
+//! user has to samples with the right labels, and to words.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Arc, LazyLock};
+
+use uta_data::{Folder, Source, subfolders};
+
+use crate::prompts::{read, shown};
+use crate::{EvalError, Prompts};
+
+/// A set of Table 1: which classes there are, what they are called, and how many pictures were published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NamedSet {
+    /// ImageNet-1K's validation set.
+    ImageNet,
+    /// Pictures that ResNet-50 gets wrong: 200 of the classes.
+    ImageNetA,
+    /// Renditions: another 200 of the classes.
+    ImageNetR,
+    /// The validation set made anew (matched frequency); its folders are called by the label.
+    ImageNetV2,
+    /// Drawings.
+    ImageNetSketch,
+    /// Objects in odd places: the 113 of its 313 classes that ImageNet has too, under its own names.
+    ObjectNet,
+}
+
+/// A synset of ImageNet-1K.
+pub(crate) struct Synset {
+    wnid: &'static str,
+    /// Its number in the devkit of ILSVRC2012, which is not its place among the wnids.
+    devkit: u32,
+    name: &'static str,
+}
+
+/// The 1000 synsets by wnid, so in label order.
+static SYNSETS: LazyLock<Vec<Synset>> = LazyLock::new(|| {
+    let lines = include_str!("../data/imagenet.tsv").lines();
+    let synset = |line: &'static str| {
+        let mut fields = line.split('\t');
+        let (wnid, devkit, name) = (fields.next()?, fields.next()?.parse().ok()?, fields.next()?);
+        Some(Synset { wnid, devkit, name })
+    };
+    lines.map(|line| synset(line).expect("imagenet.tsv has three columns")).collect()
+});
+
+/// The place of a wnid among the sorted ones.
+fn synset(wnid: &str) -> Option<usize> {
+    SYNSETS.binary_search_by(|synset| synset.wnid.cmp(wnid)).ok()
+}
+
+/// What ImageNet-1K calls a wnid.
+pub(crate) fn synset_name(wnid: &str) -> Option<&'static str> {
+    synset(wnid).map(|i| SYNSETS[i].name)
+}
+
+/// The 80 templates of ImageNet, which all sets of Table 1 use.
+pub(crate) fn imagenet_templates() -> Vec<String> {
+    include_str!("../data/imagenet-templates.txt").lines().map(str::to_owned).collect()
+}
+
+impl NamedSet {
+    /// All, those that a layout tells apart first.
+    pub const ALL: [NamedSet; 6] = {
+        use NamedSet::{ImageNet, ImageNetA, ImageNetR, ImageNetSketch, ImageNetV2, ObjectNet};
+        [ImageNet, ImageNetA, ImageNetR, ImageNetV2, ImageNetSketch, ObjectNet]
+    };
+
+    /// What users call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            NamedSet::ImageNet => "imagenet",
+            NamedSet::ImageNetA => "imagenet-a",
+            NamedSet::ImageNetR => "imagenet-r",
+            NamedSet::ImageNetV2 => "imagenet-v2",
+            NamedSet::ImageNetSketch => "imagenet-sketch",
+            NamedSet::ObjectNet => "objectnet",
+        }
+    }
+
+    /// How many pictures were published, those of ObjectNet's other classes left out.
+    pub fn published(self) -> usize {
+        match self {
+            NamedSet::ImageNet => 50_000,
+            NamedSet::ImageNetA => 7_500,
+            NamedSet::ImageNetR => 30_000,
+            NamedSet::ImageNetV2 => 10_000,
+            NamedSet::ImageNetSketch => 50_889,
+            NamedSet::ObjectNet => 18_574,
+        }
+    }
+
+    /// The folder and the name of every class, in label order.
+    pub fn classes(self) -> Vec<(String, String)> {
+        let named = |synset: &Synset| (synset.wnid.to_owned(), synset.name.to_owned());
+        let some = |wnids: &str| {
+            wnids.lines().filter_map(synset).map(|i| named(&SYNSETS[i])).collect::<Vec<_>>()
+        };
+        match self {
+            NamedSet::ImageNet | NamedSet::ImageNetSketch => SYNSETS.iter().map(named).collect(),
+            NamedSet::ImageNetA => some(include_str!("../data/imagenet-a.txt")),
+            NamedSet::ImageNetR => some(include_str!("../data/imagenet-r.txt")),
+            NamedSet::ImageNetV2 => (0..)
+                .zip(SYNSETS.iter())
+                .map(|(i, s): (u32, _)| (i.to_string(), s.name.to_owned()))
+                .collect(),
+            NamedSet::ObjectNet => {
+                let lines = include_str!("../data/objectnet.tsv").lines();
+                let split = |line: &str| line.split_once('\t').map(|(f, n)| (f.into(), n.into()));
+                lines.filter_map(split).collect()
+            }
+        }
+    }
+
+    /// Where its class folders lie in what people download, below what they name.
+    fn places(self) -> &'static [&'static str] {
+        match self {
+            NamedSet::ImageNet => {
+                &["", "val", "validation", "ILSVRC2012_img_val", "ILSVRC/Data/CLS-LOC/val"]
+            }
+            NamedSet::ImageNetA => &["", "imagenet-a"],
+            NamedSet::ImageNetR => &["", "imagenet-r"],
+            NamedSet::ImageNetV2 => {
+                &["", "imagenetv2-matched-frequency-format-val", "ImageNetV2-matched-frequency"]
+            }
+            NamedSet::ImageNetSketch => &["", "sketch"],
+            NamedSet::ObjectNet => &["", "images", "objectnet-1.0/images"],
+        }
+    }
+
+    /// That nothing of it is in `root`.
+    fn not_in(self, root: &Path) -> Result<EvalError, EvalError> {
+        let flat = match self {
+            NamedSet::ImageNet => ", or pictures ILSVRC2012_val_*.JPEG",
+            _ => "",
+        };
+        let (first, places) = (self.folders(), self.places()[1..].join(", "));
+        Ok(EvalError::Layout {
+            path: shown(root),
+            wanted: format!("{self}'s {} {first}{flat}, here or in {places}", self.classes().len()),
+            found: listed(&subfolders(root)?, "folders"),
+        })
+    }
+
+    /// What its class folders are, for messages.
+    fn folders(self) -> &'static str {
+        match self {
+            NamedSet::ImageNetV2 => "folders 0 to 999",
+            NamedSet::ObjectNet => "folders of classes that ImageNet has too",
+            _ => "synset folders (n01440764, ...)",
+        }
+    }
+}
+
+impl fmt::Display for NamedSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for NamedSet {
+    type Err = EvalError;
+
+    fn from_str(name: &str) -> Result<NamedSet, EvalError> {
+        let found = NamedSet::ALL.into_iter().find(|set| set.name() == name);
+        found.ok_or_else(|| EvalError::Set { name: name.to_owned() })
+    }
+}
+
+/// A classification set that was opened: pictures with labels, and words for the labels.
+pub struct ClassSet {
+    /// Its samples.
+    pub source: Arc<dyn Source>,
+    /// Its classes in words.
+    pub prompts: Prompts,
+    /// Which of Table 1's it is, given or plain from its layout.
+    pub set: Option<NamedSet>,
+    /// How it lies on disk, for the report.
+    pub layout: String,
+    /// Pictures that were published and are not there: how many, and the names that are known.
+    pub missing: (usize, Vec<String>),
+}
+
+impl ClassSet {
+    /// Opens what `specs` mean (see [`uta_data::open`]) as `set`, which is guessed from the layout where that is certain.
+    ///
+    /// A folder may hold class folders, itself or in `val`; the validation pictures of ILSVRC2012 side by side, with a
+    /// list of their labels near them; CLIP_benchmark's shards; or what the sets of Table 1 unpack to. `names` and
+    /// `templates` are files that stand above the set's own words.
+    ///
+    /// # Errors
+    /// One line that says what was looked for and what was found; as [`Prompts::find`].
+    pub fn open(
+        specs: &[String],
+        set: Option<NamedSet>,
+        names: Option<&Path>,
+        templates: Option<&Path>,
+    ) -> Result<ClassSet, EvalError> {
+        let root = match specs {
+            [spec] if Path::new(spec).is_dir() => Path::new(spec),
+            _ => return ClassSet::shards(specs, set, names, templates, "shards".into()),
+        };
+        // Class folders first: beside them may lie the tar that they were unpacked from.
+        let found = match set {
+            Some(set) => place(root, set)?.map(|dir| (set, dir)),
+            None => guess(root)?,
+        };
+        if let Some((set, dir)) = found {
+            return ClassSet::named(set, &dir, names, templates);
+        }
+        if let Some(dir) = benchmark_shards(root)? {
+            let (layout, spec) = (format!("shards in {}", shown(&dir)), dir.to_string_lossy());
+            return ClassSet::shards(&[spec.into_owned()], set, names, templates, layout);
+        }
+        if let Some(set) = set {
+            return Err(set.not_in(root)?);
+        }
+        let dir = split_of(root)?;
+        let source: Arc<dyn Source> = Arc::new(Folder::open(&dir)?);
+        let prompts = Prompts::find(&dir.to_string_lossy(), source.as_ref(), names, templates)?;
+        let folders = source.class_names().map_or(0, <[String]>::len);
+        let layout = format!("{folders} class folders in {}", shown(&dir));
+        Ok(ClassSet { source, prompts, set: None, layout, missing: (0, vec![]) })
+    }
+
+    /// Shards with labels in `.cls`.
+    fn shards(
+        specs: &[String],
+        set: Option<NamedSet>,
+        names: Option<&Path>,
+        templates: Option<&Path>,
+        layout: String,
+    ) -> Result<ClassSet, EvalError> {
+        let source = uta_data::open_all(specs)?;
+        let prompts = match set {
+            None => Prompts::find(&specs[0], source.as_ref(), names, templates)?,
+            Some(set) => {
+                let prompts = Prompts::of(set, names, templates)?;
+                let (there, wanted) =
+                    (source.class_names().map(<[String]>::len), prompts.names.len());
+                if let Some(there) = there.filter(|&there| there != wanted) {
+                    return Err(EvalError::Layout {
+                        path: specs[0].clone(),
+                        wanted: format!("{set}'s {wanted} classes"),
+                        found: format!("{there} class names beside the shards"),
+                    });
+                }
+                prompts
+            }
+        };
+        let missing = set.map_or(0, |set| set.published().saturating_sub(source.len()));
+        Ok(ClassSet { source, prompts, set, layout, missing: (missing, vec![]) })
+    }
+
+    /// `set` in `dir`, which [`place`] found.
+    fn named(
+        set: NamedSet,
+        dir: &Path,
+        names: Option<&Path>,
+        templates: Option<&Path>,
+    ) -> Result<ClassSet, EvalError> {
+        let prompts = Prompts::of(set, names, templates)?;
+        let mut folder = Folder::open(dir)?;
+        let (layout, named) = if set == NamedSet::ImageNet && is_flat(dir) {
+            let (list, absent) = label_flat(&mut folder)?;
+            (format!("pictures in {}, labels from {}", shown(dir), shown(&list)), absent)
+        } else {
+            let all = label_folders(&mut folder, set)?;
+            (format!("{} of {all} class folders in {}", set.classes().len(), shown(dir)), vec![])
+        };
+        folder.names = Some(set.classes().into_iter().map(|(folder, _)| folder).collect());
+        if prompts.names.len() != set.classes().len() {
+            let message = format!(
+                "{} names for the {} classes of {set}",
+                prompts.names.len(),
+                set.classes().len()
+            );
+            return Err(EvalError::Prompts { path: prompts.names_from, message });
+        }
+        let missing = (set.published().saturating_sub(folder.len()), named);
+        Ok(ClassSet { source: Arc::new(folder), prompts, set: Some(set), layout, missing })
+    }
+}
+
+/// The folder of shards that `root` means: its own, or CLIP_benchmark's `test`, checked against what lies beside them.
+fn benchmark_shards(root: &Path) -> Result<Option<PathBuf>, EvalError> {
+    let tars = |dir: &Path| files(dir).filter(|name| name.ends_with(".tar")).count();
+    let places = ["", "test", "val", "validation"].map(|place| root.join(place));
+    let Some(dir) = places.into_iter().find(|dir| tars(dir) > 0) else { return Ok(None) };
+    let wrong =
+        |wanted: String, found: String| Err(EvalError::Layout { path: shown(&dir), wanted, found });
+    if let Some(path) =
+        [&dir, root].map(|d| d.join("dataset_type.txt")).into_iter().find(|p| p.is_file())
+    {
+        let kind = read(&path)?;
+        if kind.trim() != "classification" {
+            let wanted = "a set of one class a picture".into();
+            return wrong(wanted, format!("dataset_type.txt says {:?}", kind.trim()));
+        }
+    }
+    let count = dir.join("nshards.txt");
+    if count.is_file() {
+        let text = read(&count)?;
+        let (wanted, found) = (text.trim().parse::<usize>(), tars(&dir));
+        if wanted != Ok(found) {
+            return wrong(format!("{} shards (nshards.txt)", text.trim()), format!("{found}"));
+        }
+    }
+    Ok(Some(dir))
+}
+
+/// The folder that holds `set`'s class folders (one of them at least), or ILSVRC2012's validation pictures.
+fn place(root: &Path, set: NamedSet) -> Result<Option<PathBuf>, EvalError> {
+    let classes: HashSet<String> = set.classes().into_iter().map(|(folder, _)| folder).collect();
+    for dir in set.places().iter().map(|place| root.join(place)).filter(|dir| dir.is_dir()) {
+        if subfolders(&dir)?.iter().any(|name| classes.contains(name))
+            || set == NamedSet::ImageNet && is_flat(&dir)
+        {
+            return Ok(Some(dir));
+        }
+    }
+    Ok(None)
+}
+
+/// The set that a folder is beyond doubt: by all of its class folders and no others, or by ILSVRC2012's file names.
+fn guess(root: &Path) -> Result<Option<(NamedSet, PathBuf)>, EvalError> {
+    for set in NamedSet::ALL {
+        let Some(dir) = place(root, set)? else { continue };
+        let there: HashSet<String> = subfolders(&dir)?.into_iter().collect();
+        let classes = set.classes();
+        let whole = classes.iter().all(|(folder, _)| there.contains(folder));
+        if whole && (there.len() == classes.len() || set == NamedSet::ObjectNet) {
+            // Sketch has ImageNet's folders; its files are called sketch_0.JPEG.
+            let drawn = set == NamedSet::ImageNet
+                && files(&dir.join(&classes[0].0)).any(|name| name.starts_with("sketch_"));
+            return Ok(Some((if drawn { NamedSet::ImageNetSketch } else { set }, dir)));
+        }
+        if set == NamedSet::ImageNet && is_flat(&dir) {
+            return Ok(Some((set, dir)));
+        }
+    }
+    Ok(None)
+}
+
+/// `root`, or the split to measure where all that it holds is splits (as torchvision and timm have them).
+fn split_of(root: &Path) -> Result<PathBuf, EvalError> {
+    let folders = subfolders(root)?;
+    let splits = ["val", "validation", "test"];
+    let all = folders.iter().all(|name| name == "train" || splits.contains(&name.as_str()));
+    let split = splits.into_iter().find(|split| all && folders.iter().any(|name| name == split));
+    Ok(split.map_or_else(|| root.to_owned(), |split| root.join(split)))
+}
+
+/// Gives every file the label of its folder; returns how many class folders there are. Files outside of class folders
+/// have no label.
+fn label_folders(folder: &mut Folder, set: NamedSet) -> Result<usize, EvalError> {
+    let classes = set.classes();
+    let labels: HashMap<&str, u32> =
+        classes.iter().map(|(folder, _)| folder.as_str()).zip(0..).collect();
+    let there = subfolders(&folder.root)?;
+    let present: HashSet<&str> = there.iter().map(String::as_str).collect();
+    let lacking: Vec<String> =
+        classes.iter().map(|(f, _)| f.clone()).filter(|f| !present.contains(f.as_str())).collect();
+    let mut others = HashSet::new();
+    let mut files = std::mem::take(&mut folder.files);
+    files.retain_mut(|(path, class)| {
+        let mut parts = path.components().map(|part| part.as_os_str().to_string_lossy());
+        let first = parts.next().unwrap_or_default();
+        *class = labels.get(first.as_ref()).copied();
+        let other = class.is_none() && parts.next().is_some();
+        if other {
+            others.insert(first.into_owned());
+        }
+        !other
+    });
+    folder.files = files;
+    let mut others: Vec<String> = others.into_iter().collect();
+    others.sort();
+    let strange = set != NamedSet::ObjectNet && !others.is_empty();
+    if lacking.is_empty() && !strange {
+        return Ok(there.len());
+    }
+    let mut found = format!("{} of them", classes.len() - lacking.len());
+    if !lacking.is_empty() {
+        found += &format!(", without {}", listed(&lacking, ""));
+    }
+    if strange {
+        found += &format!(", and {}", listed(&others, "others"));
+    }
+    let wanted = format!("{set}'s {} {}", classes.len(), set.folders());
+    Err(EvalError::Layout { path: shown(&folder.root), wanted, found })
+}
+
+/// Lists of the labels of ILSVRC2012's validation pictures: the devkit's, Kaggle's, TensorFlow's, Caffe's.
+const LABEL_LISTS: [&str; 4] = [
+    "ILSVRC2012_validation_ground_truth.txt",
+    "LOC_val_solution.csv",
+    "imagenet_2012_validation_synset_labels.txt",
+    "val.txt",
+];
+
+/// Where such a list lies, from the pictures or from one of the folders above them.
+const LIST_PLACES: [&str; 3] = ["", "ILSVRC2012_devkit_t12/data", "data"];
+
+/// How far above: Kaggle's list is four folders above its pictures.
+const LIST_ABOVE: usize = 5;
+
+/// Whether a folder has validation pictures of ILSVRC2012 side by side.
+fn is_flat(dir: &Path) -> bool {
+    files(dir).any(|name| number(&name).is_some())
+}
+
+/// The names of what a folder holds.
+fn files(dir: &Path) -> impl Iterator<Item = String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned())
+}
+
+/// The number in `ILSVRC2012_val_00000001.JPEG`, from 1; its extension may be missing, folders may stand before it.
+fn number(name: &str) -> Option<usize> {
+    let digits = name.rsplit('/').next()?.strip_prefix("ILSVRC2012_val_")?;
+    digits.get(..8)?.parse().ok().filter(|_| matches!(digits.as_bytes().get(8), None | Some(b'.')))
+}
+
+/// A `val.txt` may be anybody's; it is Caffe's where it names the pictures.
+fn is_label_list(path: &Path) -> bool {
+    let names_pictures = || read(path).is_ok_and(|text| text.contains("ILSVRC2012_val_"));
+    path.is_file() && (!path.ends_with("val.txt") || names_pictures())
+}
+
+/// Labels ILSVRC2012's validation pictures by the first list near them; returns the list, and the pictures that it has
+/// and the folder lacks.
+fn label_flat(folder: &mut Folder) -> Result<(PathBuf, Vec<String>), EvalError> {
+    let root = std::path::absolute(&folder.root).unwrap_or_else(|_| folder.root.clone());
+    let near = root.ancestors().take(LIST_ABOVE);
+    let near = near.flat_map(|dir| LIST_PLACES.iter().map(move |place| dir.join(place)));
+    let mut lists = near.flat_map(|dir| LABEL_LISTS.map(|name| dir.join(name)));
+    let Some(list) = lists.find(|list| is_label_list(list)) else {
+        return Err(EvalError::Layout {
+            path: shown(&folder.root),
+            wanted: format!(
+                "the labels of the pictures in one of {}, here, in {} or up to {} folders above",
+                LABEL_LISTS.join(", "),
+                LIST_PLACES[1],
+                LIST_ABOVE - 1
+            ),
+            found: format!("{} pictures and no such list", folder.files.len()),
+        });
+    };
+    let labels = read_labels(&list)?;
+    let mut absent: BTreeSet<usize> = labels.keys().copied().collect();
+    for (path, class) in &mut folder.files {
+        let name = path.to_string_lossy();
+        let Some(number) = number(&name) else { continue };
+        absent.remove(&number);
+        *class = Some(*labels.get(&number).ok_or_else(|| EvalError::Prompts {
+            path: shown(&list),
+            message: format!("has no label for {name}; it is another set's list"),
+        })?);
+    }
+    let name = |number: usize| format!("ILSVRC2012_val_{number:08}");
+    Ok((list, absent.into_iter().map(name).collect()))
+}
+
+/// Labels (places among the sorted wnids) by the number of the picture. A line is a label, or a file and a label; a label
+/// is a wnid, or alone on its line the devkit's number, or after a file the place among the sorted wnids.
+fn read_labels(list: &Path) -> Result<HashMap<usize, u32>, EvalError> {
+    let text = read(list)?;
+    let devkit: HashMap<u32, u32> = SYNSETS.iter().map(|synset| synset.devkit).zip(0..).collect();
+    let label = |line: &str, at: usize| {
+        let mut words = line.split([' ', '\t', ',']).filter(|word| !word.is_empty());
+        let first = words.next()?;
+        let synset = |wnid: &str| synset(wnid).map(|i| i as u32);
+        match words.next() {
+            None => {
+                Some((at, synset(first).or_else(|| devkit.get(&first.parse().ok()?).copied())?))
+            }
+            Some(second) => {
+                let place = || second.parse().ok().filter(|&i| (i as usize) < SYNSETS.len());
+                Some((number(first)?, synset(second).or_else(place)?))
+            }
+        }
+    };
+    let lines = text.lines().filter(|line| !line.starts_with("ImageId,"));
+    (1..)
+        .zip(lines)
+        .map(|(at, line)| {
+            label(line.trim(), at).ok_or_else(|| EvalError::Prompts {
+                path: shown(list),
+                message: format!(
+                    "line {at}, {:?}, is neither a wnid or a number of the devkit, nor a file of ILSVRC2012's \
+                     validation set and its label",
+                    line.chars().take(60).collect::<String>()
+                ),
+            })
+        })
+        .collect()
+}
+
+/// "3 folders: a, b, c", with the first few only.
+fn listed(names: &[String], what: &str) -> String {
+    const SHOWN: usize = 5;
+    let what = if what.is_empty() { String::new() } else { format!("{} {what}: ", names.len()) };
+    let more =
+        if names.len() > SHOWN { format!(", ... ({} in all)", names.len()) } else { String::new() };
+    match names {
+        [] => format!("no {}", what.trim_start_matches("0 ").trim_end_matches(": ")),
+        _ => format!("{what}{}{more}", names[..names.len().min(SHOWN)].join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::fs;
+
+    /// Files without contents: opening reads names only.
+    fn touch(path: PathBuf) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, b"").unwrap();
+    }
+
+    /// Two pictures in each class folder of `set`, in `dir`.
+    fn folders(dir: &Path, set: NamedSet, file: &str) {
+        for (folder, _) in set.classes() {
+            touch(dir.join(&folder).join(format!("{file}_1.JPEG")));
+            touch(dir.join(&folder).join(format!("{file}_2.JPEG")));
+        }
+    }
+
+    fn open(root: &Path, set: Option<NamedSet>) -> Result<ClassSet, EvalError> {
+        ClassSet::open(&[root.to_str().unwrap().to_owned()], set, None, None)
+    }
+
+    fn error(root: &Path, set: NamedSet) -> String {
+        open(root, Some(set)).err().unwrap().to_string()
+    }
+
+    /// (folder, class) of every picture.
+    fn labels(set: &ClassSet) -> Vec<(String, Option<u32>)> {
+        let folder = |i| set.source.name(i).split('/').next().unwrap().to_owned();
+        (0..set.source.len()).map(|i| (folder(i), set.source.read(i).unwrap().class)).collect()
+    }
+
+    #[test]
+    fn the_lists_are_those_of_the_sets() {
+        let count = |set: NamedSet| set.classes().len();
+        assert_eq!(NamedSet::ALL.map(count), [1000, 200, 200, 1000, 1000, 113]);
+        for set in NamedSet::ALL {
+            assert_eq!(set.name().parse::<NamedSet>().unwrap(), set);
+        }
+        let names = |set| Prompts::of(set, None, None).unwrap();
+        let imagenet = names(NamedSet::ImageNet);
+        assert_eq!(imagenet.templates.len(), 80);
+        assert_eq!(imagenet.duplicates(), [("missile", 2), ("sunglasses", 2)]);
+        assert_eq!((&*imagenet.names[0], &*imagenet.names[999]), ("tench", "toilet paper"));
+        assert_eq!(names(NamedSet::ImageNetA).names[0], "stingray");
+        assert_eq!(names(NamedSet::ObjectNet).names[..2], ["alarm clock", "backpack"]);
+        let e = "imagenet-x".parse::<NamedSet>().unwrap_err().to_string();
+        assert!(e.contains("imagenet-sketch, objectnet"), "{e}");
+    }
+
+    #[test]
+    fn whole_layouts_are_known_without_being_named_and_labels_follow_the_folders() {
+        for (set, below, file) in [
+            (NamedSet::ImageNet, "val", "ILSVRC2012_val_0000000"),
+            (NamedSet::ImageNetA, "imagenet-a", "0.01_fox squirrel"),
+            (NamedSet::ImageNetR, "", "art"),
+            (NamedSet::ImageNetV2, "imagenetv2-matched-frequency-format-val", "a"),
+            (NamedSet::ImageNetSketch, "sketch", "sketch"),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            folders(&root.path().join(below), set, file);
+            if set == NamedSet::ImageNet {
+                // Beside it: what torchvision leaves there.
+                touch(root.path().join("train/n01440764/a.JPEG"));
+                touch(root.path().join("ILSVRC2012_img_val.tar"));
+            }
+            let found = open(root.path(), None).unwrap();
+            assert_eq!(found.set, Some(set));
+            assert_eq!(found.missing.0, set.published() - found.source.len());
+            let classes = set.classes();
+            assert_eq!(found.source.len(), 2 * classes.len());
+            for (folder, class) in labels(&found) {
+                assert_eq!(classes[class.unwrap() as usize].0, folder, "{set}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_folders_of_v2_are_numbers_and_not_words() {
+        let root = tempfile::tempdir().unwrap();
+        folders(root.path(), NamedSet::ImageNetV2, "a");
+        let found = open(root.path(), Some(NamedSet::ImageNetV2)).unwrap();
+        let labels = labels(&found);
+        assert!(
+            labels.contains(&("10".into(), Some(10))) && labels.contains(&("2".into(), Some(2)))
+        );
+        assert_eq!(found.prompts.names[10], "brambling");
+    }
+
+    #[test]
+    fn objectnet_keeps_its_113_classes_and_drops_the_others() {
+        let root = tempfile::tempdir().unwrap();
+        let images = root.path().join("objectnet-1.0/images");
+        folders(&images, NamedSet::ObjectNet, "x");
+        touch(images.join("air_freshener/x.png"));
+        let found = open(root.path(), None).unwrap();
+        assert_eq!((found.set, found.source.len()), (Some(NamedSet::ObjectNet), 226));
+        assert!(found.layout.starts_with("113 of 114 class folders"), "{}", found.layout);
+        fs::remove_dir_all(images.join("banana")).unwrap();
+        assert!(error(root.path(), NamedSet::ObjectNet).contains("112 of them, without banana"));
+    }
+
+    #[test]
+    fn a_wrong_layout_is_told_in_one_line_of_what_was_looked_for_and_found() {
+        let root = tempfile::tempdir().unwrap();
+        folders(root.path(), NamedSet::ImageNet, "a");
+        for wnid in ["n01443537", "n02119789"] {
+            fs::remove_dir_all(root.path().join(wnid)).unwrap();
+        }
+        let e = error(root.path(), NamedSet::ImageNet);
+        assert!(e.contains("looked for imagenet's 1000 synset folders"), "{e}");
+        assert!(e.contains("found 998 of them, without n01443537, n02119789"), "{e}");
+        touch(root.path().join("notes/a.png"));
+        let e = error(root.path(), NamedSet::ImageNet);
+        assert!(e.contains("and 1 others: notes"), "{e}");
+        let e = error(root.path(), NamedSet::ImageNetA);
+        assert!(e.contains("others: n01440764"), "{e}");
+        let e = error(root.path(), NamedSet::ObjectNet);
+        assert!(
+            e.contains("looked for objectnet's 113 folders") && e.contains("999 folders"),
+            "{e}"
+        );
+        let empty = tempfile::tempdir().unwrap();
+        let e = error(empty.path(), NamedSet::ImageNet);
+        assert!(e.contains("here or in val") && e.contains("found no folders"), "{e}");
+    }
+
+    #[test]
+    fn an_empty_class_folder_is_a_class_and_a_picture_outside_has_none() {
+        let root = tempfile::tempdir().unwrap();
+        folders(root.path(), NamedSet::ImageNetA, "a");
+        for i in [1, 2] {
+            fs::remove_file(root.path().join(format!("n01498041/a_{i}.JPEG"))).unwrap();
+        }
+        touch(root.path().join("stray.png"));
+        let found = open(root.path(), None).unwrap();
+        assert_eq!((found.set, found.source.len()), (Some(NamedSet::ImageNetA), 399));
+        let without = labels(&found).into_iter().filter(|(_, class)| class.is_none());
+        assert_eq!(without.map(|(name, _)| name).collect::<Vec<_>>(), ["stray.png"]);
+    }
+
+    #[test]
+    fn flat_validation_pictures_take_their_labels_from_any_of_the_usual_lists() {
+        let truth = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt";
+        let kaggle = "ImageId,PredictionString\nILSVRC2012_val_00000002,n15075141 1 2 3 4\n\
+                      ILSVRC2012_val_00000003,n01443537 1 2 3 4\nILSVRC2012_val_00000001,n01751748 5 6 7 8 \n";
+        for (pictures, list, text) in [
+            ("val", truth, "490\n999\n450\n"),
+            ("ILSVRC/Data/CLS-LOC/val", "LOC_val_solution.csv", kaggle),
+            ("", "imagenet_2012_validation_synset_labels.txt", "n01751748\nn15075141\nn01443537\n"),
+            (
+                "val",
+                "val.txt",
+                "x/ILSVRC2012_val_00000003.JPEG 1\nILSVRC2012_val_00000001.JPEG 65\n\
+                                ILSVRC2012_val_00000002.JPEG 999\n",
+            ),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            for i in [1, 2] {
+                touch(root.path().join(pictures).join(format!("ILSVRC2012_val_0000000{i}.JPEG")));
+            }
+            touch(root.path().join(list));
+            let text = match list == truth {
+                true => text.replace("999", &SYNSETS[999].devkit.to_string()),
+                false => text.to_owned(),
+            };
+            fs::write(root.path().join(list), text).unwrap();
+            let found = open(root.path(), None).unwrap();
+            let classes: Vec<_> = labels(&found).into_iter().map(|(_, class)| class).collect();
+            assert_eq!((found.set, classes), (Some(NamedSet::ImageNet), vec![Some(65), Some(999)]));
+            assert_eq!(found.missing, (49_998, vec!["ILSVRC2012_val_00000003".to_owned()]));
+            assert!(found.layout.contains(list), "{}", found.layout);
+        }
+    }
+
+    #[test]
+    fn flat_pictures_without_their_list_or_with_another_are_refused() {
+        let root = tempfile::tempdir().unwrap();
+        touch(root.path().join("ILSVRC2012_val_00000003.JPEG"));
+        let e = error(root.path(), NamedSet::ImageNet);
+        assert!(e.contains("looked for the labels") && e.contains("LOC_val_solution.csv"), "{e}");
+        let list = root.path().join("imagenet_2012_validation_synset_labels.txt");
+        fs::write(&list, "n01751748\n").unwrap();
+        assert!(
+            error(root.path(), NamedSet::ImageNet).contains("no label for ILSVRC2012_val_00000003")
+        );
+        fs::write(&list, "n01751748\n1001\n").unwrap();
+        assert!(error(root.path(), NamedSet::ImageNet).contains("line 2, \"1001\""));
+    }
+
+    #[test]
+    fn synsets_that_are_no_whole_set_have_their_names_and_splits_are_not_classes() {
+        let root = tempfile::tempdir().unwrap();
+        for path in ["train/n01440764/a.JPEG", "val/n15075141/a.JPEG", "val/n01440764/a.JPEG"] {
+            touch(root.path().join(path));
+        }
+        let found = open(root.path(), None).unwrap();
+        assert_eq!((found.set, found.prompts.names.len()), (None, 2));
+        assert_eq!(found.prompts.names, ["tench", "toilet paper"]);
+        assert_eq!(found.prompts.templates.len(), 80);
+        assert!(found.layout.ends_with("val"), "{}", found.layout);
+    }
+}

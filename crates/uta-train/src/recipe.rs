@@ -399,6 +399,9 @@ pub struct EvalSet {
     /// Which set of the paper's Table 1 it is, as `uta eval zeroshot --set`; what the layout says when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub set: Option<String>,
+    /// Pixels cut from each side of an image: 2 for ObjectNet's frame.
+    #[serde(default, skip_serializing_if = "none")]
+    pub border: u32,
     /// A class name a line; beside the data when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classnames: Option<PathBuf>,
@@ -417,6 +420,9 @@ pub enum EvalKind {
     Retrieval,
 }
 
+fn none(pixels: &u32) -> bool {
+    *pixels == 0
+}
 fn one() -> usize {
     1
 }

@@ -63,6 +63,9 @@ pub struct ZeroshotArgs {
     /// imagenet, imagenet-a, imagenet-r, imagenet-v2, imagenet-sketch or objectnet [default: what the layout says]
     #[arg(long, value_name = "NAME")]
     set: Option<NamedSet>,
+    /// Cut the frame of 2 pixels from ObjectNet's images; CLIP_benchmark leaves it
+    #[arg(long)]
+    objectnet_crop: bool,
     /// A class name a line, in label order [default: the named set's, else classnames.txt beside the set, else its class folders]
     #[arg(long, value_name = "FILE")]
     classnames: Option<PathBuf>,
@@ -131,17 +134,27 @@ fn zeroshot(args: &ZeroshotArgs) -> anyhow::Result<()> {
     let (names, templates) = (args.classnames.as_deref(), args.templates.as_deref());
     let ClassSet { source, prompts, set, layout, missing } =
         ClassSet::open(&args.common.data, args.set, names, templates)?;
+    if args.objectnet_crop && set != Some(NamedSet::ObjectNet) {
+        let set = set.map_or("a folder of classes", NamedSet::name);
+        let message =
+            format!("--objectnet-crop: the set is {set}; leave it out, or give --set objectnet");
+        return Err(Usage(message).into());
+    }
     let mut per_class =
         args.per_class.as_deref().map(|path| create("--per-class", path)).transpose()?;
     let mut predictions =
         args.predictions.as_deref().map(|path| create("--predictions", path)).transpose()?;
-    let setup = Setup::over(&args.common, source.clone())?;
+    let mut setup = Setup::over(&args.common, source.clone())?;
+    setup.options.border = if args.objectnet_crop { OBJECTNET_FRAME } else { 0 };
     let text = setup.text_tower(args.text_model.as_deref(), args.text_arch.as_deref())?;
 
     let mut page =
         Page::new("zero-shot classification", &setup, text.as_ref().map(|t| t.0.as_path()));
     page.setting("set", set.map_or("a folder of classes", NamedSet::name));
     page.setting("layout", layout);
+    if set == Some(NamedSet::ObjectNet) && !args.objectnet_crop {
+        page.setting("frame", "left, as CLIP_benchmark does; --objectnet-crop cuts it");
+    }
     page.setting("class names", format!("{} from {}", prompts.names.len(), prompts.names_from));
     page.setting(
         "templates",
@@ -208,6 +221,9 @@ fn zeroshot(args: &ZeroshotArgs) -> anyhow::Result<()> {
         object.insert("duplicate_names".into(), duplicates.into());
     })
 }
+
+/// Pixels of the red frame around each image of ObjectNet.
+const OBJECTNET_FRAME: u32 = 2;
 
 /// A file that an option names, made before anything is computed.
 fn create(option: &str, path: &Path) -> Result<BufWriter<File>, Usage> {

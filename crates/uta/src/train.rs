@@ -122,6 +122,7 @@ fn evaluator(set: &EvalSet, recipe: &Recipe) -> anyhow::Result<Box<dyn Evaluator
         workers: recipe.data.workers,
         precision: recipe.train.precision.into(),
         decode: recipe.data.decode(),
+        border: set.border,
         ..EvalOptions::default()
     };
     Ok(match set.kind {

@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 use tch::{Device, Kind};
+use uta_eval::NamedSet;
 use uta_model::{Clip, ClipConfig, Ffn, TextConfig, VitConfig};
 
 /// A folder with a CLIP, a student without text, and twelve captioned pictures in three class folders.
@@ -66,6 +67,7 @@ impl World {
         Command::new(env!("CARGO_BIN_EXE_uta"))
             .args(args.split_whitespace())
             .current_dir(self.dir.path())
+            .env("XDG_CACHE_HOME", self.path("cache"))
             .stdin(Stdio::null())
             .output()
             .unwrap()
@@ -112,6 +114,140 @@ fn zeroshot_prints_one_object_and_predictions_that_add_up_to_it() {
     assert!((share(&found["top1"]) - right as f64 / 12.0).abs() < 1e-9);
     let first = &predictions[0];
     assert_eq!(first["names"].as_array().unwrap().len(), first["scores"].as_array().unwrap().len());
+}
+
+/// A picture in each class folder of a set, the set's published number of pictures apart.
+fn named_set(world: &World, below: &str, classes: &[(String, String)]) {
+    let picture = fs::read(world.path("set/blue/0.png")).unwrap();
+    for (folder, _) in classes {
+        let folder = world.path(below).join(folder);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("0.png"), &picture).unwrap();
+    }
+}
+
+#[test]
+fn a_named_set_is_known_by_its_folders_and_says_what_is_missing() {
+    let world = World::new();
+    let classes = NamedSet::ImageNetA.classes();
+    named_set(&world, "imagenet-a", &classes);
+    fs::remove_file(world.path("imagenet-a/n01498041/0.png")).unwrap();
+    let command = "eval zeroshot --model clip --data imagenet-a --per-class out.csv";
+    let found = world.json(&format!("{command} --json"));
+    assert_eq!((&found["set"], &found["n"]), (&"imagenet-a".into(), &199.into()));
+    assert_eq!((&found["classes"], &found["published"]), (&200.into(), &7500.into()));
+    assert_eq!(found["missing"]["images"], 7301);
+    assert_eq!(found["empty_classes"], serde_json::json!(["stingray"]));
+    assert_eq!(found["settings"]["templates"], "80 from ImageNet");
+    assert!(found["settings"]["activations"].as_str().unwrap().contains("Gelu for texts"));
+    let csv = fs::read_to_string(world.path("out.csv")).unwrap();
+    let rows: Vec<&str> = csv.lines().collect();
+    assert_eq!((rows.len(), rows[0]), (201, "label,folder,name,n,top1,low,high"));
+    assert_eq!(rows[1], "0,n01498041,stingray,0,,,");
+    let page = String::from_utf8(world.uta(command).stdout).unwrap();
+    assert!(page.contains("published, not there     7301"), "{page}");
+    assert!(page.contains("classes without images   1  stingray"), "{page}");
+}
+
+#[test]
+fn duplicate_names_of_imagenet_are_told() {
+    let world = World::new();
+    named_set(&world, "root/val", &NamedSet::ImageNet.classes());
+    fs::write(world.path("one.txt"), "a {}\n").unwrap();
+    let found = world.json("eval zeroshot --model clip --data root --templates one.txt --json");
+    assert_eq!((&found["set"], &found["n"]), (&"imagenet".into(), &1000.into()));
+    assert_eq!(found["duplicate_names"], serde_json::json!({"missile": 2, "sunglasses": 2}));
+}
+
+#[test]
+fn objectnets_frame_is_cut_when_asked_and_the_page_says_which() {
+    let world = World::new();
+    named_set(&world, "objectnet-1.0/images", &NamedSet::ObjectNet.classes());
+    let command = "eval zeroshot --model clip --data objectnet-1.0 --json --predictions out.jsonl";
+    let scores = |crop: &str| {
+        let found = world.json(&format!("{command} {crop}"));
+        assert_eq!((&found["set"], &found["n"]), (&"objectnet".into(), &113.into()));
+        let first = fs::read_to_string(world.path("out.jsonl")).unwrap();
+        let first: Value = serde_json::from_str(first.lines().next().unwrap()).unwrap();
+        assert_eq!((&first["file"], &first["label"]), (&"alarm_clock/0.png".into(), &0.into()));
+        (found["settings"].clone(), first["scores"].clone())
+    };
+    let ((whole, a), (cut, b)) = (scores(""), scores("--objectnet-crop"));
+    assert!(whole["frame"].as_str().unwrap().contains("left"), "{whole}");
+    assert!(cut["frame"].is_null() && whole["images"] != cut["images"], "{cut}");
+    assert_ne!(a, b);
+    let line = world.mistake("eval zeroshot --model clip --data set --objectnet-crop");
+    assert!(line.contains("--objectnet-crop: the set is a folder of classes"), "{line}");
+}
+
+#[test]
+fn flat_validation_pictures_need_their_list() {
+    let world = World::new();
+    let picture = fs::read(world.path("set/blue/0.png")).unwrap();
+    fs::create_dir_all(world.path("ilsvrc/val")).unwrap();
+    for i in 1..=3 {
+        fs::write(world.path(&format!("ilsvrc/val/ILSVRC2012_val_0000000{i}.JPEG")), &picture)
+            .unwrap();
+    }
+    let command = "eval zeroshot --model clip --data ilsvrc";
+    let line = world.mistake(command);
+    assert!(line.contains("ILSVRC2012_validation_ground_truth.txt"), "{line}");
+    let devkit = world.path("ilsvrc/ILSVRC2012_devkit_t12/data");
+    fs::create_dir_all(&devkit).unwrap();
+    fs::write(devkit.join("ILSVRC2012_validation_ground_truth.txt"), "490\n361\n171\n822\n")
+        .unwrap();
+    let found = world.json(&format!("{command} --predictions out.jsonl --json"));
+    assert_eq!((&found["set"], &found["n"]), (&"imagenet".into(), &3.into()));
+    assert_eq!(found["missing"]["named"], serde_json::json!(["ILSVRC2012_val_00000004"]));
+    let out = fs::read_to_string(world.path("out.jsonl")).unwrap();
+    // The first pictures' places among the sorted wnids, as Caffe's val.txt has them.
+    let labels =
+        out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["label"].clone());
+    assert_eq!(labels.collect::<Vec<_>>(), [65, 970, 230]);
+}
+
+#[test]
+fn shards_of_clip_benchmark_bring_their_own_words() {
+    let world = World::new();
+    world.json("data pack set --out shards --json");
+    let tars = |dir: &str| -> Vec<PathBuf> {
+        let list = fs::read_dir(world.path(dir)).unwrap().map(|entry| entry.unwrap().path());
+        list.filter(|path| path.extension().is_some_and(|e| e == "tar")).collect()
+    };
+    fs::create_dir_all(world.path("wds/test")).unwrap();
+    fs::copy(&tars("shards")[0], world.path("wds/test/0.tar")).unwrap();
+    fs::write(world.path("wds/test/nshards.txt"), "1\n").unwrap();
+    fs::write(world.path("wds/classnames.txt"), "sky\ngrass\nblood\n").unwrap();
+    fs::write(world.path("wds/zeroshot_classification_templates.txt"), "a {c}\nthe {c}.\n")
+        .unwrap();
+    let command = "eval zeroshot --model clip --data wds";
+    let found = world.json(&format!("{command} --json"));
+    assert_eq!((&found["n"], &found["per_class"][2]["name"]), (&12.into(), &"blood".into()));
+    assert!(found["settings"]["templates"].as_str().unwrap().starts_with("2 from"));
+    let line = world.mistake(&format!("{command} --set imagenet-a"));
+    assert!(line.contains("imagenet-a's 200 classes; found 3 class names"), "{line}");
+    fs::write(world.path("wds/test/nshards.txt"), "2").unwrap();
+    let line = world.mistake(command);
+    assert!(line.contains("looked for 2 shards (nshards.txt); found 1"), "{line}");
+    fs::write(world.path("wds/test/nshards.txt"), "1").unwrap();
+    fs::write(world.path("wds/dataset_type.txt"), "multilabel\n").unwrap();
+    assert!(world.mistake(command).contains("dataset_type.txt says \"multilabel\""));
+}
+
+#[test]
+fn a_classifier_is_kept_between_runs_unless_told_not_to() {
+    let world = World::new();
+    let command = "eval zeroshot --model clip --data set --json";
+    let kept = || fs::read_dir(world.path("cache/uta/classifiers")).map_or(0, Iterator::count);
+    let first = world.json(&format!("{command} --no-cache"));
+    assert_eq!(kept(), 0);
+    assert_eq!(world.json(command), first);
+    assert_eq!(kept(), 1);
+    let out = world.uta(command);
+    assert!(String::from_utf8_lossy(&out.stderr).contains("classifier from"));
+    assert_eq!(serde_json::from_slice::<Value>(&out.stdout).unwrap(), first);
+    world.json(&format!("{command} --cache elsewhere"));
+    assert!(world.path("elsewhere/classifiers").is_dir());
 }
 
 #[test]
@@ -176,6 +312,11 @@ fn a_mistake_is_one_line_with_exit_status_2() {
         ("eval zeroshot --model clip --data set --classnames names.txt", "names.txt"),
         ("eval zeroshot --model clip --data set --classnames missing.txt", "missing.txt"),
         ("eval zeroshot --model clip --data set --batch 0", "--batch"),
+        (
+            "eval zeroshot --model clip --data set --set imagenet",
+            "found 3 folders: blue, green, red",
+        ),
+        ("eval zeroshot --model clip --data set --per-class no/such/folder.csv", "folder.csv"),
         ("eval zeroshot --model clip --data set --device tpu", "tpu"),
         (
             "eval zeroshot --model clip --data set --predictions no/such/folder.jsonl",

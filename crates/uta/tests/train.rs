@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::{Map, Value};
+use uta_eval::NamedSet;
 
 /// A folder with a set of small captioned pictures, a teacher recipe and a student recipe.
 struct World {
@@ -119,6 +120,32 @@ fn a_run_killed_ten_times_ends_with_the_metrics_of_an_undisturbed_one() {
     assert_eq!(metrics(&world.path("killed")), metrics(&world.path("whole")));
     let weights = |run: &str| fs::read(world.path(run).join("model.safetensors")).unwrap();
     assert!(weights("killed") == weights("whole"), "the final weights differ");
+}
+
+#[test]
+fn a_run_measures_a_set_of_table_1_by_its_name() {
+    let world = World::new();
+    let picture = fs::read(world.path("pictures/p00.png")).unwrap();
+    for (folder, _) in NamedSet::ObjectNet.classes() {
+        let folder = world.path("objectnet/images").join(folder);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("a.png"), &picture).unwrap();
+    }
+    let set = |name: &str| {
+        format!(
+            "eval.sets=[{{ name = \"objects\", kind = \"zeroshot\", data = \"objectnet\", set = \"{name}\", border = 2 }}]"
+        )
+    };
+    let args = ["train", "clip.toml", "--set", "train.steps=2", "--set"];
+    world.refuses(&[&args[..], &[&set("objectnut")]].concat(), &["objectnut", "objectnet"]);
+    world.refuses(&[&args[..], &[&set("imagenet-v2")]].concat(), &["folders 0 to 999"]);
+    let out = world.uta(&[&args[..], &[&set("objectnet"), "--out", "run"]].concat());
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    // One picture in every class: whatever the model says, it is right once in 113 times.
+    let last = metrics(&world.path("run")).pop().unwrap();
+    let top1 = last.values().find_map(|v| v.as_f64().filter(|v| (v - 1.0 / 113.0).abs() < 1e-9));
+    assert!(top1.is_some(), "{last:?}");
+    assert!(fs::read_to_string(world.path("run/recipe.toml")).unwrap().contains("border = 2"));
 }
 
 #[test]

@@ -140,13 +140,13 @@ fn zeroshot(args: &ZeroshotArgs) -> anyhow::Result<()> {
             format!("--objectnet-crop: the set is {set}; leave it out, or give --set objectnet");
         return Err(Usage(message).into());
     }
+    let mut setup = Setup::over(&args.common, source.clone())?;
+    setup.options.border = if args.objectnet_crop { OBJECTNET_FRAME } else { 0 };
+    let text = setup.text_tower(args.text_model.as_deref(), args.text_arch.as_deref())?;
     let mut per_class =
         args.per_class.as_deref().map(|path| create("--per-class", path)).transpose()?;
     let mut predictions =
         args.predictions.as_deref().map(|path| create("--predictions", path)).transpose()?;
-    let mut setup = Setup::over(&args.common, source.clone())?;
-    setup.options.border = if args.objectnet_crop { OBJECTNET_FRAME } else { 0 };
-    let text = setup.text_tower(args.text_model.as_deref(), args.text_arch.as_deref())?;
 
     let mut page =
         Page::new("zero-shot classification", &setup, text.as_ref().map(|t| t.0.as_path()));
@@ -225,7 +225,7 @@ fn zeroshot(args: &ZeroshotArgs) -> anyhow::Result<()> {
 /// Pixels of the red frame around each image of ObjectNet.
 const OBJECTNET_FRAME: u32 = 2;
 
-/// A file that an option names, made before anything is computed.
+/// A file that an option names, made before the minutes of computing.
 fn create(option: &str, path: &Path) -> Result<BufWriter<File>, Usage> {
     let file =
         File::create(path).map_err(|e| Usage(format!("{option} {}: {e}", path.display())))?;

@@ -59,6 +59,22 @@ pub enum DataError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A table of pairs cannot be used.
+    #[error("table {}: {reason}", path.display())]
+    Table {
+        /// The table.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// A file of splits, and none was named.
+    #[error("table {} has splits: name one of {found} (--split; split in a recipe's [data.pairs])", path.display())]
+    Splits {
+        /// The table.
+        path: PathBuf,
+        /// Their names, and how many images each has.
+        found: String,
+    },
     /// One sample cannot be used: its image, its class or its meta data is broken.
     #[error("sample {key}: {reason}")]
     Sample {

@@ -13,6 +13,7 @@ mod decode;
 pub mod emoji;
 mod error;
 pub mod pack;
+mod pairs;
 mod parallel;
 pub mod progress;
 mod repair;
@@ -29,8 +30,11 @@ mod transform;
 
 pub use decode::{DecodeOptions, MAX_PIXELS, Rgb, decode, decode_with, dimensions};
 pub use error::DataError;
+pub use pairs::PairOptions;
 pub use resize::Filter;
-pub use source::{Folder, Sample, Source, open, open_all, open_files, subfolders};
+pub use source::{
+    Folder, Sample, Source, is_table, open, open_all, open_files, open_with, subfolders,
+};
 pub use stream::{Batch, Item, Rejected, Stream, StreamOptions, Sweep, sweep};
 pub use tokenizer::Tokenizer;
 pub use transform::{

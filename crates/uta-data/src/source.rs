@@ -1,4 +1,4 @@
-//! Where samples come from: shards, image folders, class folders, behind one trait with random access.
+//! Where samples come from: shards, image folders, class folders, pair tables, behind one trait with random access.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::decode::{self, is_image};
+use crate::pairs::{self, PairOptions, Pairs};
 use crate::shards::Shards;
 use crate::{DataError, MAX_PIXELS};
 
@@ -85,12 +86,49 @@ pub trait Source: Send + Sync {
 }
 
 /// Opens a data spec: a folder of `.tar`, a `.tar`, a pattern of them (`*`, `?`, `{000..099}`, `{a,b}`), a folder of
-/// images, or a folder of class folders.
+/// images, a folder of class folders, or pair tables (`.csv`, `.tsv`, `.jsonl`, `.json`, `.parquet`, `.txt`; patterns
+/// too).
 ///
 /// # Errors
 /// When nothing is there, saying what was looked for and what was found.
 pub fn open(spec: &str) -> Result<Arc<dyn Source>, DataError> {
-    let paths = expand(spec)?;
+    open_with(&[spec.to_owned()], &PairOptions::default())
+}
+
+/// Opens several specs as one source, in their order.
+///
+/// # Errors
+/// As [`open`]; when there are no specs; when two of them name their classes differently.
+pub fn open_all(specs: &[String]) -> Result<Arc<dyn Source>, DataError> {
+    open_with(specs, &PairOptions::default())
+}
+
+/// As [`open_all`], with options for the pair tables among them.
+///
+/// # Errors
+/// As [`open_all`].
+pub fn open_with(specs: &[String], options: &PairOptions) -> Result<Arc<dyn Source>, DataError> {
+    let mut sources = vec![];
+    for spec in specs {
+        let paths = expand(spec)?;
+        if paths.iter().all(|path| path.is_file() && is_table(path)) {
+            for path in paths {
+                sources.push((spec, Arc::new(Pairs::open(&path, options)?) as Arc<dyn Source>));
+            }
+        } else {
+            sources.push((spec, pictures(spec, paths)?));
+        }
+    }
+    join(sources)
+}
+
+/// Whether a file, or a spec, is a table of pairs by its extension.
+pub fn is_table(path: impl AsRef<Path>) -> bool {
+    pairs::EXTENSIONS.iter().any(|extension| has_extension(path.as_ref(), extension))
+}
+
+/// Shards or a folder.
+fn pictures(spec: &str, paths: Vec<PathBuf>) -> Result<Arc<dyn Source>, DataError> {
     let tars: Vec<PathBuf> = match paths.as_slice() {
         [dir] if dir.is_dir() => {
             let tars = listing(dir)?
@@ -107,30 +145,32 @@ pub fn open(spec: &str) -> Result<Arc<dyn Source>, DataError> {
     if let Some(other) = tars.iter().find(|path| !has_extension(path, "tar") || !path.is_file()) {
         return Err(DataError::NotFound {
             spec: spec.to_owned(),
-            reason: format!("{} is neither a folder nor a .tar shard", other.display()),
+            reason: format!(
+                "{} is neither a folder, a .tar shard nor a table of pairs (.{})",
+                other.display(),
+                pairs::EXTENSIONS.join(", .")
+            ),
         });
     }
     Ok(Arc::new(Shards::open(tars)?))
 }
 
-/// Opens several specs as one source, in their order.
-///
-/// # Errors
-/// As [`open`]; when there are no specs; when two of them name their classes differently.
-pub fn open_all(specs: &[String]) -> Result<Arc<dyn Source>, DataError> {
-    let mut sources = specs.iter().map(|spec| open(spec)).collect::<Result<Vec<_>, _>>()?;
+/// Sources end to end, each with the spec it is from.
+fn join(mut sources: Vec<(&String, Arc<dyn Source>)>) -> Result<Arc<dyn Source>, DataError> {
     if sources.len() == 1 {
-        return Ok(sources.remove(0));
+        return Ok(sources.remove(0).1);
     }
-    let named = specs.iter().zip(&sources).filter_map(|(spec, s)| Some((spec, s.class_names()?)));
+    let named = sources.iter().filter_map(|(spec, source)| Some((spec, source.class_names()?)));
     let named: Vec<_> = named.collect();
     if let Some(pair) = named.windows(2).find(|pair| pair[0].1 != pair[1].1) {
-        return Err(DataError::ClassNames { first: pair[0].0.clone(), second: pair[1].0.clone() });
+        let [first, second] = [pair[0].0, pair[1].0].map(|spec| spec.to_string());
+        return Err(DataError::ClassNames { first, second });
     }
     if sources.is_empty() {
         let reason = "give at least one path".into();
         return Err(DataError::NotFound { spec: "(nothing)".into(), reason });
     }
+    let sources: Vec<Arc<dyn Source>> = sources.into_iter().map(|(_, source)| source).collect();
     let starts = sources
         .iter()
         .scan(0, |end, source| {
@@ -285,13 +325,7 @@ impl Source for Folder {
     fn read(&self, i: usize) -> Result<Sample, DataError> {
         let (below, class) = &self.files[i];
         let path = self.root.join(below);
-        // No image of the allowed number of pixels needs more than this, whatever its format.
-        let size = fs::metadata(&path).map_err(DataError::io("read", &path))?.len();
-        if size > 8 * MAX_PIXELS {
-            let reason = format!("{size} bytes are too many for an image");
-            return Err(DataError::Sample { key: self.key(i), reason });
-        }
-        let image = fs::read(&path).map_err(DataError::io("read", &path))?;
+        let image = image_file(&path, || self.key(i))?;
         let mut sample = Sample { key: self.key(i), image, class: *class, ..Sample::default() };
         for extension in ["txt", "json"] {
             let beside = path.with_extension(extension);
@@ -331,6 +365,18 @@ const UNREAD: [&str; 9] = ["bmp", "tif", "tiff", "ppm", "pgm", "heic", "avif", "
 pub fn subfolders(dir: &Path) -> Result<Vec<String>, DataError> {
     let name = |path: PathBuf| Some(path.file_name()?.to_string_lossy().into_owned());
     Ok(listing(dir)?.into_iter().filter(|path| path.is_dir()).filter_map(name).collect())
+}
+
+/// The bytes of an image file, of the sample `key`.
+pub(crate) fn image_file(path: &Path, key: impl FnOnce() -> String) -> Result<Vec<u8>, DataError> {
+    let found = fs::metadata(path).map_err(DataError::io("read", path))?;
+    // No image of the allowed number of pixels needs more than this, whatever its format.
+    let reason = match found.len() {
+        _ if !found.is_file() => format!("{} is no file", path.display()),
+        size if size > 8 * MAX_PIXELS => format!("{size} bytes are too many for an image"),
+        _ => return fs::read(path).map_err(DataError::io("read", path)),
+    };
+    Err(DataError::Sample { key: key(), reason })
 }
 
 fn has_extension(path: &Path, wanted: &str) -> bool {

@@ -11,7 +11,7 @@ use uta_model::{Clip, same_tokens, unit};
 use uta_train::mask::MaskGenerator;
 
 use crate::embed::{finite, sweep};
-use crate::ranking::to_vec;
+use crate::ranking::{mean_std, to_vec};
 use crate::{EvalError, EvalOptions};
 
 /// Mean cosine between a model's tokens and a teacher's.
@@ -32,6 +32,12 @@ pub struct AlignReport {
     pub cosine_cls: f64,
     /// Over the patches that the student saw.
     pub cosine_patches: f64,
+    /// Standard deviation of `cosine` over images; none of a single one.
+    pub cosine_std: Option<f64>,
+    /// The same of `cosine_cls`.
+    pub cosine_cls_std: Option<f64>,
+    /// The same of `cosine_patches`.
+    pub cosine_patches_std: Option<f64>,
     /// Images compared.
     pub n: usize,
     /// Patches that the student saw of each image.
@@ -108,11 +114,17 @@ impl Align {
             return Err(EvalError::Empty { set: self.name.clone(), len: self.source.len(), want });
         }
         let n = per_image.len();
-        let mean = |f: fn(&ImageCosine) -> f64| per_image.iter().map(f).sum::<f64>() / n as f64;
+        let over = |f: fn(&ImageCosine) -> f64| mean_std(per_image.iter().map(f));
+        let (cosine, cosine_std) = over(|image| image.cosine);
+        let (cosine_cls, cosine_cls_std) = over(|image| image.cosine_cls);
+        let (cosine_patches, cosine_patches_std) = over(|image| image.cosine_patches);
         Ok(AlignReport {
-            cosine: mean(|image| image.cosine),
-            cosine_cls: mean(|image| image.cosine_cls),
-            cosine_patches: mean(|image| image.cosine_patches),
+            cosine,
+            cosine_cls,
+            cosine_patches,
+            cosine_std,
+            cosine_cls_std,
+            cosine_patches_std,
             n,
             kept: kept_count,
             per_image,

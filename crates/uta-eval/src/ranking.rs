@@ -1,4 +1,4 @@
-//! Ranks with ties, recall over a matrix of scores, and the interval around a share.
+//! Ranks with ties, and how far a share or a mean may be from what more samples would give.
 
 use tch::{Kind, Tensor};
 
@@ -37,17 +37,33 @@ pub fn standings(scores: &Tensor, right: &Tensor) -> Vec<(u64, u64, u64)> {
     flat.chunks_exact(3).map(|row| (row[0] as u64, row[1] as u64, row[2] as u64)).collect()
 }
 
+/// The quantile of the normal distribution that 95 % intervals on both sides take.
+const Z: f64 = 1.959_963_984_540_054;
+
 /// The 95 % Wilson score interval of a share `p` seen in `n` trials; it stays within `[0, 1]` and is sensible at 0 and 1.
 pub fn wilson(p: f64, n: usize) -> (f64, f64) {
     if n == 0 {
         return (0.0, 1.0);
     }
-    const Z: f64 = 1.959_963_984_540_054;
     let n = n as f64;
     let centre = p + Z * Z / (2.0 * n);
     let half = Z * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
     let scale = 1.0 + Z * Z / n;
     (((centre - half) / scale).max(0.0), ((centre + half) / scale).min(1.0))
+}
+
+/// The mean of `values`, and their standard deviation (of the sample, over n - 1) where there are two or more.
+pub fn mean_std(values: impl ExactSizeIterator<Item = f64> + Clone) -> (f64, Option<f64>) {
+    let n = values.len() as f64;
+    let mean = values.clone().sum::<f64>() / n;
+    let squares: f64 = values.map(|x| (x - mean).powi(2)).sum();
+    (mean, (n > 1.0).then(|| (squares / (n - 1.0)).sqrt()))
+}
+
+/// The 95 % interval of a mean over `n` samples of that standard deviation, by the normal distribution.
+pub fn interval(mean: f64, std: Option<f64>, n: usize) -> Option<(f64, f64)> {
+    let half = Z * std? / (n as f64).sqrt();
+    Some((mean - half, mean + half))
 }
 
 /// All elements of `tensor`, row by row.
@@ -112,6 +128,18 @@ mod tests {
         let right =
             Tensor::from_slice(&[0i64, 1, 0, 1, 1, 1, 0, 0]).view([2, 4]).to_kind(Kind::Bool);
         assert_eq!(standings(&scores, &right), [(1, 2, 1), (0, 4, 2)]);
+    }
+
+    #[test]
+    fn a_mean_has_the_spread_of_its_sample_and_one_value_has_none() {
+        // Of 2, 4, 4, 4, 5, 5, 7, 9 the squares around 5 sum to 32.
+        let values = [2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0];
+        let (mean, std) = mean_std(values.into_iter());
+        assert_eq!((mean, std), (5.0, Some((32.0f64 / 7.0).sqrt())));
+        let (low, high) = interval(mean, std, 8).expect("eight values have a spread");
+        assert!((low - 3.5184).abs() < 1e-4 && (high - 6.4816).abs() < 1e-4, "{low} {high}");
+        assert_eq!(mean_std([3.0].into_iter()), (3.0, None));
+        assert_eq!(interval(3.0, None, 1), None);
     }
 
     #[test]

@@ -103,7 +103,8 @@ impl Retrieval {
             Ok(())
         })?;
         if images.is_empty() {
-            let want = "has a readable image and a caption (a .txt member or a .txt beside it)";
+            let want =
+                "has a readable image and a caption (a .txt member or a .txt beside it, or a row)";
             return Err(EvalError::Empty { set: self.name.clone(), len: self.source.len(), want });
         }
 

@@ -6,7 +6,7 @@ use std::io::Cursor;
 use std::sync::Arc;
 
 use tch::{Device, Tensor};
-use uta_data::{DataError, EvalTransform, Sample, Source, Tokenizer};
+use uta_data::{DataError, DecodeOptions, EvalTransform, Sample, Source, Tokenizer};
 use uta_model::{Clip, ClipConfig, Ffn, Preprocess, TextConfig, VitConfig};
 
 use crate::ranking::to_vec;
@@ -121,8 +121,8 @@ pub fn options(batch: usize) -> EvalOptions {
 /// Sample `i` as the model sees it, `[1,3,S,S]`.
 pub fn naive_pixels(model: &Clip, source: &dyn Source, i: usize) -> Tensor {
     let size = model.config.vision.image_size;
-    let image = uta_data::decode(&source.read(i).unwrap().image).unwrap();
-    let pixels = EvalTransform::new(size as u32).apply(&image).unwrap();
+    let file = source.read(i).unwrap().image;
+    let pixels = EvalTransform::new(size as u32).view(&file, &DecodeOptions::default()).unwrap();
     model.normalise(&Tensor::from_slice(&pixels).view([1, size, size, 3]))
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use torch_ext::Precision;
-use uta_data::{DecodeOptions, MAX_PIXELS, TrainTransform};
+use uta_data::{DecodeOptions, MAX_PIXELS, PairOptions, TrainTransform};
 use uta_model::{TextConfig, VitConfig};
 
 use crate::mask::MaskKind;
@@ -173,6 +173,12 @@ pub struct Data {
     /// Crops, flips, colours.
     #[serde(default)]
     pub transforms: TrainTransform,
+    /// How tables of pairs in `train` are read.
+    #[serde(default, skip_serializing_if = "PairOptions::is_plain")]
+    pub pairs: PairOptions,
+    /// How those in `val` are; as in `train` when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_pairs: Option<PairOptions>,
 }
 
 impl Data {
@@ -394,7 +400,7 @@ pub struct EvalSet {
     pub name: String,
     /// What is measured.
     pub kind: EvalKind,
-    /// Shards or folder.
+    /// Shards, folder or table of pairs.
     pub data: String,
     /// Which set of the paper's Table 1 it is, as `uta eval zeroshot --set`; what the layout says when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -408,6 +414,9 @@ pub struct EvalSet {
     /// A template with `{}` a line; beside the data when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub templates: Option<PathBuf>,
+    /// How a table of pairs is read.
+    #[serde(default, skip_serializing_if = "PairOptions::is_plain")]
+    pub pairs: PairOptions,
 }
 
 /// The evaluators there are.

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use tch::{Device, Tensor, no_grad};
 use torch_ext::{Precision, autocast};
 use uta_data::rng::{Purpose, Rng};
-use uta_data::{Batch, EvalTransform, Source, Stream, StreamOptions, progress};
+use uta_data::{Batch, EvalTransform, PairOptions, Source, Stream, StreamOptions, progress};
 use uta_model::Clip;
 
 use crate::run::{RunDir, State};
@@ -77,17 +77,20 @@ impl Trainer {
     ) -> Result<Trainer, TrainError> {
         let device = crate::recipe::device(&recipe.train.device)
             .map_err(|message| crate::RecipeError { origin: "train.device".into(), message })?;
-        let open = |specs: &[String]| -> Result<_, TrainError> {
-            let source = uta_data::open_all(specs)?;
+        let open = |specs: &[String], pairs: &PairOptions| -> Result<_, TrainError> {
+            let source = uta_data::open_with(specs, pairs)?;
             for problem in source.problems() {
                 tracing::warn!("{problem}");
             }
             Ok(source)
         };
-        let train = open(&recipe.data.train)?;
+        let train = open(&recipe.data.train, &recipe.data.pairs)?;
         let val = match recipe.data.val.is_empty() {
             true => None,
-            false => Some(open(&recipe.data.val)?),
+            false => {
+                let pairs = recipe.data.val_pairs.as_ref().unwrap_or(&recipe.data.pairs);
+                Some(open(&recipe.data.val, pairs)?)
+            }
         };
         recipe.settle(train.len());
         let task = crate::task::build(&recipe, device)?;

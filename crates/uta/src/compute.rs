@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use tch::Device;
 use torch_ext::Precision;
-use uta_data::{DecodeOptions, MAX_PIXELS};
+use uta_data::{DecodeOptions, MAX_PIXELS, PairOptions};
 use uta_eval::EvalOptions;
 use uta_model::Clip;
 
@@ -26,6 +26,37 @@ impl ModelArgs {
     /// The model, on `device`.
     pub fn load(&self, device: Device) -> anyhow::Result<Clip> {
         Ok(uta_train::load(&self.path, self.arch.as_deref(), device)?)
+    }
+}
+
+/// How tables of pairs (.csv, .tsv, .jsonl, .json, .parquet, .txt) are read.
+#[derive(Clone, Debug, Args)]
+pub struct PairArgs {
+    /// The images of a table, nothing outside of it being read [default: paths as they are written, from its own folder]
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
+    /// The table's column of image files, or of their bytes (Parquet) [default: filepath]
+    #[arg(long, value_name = "KEY")]
+    image_key: Option<String>,
+    /// The table's column of captions, or of lists of them (JSON, Parquet) [default: title]
+    #[arg(long, value_name = "KEY")]
+    caption_key: Option<String>,
+    /// Which of the table's splits: test, val, ...
+    #[arg(long, value_name = "NAME")]
+    split: Option<String>,
+}
+
+impl PairArgs {
+    /// The same for the library; `data` has a table that they are for.
+    pub fn options(&self, data: &[String]) -> Result<PairOptions, Usage> {
+        let PairArgs { images, image_key, caption_key, split } = self.clone();
+        let options = PairOptions { images, image_key, caption_key, split };
+        if options.is_plain() || data.iter().any(uta_data::is_table) {
+            return Ok(options);
+        }
+        let data = data.join(" ");
+        let message = "--images, --image-key, --caption-key and --split are for tables of pairs";
+        Err(Usage(format!("{data} is no table: {message}")))
     }
 }
 

@@ -11,6 +11,8 @@ use uta_data::pack::{PackOptions, pack};
 use uta_data::shards::Limit;
 use uta_data::stats::stats;
 
+use crate::compute::PairArgs;
+
 /// Make, pack and describe sets of pictures.
 #[derive(Debug, Subcommand)]
 pub enum Data {
@@ -74,9 +76,11 @@ pub struct PackArgs {
 /// Arguments of `uta data stats`.
 #[derive(Debug, Args)]
 pub struct StatsArgs {
-    /// Shards (a folder, a .tar, a pattern), a folder of images or of class folders; several are joined
+    /// Shards (a folder, a .tar, a pattern), a folder of images or of class folders, tables of pairs; several are joined
     #[arg(value_name = "D", required = true)]
     data: Vec<String>,
+    #[command(flatten)]
+    pairs: PairArgs,
     /// Print one JSON object on standard output and nothing else there
     #[arg(long)]
     json: bool,
@@ -101,7 +105,7 @@ pub fn run(data: Data) -> anyhow::Result<()> {
             print(args.json, &packed)
         }
         Data::Stats(args) => {
-            let source = uta_data::open_all(&args.data)?;
+            let source = uta_data::open_with(&args.data, &args.pairs.options(&args.data)?)?;
             let stats = stats(&source, true)?;
             print(args.json, &stats)
         }

@@ -83,8 +83,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
                 );
                 return Err(Usage(message).into());
             }
-            let model = args.model.load(device)?;
+            let mut model = args.model.load(device)?;
             check_layer(args.layer, &model)?;
+            model.freeze(options.precision);
             let found = embed_images(&model, &source, &options, args.tokens, args.layer)?;
             let mut tensors = vec![("embeddings".to_owned(), found.embeddings)];
             tensors.extend(found.tokens.map(|tokens| ("tokens".to_owned(), tokens)));

@@ -1,4 +1,6 @@
-//! `uta eval zeroshot|retrieval|align`: from a model and a set on disk to a table, or to one JSON object.
+//! `uta eval zeroshot|retrieval|align|table`: from a model and a set on disk to a table, or to one JSON object.
+
+mod table;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -7,12 +9,12 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use torch_ext::Precision;
-use uta_data::{Rejected, Source};
-use uta_eval::ranking::wilson;
+use uta_data::{DataError, PairOptions, Rejected, Source};
+use uta_eval::ranking::{interval, wilson};
 use uta_eval::{
     Align, ClassSet, EvalOptions, NamedSet, Progress, Recall, Retrieval, ZeroShot, ZeroShotReport,
 };
@@ -20,7 +22,7 @@ use uta_model::Clip;
 use uta_train::RunDir;
 use uta_train::mask::{MaskGenerator, MaskKind};
 
-use crate::compute::{ComputeArgs, ModelArgs};
+use crate::compute::{ComputeArgs, ModelArgs, PairArgs};
 use crate::error::Usage;
 
 /// Measure a model.
@@ -32,6 +34,8 @@ pub enum Eval {
     Retrieval(RetrievalArgs),
     /// Mean cosine between a student's tokens and its teacher's
     Align(AlignArgs),
+    /// A table of many models on many sets, beside published values
+    Table(table::TableArgs),
 }
 
 /// What every evaluation takes.
@@ -39,7 +43,7 @@ pub enum Eval {
 pub struct Common {
     #[command(flatten)]
     model: ModelArgs,
-    /// Shards (a folder, a .tar, a pattern), a folder of images or of class folders; several are joined
+    /// Shards (a folder, a .tar, a pattern), a folder of images or of class folders, tables of pairs; several are joined
     #[arg(long, value_name = "D", num_args = 1.., required = true)]
     data: Vec<String>,
     /// Print one JSON object on standard output and nothing else there
@@ -91,6 +95,11 @@ pub struct ZeroshotArgs {
 pub struct RetrievalArgs {
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    pairs: PairArgs,
+    /// Which published test set it is: its split is taken, and its size must be the published one
+    #[arg(long, value_enum, value_name = "NAME")]
+    set: Option<PairSet>,
     /// Whose text tower to use [default: the model's own, else its run's teacher]
     #[arg(long, value_name = "M")]
     text_model: Option<PathBuf>,
@@ -99,11 +108,43 @@ pub struct RetrievalArgs {
     text_arch: Option<String>,
 }
 
+/// The test sets of the paper's Table 2, as Karpathy split them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum PairSet {
+    /// Flickr30k's test split: 1,000 images, 5,000 captions
+    Flickr30k,
+    /// COCO's test split of 2014: 5,000 images, 25,010 captions
+    Coco,
+}
+
+impl PairSet {
+    /// Images and captions.
+    fn published(self) -> (usize, usize) {
+        match self {
+            PairSet::Flickr30k => (1000, 5000),
+            PairSet::Coco => (5000, 25_010),
+        }
+    }
+
+    /// Opens it: where a file has all splits, the test split unless another is asked for.
+    fn open(data: &[String], pairs: &PairOptions) -> Result<Arc<dyn Source>, DataError> {
+        match uta_data::open_with(data, pairs) {
+            Err(DataError::Splits { .. }) => {
+                let split = Some("test".into());
+                uta_data::open_with(data, &PairOptions { split, ..pairs.clone() })
+            }
+            opened => opened,
+        }
+    }
+}
+
 /// Arguments of `uta eval align`.
 #[derive(Debug, Args)]
 pub struct AlignArgs {
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    pairs: PairArgs,
     /// The teacher [default: that of the model's run]
     #[arg(long, value_name = "T")]
     teacher: Option<PathBuf>,
@@ -127,6 +168,7 @@ pub fn run(eval: Eval) -> anyhow::Result<()> {
         Eval::Zeroshot(args) => zeroshot(&args),
         Eval::Retrieval(args) => retrieval(&args),
         Eval::Align(args) => align(&args),
+        Eval::Table(args) => table::run(&args),
     }
 }
 
@@ -259,7 +301,12 @@ fn write_classes(out: &mut impl Write, report: &ZeroShotReport) -> anyhow::Resul
 }
 
 fn retrieval(args: &RetrievalArgs) -> anyhow::Result<()> {
-    let setup = Setup::new(&args.common)?;
+    let pairs = args.pairs.options(&args.common.data)?;
+    let source = match args.set {
+        Some(_) => PairSet::open(&args.common.data, &pairs)?,
+        None => uta_data::open_with(&args.common.data, &pairs)?,
+    };
+    let setup = Setup::over(&args.common, source)?;
     let mut task = Retrieval::new("retrieval", setup.source.clone(), setup.options.clone());
     let text = setup.text_tower(args.text_model.as_deref(), args.text_arch.as_deref())?;
     if let Some((_, text)) = &text {
@@ -268,6 +315,17 @@ fn retrieval(args: &RetrievalArgs) -> anyhow::Result<()> {
     let report = task.run(&setup.model)?;
 
     let mut page = Page::new("image-text retrieval", &setup, text.as_ref().map(|t| t.0.as_path()));
+    if let Some(set) = args.set {
+        let name = set.to_possible_value().map_or(String::new(), |value| value.get_name().into());
+        let ((images, captions), found) = (set.published(), (report.images, report.captions));
+        let size = match found == set.published() {
+            true => "as published".to_string(),
+            false => {
+                format!("NOT as published ({images} images, {captions} captions): not comparable")
+            }
+        };
+        page.setting("set", format!("{name}, {} images, {} captions, {size}", found.0, found.1));
+    }
     page.setting("captions", "as they are, no template; any caption of an image counts");
     page.setting("scores", "cosine; ties share the credit");
     page.count("images", report.images);
@@ -284,11 +342,19 @@ fn retrieval(args: &RetrievalArgs) -> anyhow::Result<()> {
             page.share(&format!("{way} R@{k}"), value, n, (k * chance).min(1.0));
         }
     }
-    page.print(args.common.json, &report, |_, _| {})
+    let published = args.set.map(|set| {
+        let (images, captions) = set.published();
+        json!({ "images": images, "captions": captions })
+    });
+    page.print(args.common.json, &report, |_, object| {
+        object.insert("published".into(), json!(published));
+    })
 }
 
 fn align(args: &AlignArgs) -> anyhow::Result<()> {
-    let setup = Setup::new(&args.common)?;
+    let pairs = args.pairs.options(&args.common.data)?;
+    let source = uta_data::open_with(&args.common.data, &pairs)?;
+    let setup = Setup::over(&args.common, source)?;
     let path = match &args.teacher {
         Some(path) => path.clone(),
         None => setup.run_teacher().ok_or_else(|| {
@@ -296,7 +362,9 @@ fn align(args: &AlignArgs) -> anyhow::Result<()> {
             Usage(format!("{model} is no run that names its teacher; give --teacher"))
         })?,
     };
-    let teacher = Rc::new(setup.load(&path, args.teacher_arch.as_deref())?);
+    let mut teacher = setup.load(&path, args.teacher_arch.as_deref())?;
+    teacher.freeze(setup.options.precision);
+    let teacher = Rc::new(teacher);
     let kind = match args.mask_kind {
         Some(kind) => kind,
         None if args.mask_ratio == 0.0 => MaskKind::None,
@@ -326,10 +394,18 @@ fn align(args: &AlignArgs) -> anyhow::Result<()> {
     );
     page.count("images", report.n);
     page.unreadable(&report.rejected);
-    page.plain("cosine", report.cosine);
-    page.plain("of [CLS]", report.cosine_cls);
-    page.plain("of patches", report.cosine_patches);
-    page.print(args.common.json, &report, |_, _| {})
+    page.mean("cosine", report.cosine, report.cosine_std, report.n);
+    page.mean("of [CLS]", report.cosine_cls, report.cosine_cls_std, report.n);
+    page.mean("of patches", report.cosine_patches, report.cosine_patches_std, report.n);
+    page.print(args.common.json, &report, |report, object| {
+        for (key, mean, std) in [
+            ("cosine", report.cosine, report.cosine_std),
+            ("cosine_cls", report.cosine_cls, report.cosine_cls_std),
+            ("cosine_patches", report.cosine_patches, report.cosine_patches_std),
+        ] {
+            object.insert(format!("{key}_interval"), json!(interval(mean, std, report.n)));
+        }
+    })
 }
 
 /// What an evaluation stands on: model, set and options, checked.
@@ -342,15 +418,11 @@ struct Setup<'a> {
 }
 
 impl<'a> Setup<'a> {
-    fn new(args: &'a Common) -> anyhow::Result<Setup<'a>> {
-        Setup::over(args, uta_data::open_all(&args.data)?)
-    }
-
-    /// Over a set that was opened otherwise.
     fn over(args: &'a Common, source: Arc<dyn Source>) -> anyhow::Result<Setup<'a>> {
         let (device, options) = args.compute.options()?;
         let options = EvalOptions { progress: Some(progress()), ..options };
-        let model = args.model.load(device)?;
+        let mut model = args.model.load(device)?;
+        model.freeze(options.precision);
         Ok(Setup { args, device, model, source, options })
     }
 
@@ -472,8 +544,13 @@ impl Page {
         self.rows.push((name.to_string(), format!("{:6.2} %", 100.0 * value)));
     }
 
-    fn plain(&mut self, name: &str, value: f64) {
-        self.rows.push((name.to_string(), format!("{value:8.4}")));
+    fn mean(&mut self, name: &str, mean: f64, std: Option<f64>, n: usize) {
+        let spread = interval(mean, std, n).zip(std).map(|((low, high), std)| {
+            format!(
+                "   95 % interval {low:.4} to {high:.4}   standard deviation over images {std:.4}"
+            )
+        });
+        self.rows.push((name.to_string(), format!("{mean:8.4}{}", spread.unwrap_or_default())));
     }
 
     /// Prints the page; or the report as one JSON object with `extra` members, the settings and what was left out when

@@ -134,7 +134,8 @@ fn evaluator(set: &EvalSet, recipe: &Recipe) -> anyhow::Result<Box<dyn Evaluator
             Box::new(ZeroShot::new(&set.name, source, prompts, options))
         }
         EvalKind::Retrieval => {
-            Box::new(Retrieval::new(&set.name, uta_data::open(&set.data)?, options))
+            let source = uta_data::open_with(std::slice::from_ref(&set.data), &set.pairs)?;
+            Box::new(Retrieval::new(&set.name, source, options))
         }
     })
 }
@@ -155,7 +156,7 @@ pub fn stop_on_ctrl_c() -> anyhow::Result<Arc<AtomicBool>> {
 
 /// The recipe given beside --resume must be the run's own.
 fn same_run(mut given: Recipe, run: &Recipe, path: &Path) -> anyhow::Result<()> {
-    given.settle(uta_data::open_all(&given.data.train)?.len());
+    given.settle(uta_data::open_with(&given.data.train, &given.data.pairs)?.len());
     if given == *run {
         return Ok(());
     }

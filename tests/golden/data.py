@@ -3,6 +3,7 @@
 Made with Pillow 13.0.0, torchvision 0.28.0, open_clip_torch 3.3.0.
 
     decode/NAME.{png,gif,webp,jpg}   images of every kind, and NAME.rgb, the bytes [29, 37, 3] of Image.convert("RGB")
+    jpeg/CHROMA.jpg                  baseline JPEGs of 61 x 43, and CHROMA-N.rgb, the bytes of Pillow's draft at 1 / N
     resize/picture.png               97 x 61 pixels, and what torchvision makes of it:
     resize/eval-S.rgb                Resize(S, BICUBIC) and CenterCrop(S), bytes [S, S, 3]
     resize/crop-L-T-W-H-S.rgb        crop(L, T, W, H) resized to S, bicubic, rows first
@@ -78,6 +79,30 @@ def decode():
         image.save(folder / name, **options)
     for path in sorted(folder.iterdir()):
         path.with_name(path.name + ".rgb").write_bytes(Image.open(path).convert("RGB").tobytes())
+
+
+def jpeg():
+    """Baseline JPEGs of every chroma, and Pillow's pixels of them, whole and by `draft` at 1/2, 1/4 and 1/8."""
+    import simplejpeg
+
+    folder = HERE / "jpeg"
+    folder.mkdir()
+    image = picture(61, 43, 3, 7)
+    for chroma in ["444", "422", "440", "420", "gray"]:
+        space = ("GRAY", image[..., :1]) if chroma == "gray" else ("RGB", image)
+        sampling = "444" if chroma == "gray" else chroma
+        data = simplejpeg.encode_jpeg(np.ascontiguousarray(space[1]), 88, space[0], sampling)
+        (folder / f"{chroma}.jpg").write_bytes(data)
+    Image.fromarray(image).save(folder / "restart.jpg", quality=60, subsampling=2, restart_marker_blocks=3, optimize=True)
+    for path in sorted(folder.iterdir()):
+        for shrink in [1, 2, 4, 8]:
+            opened = Image.open(path)
+            width, height = -(-61 // shrink), -(-43 // shrink)
+            if shrink > 1:
+                opened.draft("RGB", (61 // shrink, 43 // shrink))
+            pixels = opened.convert("RGB")
+            assert pixels.size == (width, height)
+            path.with_name(f"{path.stem}-{shrink}.rgb").write_bytes(pixels.tobytes())
 
 
 def resize():
@@ -221,6 +246,7 @@ if __name__ == "__main__":
     shutil.rmtree(HERE, ignore_errors=True)
     HERE.mkdir()
     decode()
+    jpeg()
     resize()
     jitter()
     draws()

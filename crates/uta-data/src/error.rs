@@ -83,6 +83,12 @@ pub enum DataError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A sample needs a caption and has none that can be read.
+    #[error("sample {key}: has no caption, or none in UTF-8")]
+    Caption {
+        /// The sample's key.
+        key: String,
+    },
     /// An image cannot be decoded.
     #[error("{0}")]
     Image(String),
@@ -119,12 +125,16 @@ pub enum DataError {
         key: String,
     },
     /// Too many samples in a row were unusable for training to go on.
-    #[error("{rejected} of the last {of} samples were unusable, the last one {key}: {reason}")]
+    #[error(
+        "{rejected} of the last {of} samples were unusable ({counts} so far), the last one {key}: {reason}"
+    )]
     TooManyRejected {
         /// Unusable ones.
         rejected: usize,
         /// The size of the window.
         of: usize,
+        /// Unusable ones of each [`Fault`] since the stream began, as text.
+        counts: String,
         /// The last unusable one.
         key: String,
         /// Why.
@@ -145,7 +155,49 @@ pub enum DataError {
     },
 }
 
+/// What kind of thing is wrong with a sample that can't be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fault {
+    /// A file that is gone or that the system won't read.
+    Unreadable,
+    /// A shard that was cut or changed, or a member that is missing from it.
+    Shard,
+    /// An image that can't be decoded.
+    Image,
+    /// A caption that is missing or no text.
+    Caption,
+    /// A class or `.json` that makes no sense.
+    Metadata,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Fault::Unreadable => "unreadable",
+            Fault::Shard => "shard",
+            Fault::Image => "image",
+            Fault::Caption => "caption",
+            Fault::Metadata => "metadata",
+        })
+    }
+}
+
 impl DataError {
+    /// What it says of the sample that it came up at.
+    pub fn fault(&self) -> Fault {
+        match self {
+            DataError::Io { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof => {
+                Fault::Shard
+            }
+            DataError::Io { .. } => Fault::Unreadable,
+            DataError::Shard { .. } => Fault::Shard,
+            DataError::Caption { .. } => Fault::Caption,
+            DataError::Sample { .. } => Fault::Metadata,
+            _ => Fault::Image,
+        }
+    }
+
     /// For `map_err`: an operating system's answer with what was tried on which path.
     pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> DataError {
         let path = path.as_ref().to_owned();

@@ -12,6 +12,7 @@
 mod decode;
 pub mod emoji;
 mod error;
+mod jpeg;
 pub mod pack;
 mod pairs;
 mod parallel;
@@ -29,7 +30,7 @@ mod tokenizer;
 mod transform;
 
 pub use decode::{DecodeOptions, MAX_PIXELS, Rgb, decode, decode_with, dimensions};
-pub use error::DataError;
+pub use error::{DataError, Fault};
 pub use pairs::PairOptions;
 pub use resize::Filter;
 pub use source::{

@@ -49,7 +49,7 @@ impl fmt::Display for Packed {
         let megabytes = self.bytes as f64 / 1e6;
         writeln!(f, "{samples} samples in {shards} shards, {megabytes:.1} MB")?;
         writeln!(f, "{} with captions, {} classes", self.captioned, self.classes.unwrap_or(0))?;
-        for Rejected { key, reason } in &self.broken {
+        for Rejected { key, reason, .. } in &self.broken {
             writeln!(f, "left out: {key}: {reason}")?;
         }
         for shard in &self.shards {
@@ -144,8 +144,7 @@ pub(crate) fn inspect(
             let format = crate::decode::format(&sample.image)?;
             Ok(Inspected { sample, size: (image.width, image.height), format })
         };
-        inspected()
-            .map_err(|e: DataError| Rejected { key: source.key(i as usize), reason: e.to_string() })
+        inspected().map_err(|e: DataError| Rejected::new(source.as_ref(), i as usize, &e))
     })
 }
 

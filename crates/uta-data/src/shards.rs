@@ -316,6 +316,10 @@ impl Source for Shards {
         })
     }
 
+    fn shard(&self, i: usize) -> Option<String> {
+        Some(self.paths[self.spans[i].shard as usize].display().to_string())
+    }
+
     fn class_names(&self) -> Option<&[String]> {
         self.class_names.as_deref()
     }

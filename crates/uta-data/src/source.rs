@@ -32,7 +32,8 @@ impl Sample {
         let broken = |reason: String| DataError::Sample { key: self.key.clone(), reason };
         match extension {
             "txt" => {
-                let text = String::from_utf8_lossy(contents);
+                // What is no text is no caption; whether that matters, the task knows.
+                let text = std::str::from_utf8(contents).unwrap_or_default();
                 let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
                 self.captions = lines.map(str::to_owned).collect();
             }
@@ -74,6 +75,11 @@ pub trait Source: Send + Sync {
     /// What sample `i` is called in the source, with its extension where it is a file of its own.
     fn name(&self, i: usize) -> String {
         self.key(i)
+    }
+
+    /// The shard that sample `i` lies in, for messages.
+    fn shard(&self, _i: usize) -> Option<String> {
+        None
     }
 
     /// What the classes are called, by index, where the source knows.
@@ -228,6 +234,11 @@ impl Source for Several {
     fn name(&self, i: usize) -> String {
         let (source, i) = self.at(i);
         source.name(i)
+    }
+
+    fn shard(&self, i: usize) -> Option<String> {
+        let (source, i) = self.at(i);
+        source.shard(i)
     }
 
     fn class_names(&self) -> Option<&[String]> {

@@ -69,7 +69,7 @@ impl fmt::Display for Stats {
         for problem in &self.problems {
             writeln!(f, "problem    {problem}")?;
         }
-        for Rejected { key, reason } in self.broken.iter().take(10) {
+        for Rejected { key, reason, .. } in self.broken.iter().take(10) {
             writeln!(f, "broken     {key}: {reason}")?;
         }
         write!(f, "broken     {} in all", self.broken.len())

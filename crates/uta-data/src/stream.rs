@@ -1,6 +1,6 @@
 //! Batches: an endless shuffled stream for training, and an ordered sweep for evaluation, both decoded in threads.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::parallel::Ordered;
 use crate::rng::{Purpose, Rng};
-use crate::{DataError, DecodeOptions, EvalTransform, Source, TrainTransform, decode_with};
+use crate::{DataError, DecodeOptions, EvalTransform, Fault, Source, TrainTransform};
 
 /// Unusable samples that one position may meet before the stream gives up.
 const MAX_ATTEMPTS: u64 = 20;
@@ -19,8 +19,10 @@ const WINDOW: usize = 1000;
 /// How a [`Stream`] runs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StreamOptions {
-    /// Samples in a batch of this rank.
+    /// Images in a batch of this rank.
     pub batch: usize,
+    /// Views of each sample, side by side in a batch: it is read and decoded once for all. A divisor of `batch`.
+    pub repeats: usize,
     /// Seed of order, augmentation and captions.
     pub seed: u64,
     /// Decoding threads, at least 1. The batches don't depend on it.
@@ -43,6 +45,7 @@ impl Default for StreamOptions {
     fn default() -> StreamOptions {
         StreamOptions {
             batch: 256,
+            repeats: 1,
             seed: 0,
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             prefetch: 2,
@@ -56,13 +59,35 @@ impl Default for StreamOptions {
 }
 
 impl StreamOptions {
+    /// Samples, not images, in a batch of this rank.
+    fn samples(&self) -> u64 {
+        (self.batch / self.repeats) as u64
+    }
+
+    /// Where the `local`-th sample of this rank is in the whole stream: global batches one after the other, in each of them
+    /// the ranks.
+    fn position(&self, local: u64) -> u64 {
+        let batch = self.samples();
+        (local / batch * self.world as u64 + self.rank as u64) * batch + local % batch
+    }
+
     fn validate(&self) -> Result<(), DataError> {
-        let StreamOptions { batch, workers, prefetch, rank, world, max_rejected, .. } = *self;
-        let counts =
-            [("batch", batch), ("workers", workers), ("prefetch", prefetch), ("world", world)];
+        let StreamOptions { batch, repeats, workers, prefetch, rank, world, max_rejected, .. } =
+            *self;
+        let counts = [
+            ("batch", batch),
+            ("repeats", repeats),
+            ("workers", workers),
+            ("prefetch", prefetch),
+            ("world", world),
+        ];
         if let Some((field, _)) = counts.into_iter().find(|&(_, count)| count == 0) {
             let reason = "must be 1 or more".into();
             return Err(DataError::Option { field, value: "0".into(), reason });
+        }
+        if !batch.is_multiple_of(repeats) {
+            let reason = format!("must divide the batch of a process, {batch}");
+            return Err(DataError::Option { field: "repeats", value: repeats.to_string(), reason });
         }
         if rank >= world {
             let reason = format!("must be below the world size, {world}");
@@ -127,7 +152,7 @@ pub struct Item {
     pub caption: Option<String>,
     /// Its class.
     pub class: Option<u32>,
-    /// Its place in the whole stream, over all ranks; in a sweep its index.
+    /// Its place among the images of the whole stream, over all ranks; in a sweep its index.
     pub position: u64,
     /// Its index in the source.
     pub index: usize,
@@ -136,31 +161,55 @@ pub struct Item {
 /// A sample that could not be used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Rejected {
-    /// Its key.
+    /// The shard it lies in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shard: Option<String>,
+    /// Its key; empty where more than a sample is meant.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub key: String,
+    /// What kind of thing is wrong.
+    pub kind: Fault,
     /// Why.
     pub reason: String,
 }
 
-/// One position of the stream, filled.
+impl Rejected {
+    /// One of the [`problems`](Source::problems) of a source.
+    pub fn part(problem: String) -> Rejected {
+        Rejected { shard: None, key: String::new(), kind: Fault::Shard, reason: problem }
+    }
+
+    /// Sample `i` of a source, for what came up at it.
+    pub(crate) fn new(source: &dyn Source, i: usize, error: &DataError) -> Rejected {
+        Rejected {
+            shard: source.shard(i),
+            key: source.key(i),
+            kind: error.fault(),
+            reason: error.to_string(),
+        }
+    }
+}
+
+/// A sample of the stream, in as many views as it is repeated.
 struct Filled {
-    pixels: Vec<u8>,
-    item: Item,
+    views: Vec<(Item, Vec<u8>)>,
     rejected: Vec<Rejected>,
 }
 
 /// An endless, shuffled, resumable stream of training batches.
 ///
-/// Position p of the stream is sample `permutation(seed, p / n)[p % n]`, whatever the number of ranks and threads; rank r
-/// takes its slice of every global batch.
+/// Sample p of the stream is sample `permutation(seed, p / n)[p % n]`, whatever the number of ranks and threads; rank r
+/// takes its slice of every global batch. Each gives `repeats` images.
 pub struct Stream {
     filled: Ordered<Result<Filled, DataError>>,
     options: StreamOptions,
     size: u32,
     samples: u64,
     next: u64,
-    /// Unusable samples met at each of the last positions.
+    /// Unusable samples met at each of the last ones.
     recent: VecDeque<usize>,
+    /// All unusable samples met.
+    faults: BTreeMap<Fault, u64>,
 }
 
 impl Stream {
@@ -184,17 +233,14 @@ impl Stream {
             require_captions(source.as_ref())?;
         }
         let (size, samples) = (transform.size, source.len() as u64);
-        let (batch, rank, world) =
-            (options.batch as u64, options.rank as u64, options.world as u64);
         let o = options.clone();
-        let fill = move |local: u64| {
-            let position = (local / batch * world + rank) * batch + local % batch;
-            fill(source.as_ref(), &transform, &o, position)
-        };
+        let batch = o.samples();
+        let fill = move |local| fill(source.as_ref(), &transform, &o, o.position(local));
         let ahead = options.prefetch as u64 * batch;
         let range = first_batch * batch..u64::MAX;
         let filled = Ordered::new(options.workers, ahead, range, fill);
-        Ok(Stream { filled, options, size, samples, next: first_batch, recent: VecDeque::new() })
+        let (recent, faults) = (VecDeque::new(), BTreeMap::new());
+        Ok(Stream { filled, options, size, samples, next: first_batch, recent, faults })
     }
 
     /// The next batch.
@@ -203,18 +249,23 @@ impl Stream {
     /// When too many samples are unusable.
     pub fn next_batch(&mut self) -> Result<Batch, DataError> {
         let mut batch = Batch::new(self.next, self.size, self.options.batch);
-        for _ in 0..self.options.batch {
+        for _ in 0..self.options.samples() {
             let filled = self.filled.next().expect("the stream is endless")?;
-            batch.pixels.extend_from_slice(&filled.pixels);
-            batch.items.push(filled.item);
+            for (item, pixels) in filled.views {
+                batch.pixels.extend_from_slice(&pixels);
+                batch.items.push(item);
+            }
             self.recent.push_back(filled.rejected.len());
+            for rejected in &filled.rejected {
+                *self.faults.entry(rejected.kind).or_default() += 1;
+            }
             batch.rejected.extend(filled.rejected);
             if self.recent.len() > WINDOW {
                 self.recent.pop_front();
             }
         }
         self.next += 1;
-        let global = (self.options.batch * self.options.world) as f64;
+        let global = (self.options.samples() * self.options.world as u64) as f64;
         batch.epoch = self.next as f64 * global / self.samples as f64;
         self.check_rejected(&batch)?;
         Ok(batch)
@@ -228,15 +279,25 @@ impl Stream {
             Some(last)
                 if rejected > 10 && rejected as f64 > self.options.max_rejected * of as f64 =>
             {
-                let (key, reason) = (last.key.clone(), last.reason.clone());
-                Err(DataError::TooManyRejected { rejected, of, key, reason })
+                Err(too_many(rejected, of, &self.faults, last))
             }
             _ => Ok(()),
         }
     }
 }
 
-/// Reads, decodes and augments the sample of a position, or the first usable one of those drawn in its place.
+fn too_many(
+    rejected: usize,
+    of: usize,
+    faults: &BTreeMap<Fault, u64>,
+    last: &Rejected,
+) -> DataError {
+    let counts: Vec<String> = faults.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
+    let (key, reason) = (last.key.clone(), last.reason.clone());
+    DataError::TooManyRejected { rejected, of, counts: counts.join(", "), key, reason }
+}
+
+/// Reads, decodes and augments sample `position` of the stream, or the first usable one of those drawn in its place.
 fn fill(
     source: &dyn Source,
     transform: &TrainTransform,
@@ -248,20 +309,19 @@ fn fill(
     let mut index = permuted(options.seed, epoch, position % n, n);
     let mut rejected: Vec<Rejected> = vec![];
     for attempt in 0..MAX_ATTEMPTS {
-        match guarded(|| view(source, transform, options, epoch, index as usize)) {
-            Ok((key, caption, class, pixels)) => {
-                let item = Item { key, caption, class, position, index: index as usize };
-                return Ok(Filled { pixels, item, rejected });
-            }
+        let i = index as usize;
+        match guarded(|| views(source, transform, options, epoch, position, i)) {
+            Ok(views) => return Ok(Filled { views, rejected }),
             Err(e) => {
-                rejected.push(Rejected { key: source.key(index as usize), reason: e.to_string() });
+                rejected.push(Rejected::new(source, i, &e));
                 index = Rng::new(options.seed, Purpose::Replace, &[position, attempt]).below(n);
             }
         }
     }
-    let last = rejected.pop().expect("every attempt failed");
-    let of = MAX_ATTEMPTS as usize;
-    Err(DataError::TooManyRejected { rejected: of, of, key: last.key, reason: last.reason })
+    let mut faults = BTreeMap::new();
+    rejected.iter().for_each(|r| *faults.entry(r.kind).or_default() += 1);
+    let last = rejected.last().expect("every attempt failed");
+    Err(too_many(rejected.len(), rejected.len(), &faults, last))
 }
 
 /// A decoder that panics on a damaged image costs that sample, not the run.
@@ -270,30 +330,38 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, DataError>) -> Result<T, DataErro
         .unwrap_or_else(|_| Err(DataError::Image("the decoder panicked on this image".into())))
 }
 
-type View = (String, Option<String>, Option<u32>, Vec<u8>);
-
-fn view(
+fn views(
     source: &dyn Source,
     transform: &TrainTransform,
     options: &StreamOptions,
     epoch: u64,
+    position: u64,
     index: usize,
-) -> Result<View, DataError> {
-    let mut sample = source.read(index)?;
-    let counters = [epoch, index as u64];
-    let caption = match sample.captions.len() as u64 {
-        0 if options.captions => {
-            return Err(DataError::Sample { key: sample.key, reason: "has no caption".into() });
-        }
-        0 => None,
-        n => {
-            let which = Rng::new(options.seed, Purpose::Caption, &counters).below(n);
-            Some(sample.captions.swap_remove(which as usize))
+) -> Result<Vec<(Item, Vec<u8>)>, DataError> {
+    let sample = source.read(index)?;
+    if options.captions && sample.captions.is_empty() {
+        return Err(DataError::Caption { key: sample.key });
+    }
+    let repeats = options.repeats as u64;
+    let rng = |purpose, repeat| match repeat {
+        0 => Rng::new(options.seed, purpose, &[epoch, index as u64]),
+        repeat => Rng::new(options.seed, purpose, &[epoch, index as u64, repeat]),
+    };
+    let mut rngs: Vec<Rng> = (0..repeats).map(|repeat| rng(Purpose::Augment, repeat)).collect();
+    let views = transform.views(&sample.image, &options.decode, &mut rngs)?;
+    let item = |repeat| {
+        let captions = &sample.captions;
+        let drawn = (!captions.is_empty())
+            .then(|| rng(Purpose::Caption, repeat).below(captions.len() as u64));
+        Item {
+            key: sample.key.clone(),
+            caption: drawn.map(|which| captions[which as usize].clone()),
+            class: sample.class,
+            position: position * repeats + repeat,
+            index,
         }
     };
-    let mut rng = Rng::new(options.seed, Purpose::Augment, &counters);
-    let pixels = transform.apply(&decode_with(&sample.image, &options.decode)?, &mut rng)?;
-    Ok((sample.key, caption, sample.class, pixels))
+    Ok((0..repeats).map(item).zip(views).collect())
 }
 
 fn require_captions(source: &dyn Source) -> Result<(), DataError> {
@@ -377,8 +445,7 @@ pub fn sweep(
             };
             Ok((pixels, item))
         };
-        guarded(look)
-            .map_err(|e: DataError| Rejected { key: source.key(i as usize), reason: e.to_string() })
+        guarded(look).map_err(|e| Rejected::new(source.as_ref(), i as usize, &e))
     };
     let views = Ordered::new(workers, 2 * batch as u64, 0..samples as u64, view);
     Sweep { views, size, batch, samples, done: 0, next: 0 }
@@ -390,8 +457,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::Sample;
     use crate::testing::png;
+    use crate::{ColorJitter, Sample};
 
     /// Pictures whose colour is their number; some of them broken.
     struct Colours {
@@ -452,6 +519,50 @@ mod tests {
     }
 
     #[test]
+    fn ten_million_samples_come_once_an_epoch_the_same_for_any_number_of_ranks_and_wherever_resumed()
+     {
+        let n = 10_000_000u64;
+        for epoch in [0, 1] {
+            let mut seen = vec![false; n as usize];
+            for i in 0..n {
+                let sample = permuted(7, epoch, i, n) as usize;
+                assert!(!std::mem::replace(&mut seen[sample], true), "{sample} twice in {epoch}");
+            }
+            // As many as there are, none twice: each once.
+        }
+        // What a rank reads from any batch on is the same part of the one order.
+        let global = 4096 * 3;
+        for world in [1, 2, 3, 8] {
+            let options = |rank| StreamOptions { batch: global / world, rank, world, ..options() };
+            let mut next = 0;
+            for step in 0..2 * n / global as u64 {
+                for rank in 0..world {
+                    let (options, batch) = (options(rank), (global / world) as u64);
+                    for local in [step * batch, step * batch + batch / 2, (step + 1) * batch - 1] {
+                        let position = options.position(local);
+                        assert_eq!(position, next + local - step * batch);
+                    }
+                    next += batch;
+                }
+            }
+        }
+        let source = colours(200, &[]);
+        for i in 0..20 {
+            let first = Rng::new(5, Purpose::Order, &[i]).below(100_000);
+            let world = [1, 2, 3, 8][i as usize % 4];
+            let start = |batch, rank, world| {
+                stream(source.clone(), StreamOptions { batch, rank, world, ..options() }, first)
+            };
+            let whole = start(24, 0, 1).next_batch().unwrap().items;
+            let ranks = (0..world).map(|rank| start(24 / world, rank, world).next_batch().unwrap());
+            assert_eq!(ranks.flat_map(|batch| batch.items).collect::<Vec<_>>(), whole);
+            let order = |i: u64| permuted(9, i / 200, i % 200, 200) as usize;
+            let expected: Vec<usize> = (24 * first..24 * first + 24).map(order).collect();
+            assert_eq!(whole.iter().map(|item| item.index).collect::<Vec<_>>(), expected);
+        }
+    }
+
+    #[test]
     fn batches_depend_neither_on_threads_nor_on_where_the_stream_started() {
         let source = colours(50, &[4, 17]);
         let mut whole = stream(source.clone(), options(), 0);
@@ -475,6 +586,34 @@ mod tests {
             both.extend(b.next_batch().unwrap().items);
             assert_eq!(both, whole.items);
         }
+    }
+
+    #[test]
+    fn repeats_are_views_of_one_sample_side_by_side_and_the_first_is_as_without() {
+        let source = colours(50, &[4]);
+        let options = |batch, repeats| StreamOptions { batch, repeats, ..options() };
+        let jitter = ColorJitter { brightness: 0.5, ..ColorJitter::default() };
+        let transform = TrainTransform { size: 4, color_jitter: jitter, ..Default::default() };
+        let start = |batch, repeats| {
+            Stream::new(source.clone(), transform.clone(), options(batch, repeats), 0).unwrap()
+        };
+        let (mut once, mut thrice) = (start(2, 1), start(6, 3));
+        for _ in 0..25 {
+            let (one, three) = (once.next_batch().unwrap(), thrice.next_batch().unwrap());
+            assert_eq!(one.epoch, three.epoch);
+            for (i, item) in three.items.iter().enumerate() {
+                let same = &one.items[i / 3];
+                assert_eq!(
+                    (item.index, item.position),
+                    (same.index, 3 * same.position + i as u64 % 3)
+                );
+            }
+            let view = |batch: &Batch, i: usize| batch.pixels[i * 48..][..48].to_vec();
+            assert_eq!((view(&three, 0), view(&three, 3)), (view(&one, 0), view(&one, 1)));
+            assert_ne!(view(&three, 0), view(&three, 1));
+        }
+        let e = Stream::new(source.clone(), transform.clone(), options(6, 4), 0).err().unwrap();
+        assert!(e.to_string().contains("repeats = 4: must divide"), "{e}");
     }
 
     #[test]

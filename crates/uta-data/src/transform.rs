@@ -1,12 +1,14 @@
 //! From a decoded image to the square a model sees: torchvision's training and evaluation transforms on bytes.
 
+use std::cell::RefCell;
 use std::fmt;
 
 use fast_image_resize::images::{TypedCroppedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use serde::{Deserialize, Serialize};
 
-use crate::decode::{Held, decode_held};
+use crate::decode::{Held, decode_held, decode_with};
+use crate::jpeg::Jpeg;
 use crate::resize::{self, Filter, First, Side};
 use crate::rng::Rng;
 use crate::{DataError, DecodeOptions, Rgb};
@@ -22,6 +24,34 @@ pub struct CropBox {
     pub width: u32,
     /// Rows.
     pub height: u32,
+}
+
+impl CropBox {
+    fn whole(width: u32, height: u32) -> CropBox {
+        CropBox { left: 0, top: 0, width, height }
+    }
+
+    /// The box in an image of 1 / `shrink` the size, `width` x `height`, to the nearest pixel.
+    fn scaled(self, shrink: u32, width: u32, height: u32) -> CropBox {
+        let side = |start: u32, length: u32, whole: u32| {
+            let length = (length / shrink).clamp(1, whole);
+            (((start + shrink / 2) / shrink).min(whole - length), length)
+        };
+        let ((left, width), (top, height)) =
+            (side(self.left, self.width, width), side(self.top, self.height, height));
+        CropBox { left, top, width, height }
+    }
+
+    /// The smallest box around both.
+    fn union(self, other: CropBox) -> CropBox {
+        let (left, top) = (self.left.min(other.left), self.top.min(other.top));
+        let end = |start, length, other_start, other_length| {
+            u32::max(start + length, other_start + other_length)
+        };
+        let right = end(self.left, self.width, other.left, other.width);
+        let bottom = end(self.top, self.height, other.top, other.height);
+        CropBox { left, top, width: right - left, height: bottom - top }
+    }
 }
 
 /// torchvision's `ColorJitter`: how far each factor may stray from none; 0 leaves it alone.
@@ -56,6 +86,9 @@ pub struct TrainTransform {
     pub color_jitter_prob: f64,
     /// Probability of a gray image.
     pub grayscale: f64,
+    /// Whether a JPEG whose crop has at least twice `size` pixels each way is decoded at a half, a quarter or an eighth of
+    /// its size, as far as the crop stays at least `size` wide and high.
+    pub reduce: bool,
 }
 
 impl Default for TrainTransform {
@@ -69,6 +102,7 @@ impl Default for TrainTransform {
             color_jitter: ColorJitter::default(),
             color_jitter_prob: 1.0,
             grayscale: 0.0,
+            reduce: true,
         }
     }
 }
@@ -128,25 +162,109 @@ impl TrainTransform {
         check((0.0..=0.5).contains(&hue), "color_jitter.hue", hue.to_string(), "is 0 to 0.5")
     }
 
-    /// Draws a view: `[size, size, 3]` bytes.
+    /// Draws a view of an image: `[size, size, 3]` bytes.
     ///
     /// # Errors
     /// When the image has no pixels.
     pub fn apply(&self, image: &Rgb, rng: &mut Rng) -> Result<Vec<u8>, DataError> {
         let crop = self.crop_box(image.width, image.height, rng);
+        self.finish(image, crop, rng)
+    }
+
+    /// Draws as many views of an image file as there are generators: `[size, size, 3]` bytes each. The file is decoded
+    /// once, and of a baseline JPEG only what the crops need.
+    ///
+    /// # Errors
+    /// As [`decode`](crate::decode()). Damage outside of the crops may go unseen.
+    pub fn views(
+        &self,
+        file: &[u8],
+        options: &DecodeOptions,
+        rngs: &mut [Rng],
+    ) -> Result<Vec<Vec<u8>>, DataError> {
+        thread_local! {
+            /// The last decoded image, for its memory.
+            static IMAGE: RefCell<Rgb> = const { RefCell::new(Rgb { width: 0, height: 0, pixels: vec![] }) };
+        }
+        IMAGE.with_borrow_mut(|image| {
+            let crops = self.decode(file, options, rngs, image)?;
+            let views =
+                crops.into_iter().zip(rngs).map(|(crop, rng)| self.finish(image, crop, rng));
+            views.collect()
+        })
+    }
+
+    /// The first half of [`views`](TrainTransform::views): decodes into `image` what the crops need, and returns where in it
+    /// they are.
+    ///
+    /// # Errors
+    /// As [`decode`](crate::decode()).
+    pub fn decode(
+        &self,
+        file: &[u8],
+        options: &DecodeOptions,
+        rngs: &mut [Rng],
+        image: &mut Rgb,
+    ) -> Result<Vec<CropBox>, DataError> {
+        let mut crops = |width, height| -> Vec<CropBox> {
+            rngs.iter_mut().map(|rng| self.crop_box(width, height, rng)).collect()
+        };
+        let jpeg = Jpeg::parse(file).filter(|jpeg| {
+            let pixels = u64::from(jpeg.width) * u64::from(jpeg.height);
+            // A large one is refused, and a turned one turned, by the whole decoder.
+            pixels <= options.max_pixels && !options.orient
+        });
+        let Some(jpeg) = jpeg else {
+            *image = decode_with(file, options)?;
+            return Ok(crops(image.width, image.height));
+        };
+        let mut crops = crops(jpeg.width, jpeg.height);
+        let shrink = match self.reduce {
+            true => crops.iter().map(|&crop| jpeg.shrink(crop, self.size)).min().unwrap_or(1),
+            false => 1,
+        };
+        let (width, height) = jpeg.size(shrink);
+        let scaled: Vec<CropBox> =
+            crops.iter().map(|crop| crop.scaled(shrink, width, height)).collect();
+        let union =
+            scaled.iter().copied().reduce(CropBox::union).unwrap_or(CropBox::whole(width, height));
+        match jpeg.decode(union, shrink, &mut image.pixels) {
+            Some(()) => {
+                (image.width, image.height) = (union.width, union.height);
+                crops = scaled;
+                for crop in &mut crops {
+                    (crop.left, crop.top) = (crop.left - union.left, crop.top - union.top);
+                }
+            }
+            // What is wrong, and whether it can be borne, the whole decoder says.
+            None => *image = decode_with(file, options)?,
+        }
+        Ok(crops)
+    }
+
+    /// The second half of [`views`](TrainTransform::views): resizes a crop, flips it, changes its colours.
+    ///
+    /// # Errors
+    /// When the crop is empty or reaches beyond the image.
+    pub fn finish(&self, image: &Rgb, crop: CropBox, rng: &mut Rng) -> Result<Vec<u8>, DataError> {
         let mut view = resample(image, crop, self.size)?;
+        self.adjust(&mut view, rng);
+        Ok(view)
+    }
+
+    /// What is done to a resized crop `[size, size, 3]`: flips it, changes its colours.
+    pub fn adjust(&self, view: &mut [u8], rng: &mut Rng) {
         // Every draw is taken whether or not it is used, so that switching one off leaves the others as they are.
         let (flip, jitter, gray) = (rng.uniform(), rng.uniform(), rng.uniform());
         if flip < self.hflip {
-            mirror(&mut view, self.size);
+            mirror(view, self.size);
         }
         if self.color_jitter != ColorJitter::default() && jitter < self.color_jitter_prob {
-            self.color_jitter.apply(&mut view, rng);
+            self.color_jitter.apply(view, rng);
         }
         if gray < self.grayscale {
-            adjust_saturation(&mut view, 0.0);
+            adjust_saturation(view, 0.0);
         }
-        Ok(view)
     }
 
     /// The crop of a width x height image: torchvision's `RandomResizedCrop.get_params`.

@@ -117,7 +117,7 @@ pub(crate) fn sweep(
         }
         options.report("images", done + rejected.len(), total);
     }
-    for Rejected { key, reason } in &rejected {
+    for Rejected { key, reason, .. } in &rejected {
         tracing::warn!("{key}: left out: {reason}");
     }
     Ok(rejected)

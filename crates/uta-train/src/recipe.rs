@@ -161,6 +161,10 @@ pub struct Data {
     /// Batches decoded ahead.
     #[serde(default = "two")]
     pub prefetch: usize,
+    /// Views of each sample in a batch: it is read and decoded once for all of them. An epoch then has as many times more
+    /// images.
+    #[serde(default = "one")]
+    pub repeats: usize,
     /// Images of more pixels are refused by their header.
     #[serde(default = "max_pixels")]
     pub max_pixels: u64,
@@ -499,6 +503,10 @@ impl Recipe {
         in_range("data.max_rejected", self.data.max_rejected, 0.0, 1.0)?;
         let pixels = self.data.max_pixels;
         require("data.max_pixels", pixels, (1..=1 << 32).contains(&pixels), "from 1 to 2^32")?;
+        let (repeats, part) = (self.data.repeats, self.train.batch / self.train.accumulate.max(1));
+        let allowed = format!("1, or another divisor of the {part} images of a micro-batch");
+        let divides = repeats > 0 && part.is_multiple_of(repeats);
+        require("data.repeats", repeats, divides, &allowed)?;
         require("data.prefetch", 0, self.data.prefetch > 0, "1 or more")?;
         if self.data.workers == 0 {
             self.data.workers = std::thread::available_parallelism().map_or(1, usize::from);

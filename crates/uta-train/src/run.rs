@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tch::Tensor;
+use uta_data::Rejected;
 use uta_model::safetensors_io;
 
 use crate::tensorboard::EventWriter;
@@ -38,6 +39,7 @@ pub struct State {
 
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
+const REJECTED: &str = "rejected.jsonl";
 
 impl RunDir {
     /// Starts a new run in `path`.
@@ -59,28 +61,30 @@ impl RunDir {
     }
 
     /// Goes on with the run in `path` after the checkpoint at `step`, or from its start where there is none: lines of the
-    /// metrics after that are dropped, they will be made again.
+    /// metrics and of the rejected samples after that are dropped, they will be made again.
     ///
     /// # Errors
     /// When another process has the run open, or nothing can be written.
     pub fn reopen(path: &Path, step: Option<u64>) -> Result<RunDir, TrainError> {
         let lock = lock(path)?;
-        let file = path.join("metrics.jsonl");
-        let text = match fs::read_to_string(&file) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-            other => other.map_err(TrainError::io(&file))?,
-        };
-        let kept: String = text
-            .lines()
-            .filter(|line| {
-                let value: Result<Value, _> = serde_json::from_str(line);
-                value.is_ok_and(|v| {
-                    v["step"].as_u64().is_some_and(|s| step.is_some_and(|step| s <= step))
+        for name in ["metrics.jsonl", REJECTED] {
+            let file = path.join(name);
+            let text = match fs::read_to_string(&file) {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                other => other.map_err(TrainError::io(&file))?,
+            };
+            let kept: String = text
+                .lines()
+                .filter(|line| {
+                    let value: Result<Value, _> = serde_json::from_str(line);
+                    value.is_ok_and(|v| {
+                        v["step"].as_u64().is_some_and(|s| step.is_some_and(|step| s <= step))
+                    })
                 })
-            })
-            .flat_map(|line| [line, "\n"])
-            .collect();
-        write_atomically(&file, kept.as_bytes())?;
+                .flat_map(|line| [line, "\n"])
+                .collect();
+            write_atomically(&file, kept.as_bytes())?;
+        }
         RunDir::open_files(path, lock, Some(step.unwrap_or(0)))
     }
 
@@ -144,6 +148,34 @@ impl RunDir {
                 .map_err(TrainError::io(&self.path.join("tensorboard")))?;
         }
         self.events.flush().map_err(TrainError::io(&self.path.join("tensorboard")))
+    }
+
+    /// Adds a line to rejected.jsonl for each sample that step `step` could not use.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn reject(&self, step: u64, rejected: &[Rejected]) -> Result<(), TrainError> {
+        #[derive(Serialize)]
+        struct Line<'a> {
+            step: u64,
+            #[serde(flatten)]
+            rejected: &'a Rejected,
+        }
+        if rejected.is_empty() {
+            return Ok(());
+        }
+        let mut lines = vec![];
+        for rejected in rejected {
+            serde_json::to_writer(&mut lines, &Line { step, rejected }).expect("plain data");
+            lines.push(b'\n');
+        }
+        let file = self.path.join(REJECTED);
+        let mut open = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&file)
+            .map_err(TrainError::io(&file))?;
+        open.write_all(&lines).map_err(TrainError::io(&file))
     }
 
     /// Writes the checkpoint of `state.step`, makes it the latest, and removes all but the newest `keep`.

@@ -11,7 +11,9 @@ use serde_json::{Map, Value};
 use tch::{Device, Tensor, no_grad};
 use torch_ext::{Precision, autocast};
 use uta_data::rng::{Purpose, Rng};
-use uta_data::{Batch, EvalTransform, PairOptions, Source, Stream, StreamOptions, progress};
+use uta_data::{
+    Batch, EvalTransform, PairOptions, Rejected, Source, Stream, StreamOptions, progress,
+};
 use uta_model::Clip;
 
 use crate::run::{RunDir, State};
@@ -92,7 +94,8 @@ impl Trainer {
                 Some(open(&recipe.data.val, pairs)?)
             }
         };
-        recipe.settle(train.len());
+        // An epoch is each sample once, in all its views.
+        recipe.settle(train.len() * recipe.data.repeats);
         let task = crate::task::build(&recipe, device)?;
         let params = task.parameters();
         let optimizer = Optimizer::new(&params, &recipe.optim);
@@ -167,6 +170,8 @@ impl Trainer {
         let began = Instant::now();
         let steps = self.recipe.steps();
         if self.step == 0 {
+            let problems: Vec<_> = self.train.problems().into_iter().map(Rejected::part).collect();
+            self.run.reject(0, &problems)?;
             self.evaluate()?;
         }
         let bar = progress::bar(steps, self.step, "steps");
@@ -211,6 +216,7 @@ impl Trainer {
         let (data, train) = (&self.recipe.data, &self.recipe.train);
         let options = StreamOptions {
             batch: train.batch / train.accumulate,
+            repeats: data.repeats,
             seed: train.seed,
             workers: data.workers,
             prefetch: data.prefetch,
@@ -241,6 +247,7 @@ impl Trainer {
             for _ in 0..train.accumulate {
                 let batch = clock.waiting(|| stream.next_batch())?;
                 self.rejected += report_rejected(&batch);
+                self.run.reject(self.step + 1, &batch.rejected)?;
                 measured.epoch = batch.epoch;
                 let output = task.forward(&batch, Mode::Train)?;
                 (&output.loss / parts).backward();

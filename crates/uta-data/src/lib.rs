@@ -12,6 +12,7 @@
 mod decode;
 pub mod emoji;
 mod error;
+mod index;
 mod jpeg;
 pub mod pack;
 mod pairs;

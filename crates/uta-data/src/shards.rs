@@ -10,12 +10,13 @@ use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::{fmt, thread};
 
+use serde::Serialize;
 use tar::{Archive, EntryType};
 
 use crate::decode::{EXTENSIONS, is_image};
-use crate::{DataError, Sample, Source};
+use crate::{DataError, Sample, Source, index, source};
 
 /// Tar's unit: a header is one block, contents are padded to whole ones.
 const BLOCK: u64 = 512;
@@ -159,7 +160,7 @@ impl Drop for ShardWriter {
 
 /// A set of tar shards with random access to its samples.
 ///
-/// The headers are scanned once. What stays in memory is where each sample's run of members begins and how long it is,
+/// The headers are scanned once, and an index is left beside the shard. What stays in memory is where each sample's run of members begins and how long it is,
 /// 16 bytes a sample, so that a read is one positioned read, from any thread.
 pub(crate) struct Shards {
     paths: Vec<PathBuf>,
@@ -182,20 +183,19 @@ struct Span {
 }
 
 impl Shards {
-    /// Scans the headers of `paths`, several at a time. What is damaged, cut short or of no use is left out and told by
+    /// Takes what the indices of `paths` say, or scans their headers, several at a time, and writes the indices. What is damaged, cut short or of no use is left out and told by
     /// [`problems`](Source::problems); the samples before a cut stay.
     ///
     /// # Errors
     /// A file that can't be opened or read; no sample in all of them; class names that differ.
     pub(crate) fn open(paths: Vec<PathBuf>) -> Result<Shards, DataError> {
-        let scans = scan_all(&paths)?;
+        let scans: Vec<Scan> = scan_all(&paths)?.into_iter().map(|(scan, _)| scan).collect();
         let mut spans = Vec::with_capacity(scans.iter().map(|scan| scan.spans.len()).sum());
-        let (mut problems, mut members) = (vec![], 0);
-        for (shard, (path, scan)) in (0..).zip(paths.iter().zip(scans)) {
+        let problems = problems(&paths, scans.iter());
+        let members: usize = scans.iter().map(|scan| scan.members).sum();
+        for (shard, scan) in (0..).zip(scans) {
             let span = |(offset, length)| Span { offset, length, shard };
             spans.extend(scan.spans.into_iter().map(span));
-            problems.extend(scan.problems.iter().map(|p| format!("{}: {p}", path.display())));
-            members += scan.members;
         }
         if spans.is_empty() {
             let shards = paths.len();
@@ -331,13 +331,13 @@ impl Source for Shards {
 
 /// What the headers of one shard say.
 #[derive(Default)]
-struct Scan {
+pub(crate) struct Scan {
     /// (offset, length) of each sample's run of members.
-    spans: Vec<(u64, u32)>,
-    members: usize,
-    problems: Vec<String>,
+    pub(crate) spans: Vec<(u64, u32)>,
+    pub(crate) members: usize,
+    pub(crate) problems: Vec<String>,
     /// Keys without an image.
-    imageless: usize,
+    pub(crate) imageless: usize,
 }
 
 /// Neighbouring members of one key, while the scan is among them.
@@ -348,7 +348,8 @@ struct Run {
     end: u64,
 }
 
-fn scan_all(paths: &[PathBuf]) -> Result<Vec<Scan>, DataError> {
+/// What the headers of every shard say, by their indices where they have one; whether each had.
+fn scan_all(paths: &[PathBuf]) -> Result<Vec<(Scan, bool)>, DataError> {
     // Waiting for a disk or a network, not computing: more threads than cores pay.
     let threads = paths.len().min(8);
     let next = AtomicUsize::new(0);
@@ -357,7 +358,7 @@ fn scan_all(paths: &[PathBuf]) -> Result<Vec<Scan>, DataError> {
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
             let Some(path) = paths.get(i) else { return done };
-            done.push((i, scan(path)));
+            done.push((i, indexed(path)));
         }
     };
     let mut scans: Vec<_> = thread::scope(|scope| {
@@ -366,6 +367,72 @@ fn scan_all(paths: &[PathBuf]) -> Result<Vec<Scan>, DataError> {
     });
     scans.sort_by_key(|(i, _)| *i);
     scans.into_iter().map(|(_, scan)| scan).collect()
+}
+
+/// The scan of a shard and whether its index was there; else it is made.
+fn indexed(path: &Path) -> Result<(Scan, bool), DataError> {
+    let tar = fs::metadata(path).map_err(DataError::io("open shard", path))?;
+    if let Some(scan) = index::load(path, &tar) {
+        return Ok((scan, true));
+    }
+    let scan = scan(path)?;
+    if let Err(e) = index::store(path, &tar, &scan) {
+        // Shards on a disk that is only read are scanned each time.
+        tracing::debug!("no index beside {}: {e}", path.display());
+    }
+    Ok((scan, false))
+}
+
+/// What `uta data index` found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Indexed {
+    /// Shards.
+    pub shards: usize,
+    /// Of them, those whose index was missing or of another tar.
+    pub scanned: usize,
+    /// Samples in all.
+    pub samples: usize,
+    /// What is wrong with whole shards.
+    pub problems: Vec<String>,
+}
+
+impl fmt::Display for Indexed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for problem in &self.problems {
+            writeln!(f, "problem: {problem}")?;
+        }
+        let Indexed { shards, scanned, samples, .. } = self;
+        write!(f, "{samples} samples in {shards} shards, {scanned} of them scanned")
+    }
+}
+
+/// Writes the index of every shard of a spec that lacks one.
+///
+/// # Errors
+/// As [`open`](crate::open); a folder that can't be written to.
+pub fn index(spec: &str) -> Result<Indexed, DataError> {
+    let paths = source::shards_of(spec)?;
+    let scans = scan_all(&paths)?;
+    for path in &paths {
+        let tar = fs::metadata(path).map_err(DataError::io("open shard", path))?;
+        if index::load(path, &tar).is_none() {
+            index::store(path, &tar, &scan(path)?)
+                .map_err(DataError::io("write the index of", path))?;
+        }
+    }
+    Ok(Indexed {
+        shards: paths.len(),
+        scanned: scans.iter().filter(|(_, there)| !there).count(),
+        samples: scans.iter().map(|(scan, _)| scan.spans.len()).sum(),
+        problems: problems(&paths, scans.iter().map(|(scan, _)| scan)),
+    })
+}
+
+fn problems<'a>(paths: &[PathBuf], scans: impl Iterator<Item = &'a Scan>) -> Vec<String> {
+    let told = paths.iter().zip(scans).flat_map(|(path, scan)| {
+        scan.problems.iter().map(move |problem| format!("{}: {problem}", path.display()))
+    });
+    told.collect()
 }
 
 fn scan(path: &Path) -> Result<Scan, DataError> {
@@ -554,6 +621,46 @@ mod tests {
         assert_eq!(sample.captions, ["words"]);
         let again = ShardWriter::create(dir.path(), "set", Limit::default()).err().unwrap();
         assert!(again.to_string().contains("is already there"), "{again}");
+    }
+
+    #[test]
+    fn an_index_is_left_beside_and_believed_only_for_the_same_tar() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = write(dir.path(), 3).remove(0);
+        let idx = dir.path().join("set-000000.tar.idx");
+        let spec = path.to_str().unwrap();
+        assert_eq!(keys(&open(&path)), ["s0", "s1", "s2"]);
+        assert!(idx.is_file());
+        let names = |dir: &Path| fs::read_dir(dir).unwrap().count();
+        assert_eq!(names(dir.path()), 2, "something else was left");
+        let again = super::index(spec).unwrap();
+        assert_eq!((again.shards, again.scanned, again.samples), (1, 0, 3));
+        // What it says is taken without a look at the tar: here of one that has become something else.
+        let tar = fs::metadata(&path).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, vec![7; bytes.len()]).unwrap();
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_modified(tar.modified().unwrap())
+            .unwrap();
+        assert_eq!(open(&path).len(), 3);
+        // Another time of change or size, or a damaged index, and it is scanned.
+        fs::write(&path, &bytes[..2 * 2560]).unwrap();
+        let shards = open(&path);
+        assert_eq!((shards.len(), shards.problems().len()), (2, 1));
+        assert_eq!(open(&path).problems(), shards.problems(), "from the index");
+        let whole = fs::read(&idx).unwrap();
+        for i in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[i] ^= 0x10;
+            fs::write(&idx, &damaged).unwrap();
+            let shards = open(&path);
+            assert_eq!(keys(&shards), ["s0", "s1"], "byte {i} of the index");
+        }
+        fs::write(&idx, &whole[..whole.len() - 12]).unwrap();
+        assert_eq!(open(&path).len(), 2);
     }
 
     #[test]

@@ -135,30 +135,41 @@ pub fn is_table(path: impl AsRef<Path>) -> bool {
 
 /// Shards or a folder.
 fn pictures(spec: &str, paths: Vec<PathBuf>) -> Result<Arc<dyn Source>, DataError> {
-    let tars: Vec<PathBuf> = match paths.as_slice() {
-        [dir] if dir.is_dir() => {
-            let tars = listing(dir)?
-                .into_iter()
-                .filter(|path| has_extension(path, "tar"))
-                .collect::<Vec<_>>();
-            if tars.is_empty() {
-                return Ok(Arc::new(Folder::open(dir)?));
-            }
-            tars
-        }
-        paths => paths.to_vec(),
-    };
-    if let Some(other) = tars.iter().find(|path| !has_extension(path, "tar") || !path.is_file()) {
-        return Err(DataError::NotFound {
-            spec: spec.to_owned(),
-            reason: format!(
-                "{} is neither a folder, a .tar shard nor a table of pairs (.{})",
-                other.display(),
-                pairs::EXTENSIONS.join(", .")
-            ),
-        });
+    match paths.as_slice() {
+        [dir] if dir.is_dir() && tars(dir)?.is_empty() => Ok(Arc::new(Folder::open(dir)?)),
+        _ => Ok(Arc::new(Shards::open(shards(spec, paths)?)?)),
     }
-    Ok(Arc::new(Shards::open(tars)?))
+}
+
+/// The shards that a spec means.
+///
+/// # Errors
+/// When it means something else, or nothing.
+pub(crate) fn shards_of(spec: &str) -> Result<Vec<PathBuf>, DataError> {
+    shards(spec, expand(spec)?)
+}
+
+fn shards(spec: &str, mut paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, DataError> {
+    let wrong = |reason| Err(DataError::NotFound { spec: spec.to_owned(), reason });
+    if let [dir] = paths.as_slice()
+        && dir.is_dir()
+    {
+        paths = tars(dir)?;
+    }
+    match paths.iter().find(|path| !has_extension(path, "tar") || !path.is_file()) {
+        Some(other) => wrong(format!(
+            "{} is neither a folder, a .tar shard nor a table of pairs (.{})",
+            other.display(),
+            pairs::EXTENSIONS.join(", .")
+        )),
+        None if paths.is_empty() => wrong("there is no .tar shard in it".into()),
+        None => Ok(paths),
+    }
+}
+
+/// The shards in a folder.
+fn tars(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
+    Ok(listing(dir)?.into_iter().filter(|path| has_extension(path, "tar")).collect())
 }
 
 /// Sources end to end, each with the spec it is from.

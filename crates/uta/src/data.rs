@@ -1,4 +1,4 @@
-//! `uta data get|pack|stats`: sets made, packed and described. The work is uta-data's; here it meets the terminal.
+//! `uta data get|pack|index|stats`: sets made, packed and described. The work is uta-data's; here it meets the terminal.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -8,7 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use uta_data::emoji;
 use uta_data::pack::{PackOptions, pack};
-use uta_data::shards::Limit;
+use uta_data::shards::{Limit, index};
 use uta_data::stats::stats;
 
 use crate::compute::PairArgs;
@@ -20,6 +20,8 @@ pub enum Data {
     Get(GetArgs),
     /// Pack a folder of images into WebDataset shards
     Pack(PackArgs),
+    /// Write an index beside each shard that lacks one, so that runs start at once
+    Index(IndexArgs),
     /// Say what is in a set
     Stats(StatsArgs),
 }
@@ -73,6 +75,16 @@ pub struct PackArgs {
     json: bool,
 }
 
+/// Arguments of `uta data index`.
+#[derive(Debug, Args)]
+pub struct IndexArgs {
+    /// Shards: a folder, a .tar, a pattern
+    shards: String,
+    /// Print one JSON object on standard output and nothing else there
+    #[arg(long)]
+    json: bool,
+}
+
 /// Arguments of `uta data stats`.
 #[derive(Debug, Args)]
 pub struct StatsArgs {
@@ -104,6 +116,7 @@ pub fn run(data: Data) -> anyhow::Result<()> {
             let packed = pack(&args.dir, &args.out, &PackOptions { limit, progress: true })?;
             print(args.json, &packed)
         }
+        Data::Index(args) => print(args.json, &index(&args.shards)?),
         Data::Stats(args) => {
             let source = uta_data::open_with(&args.data, &args.pairs.options(&args.data)?)?;
             let stats = stats(&source, true)?;

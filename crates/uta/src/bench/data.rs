@@ -166,7 +166,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 /// What a model does first with a view `[size, size, 3]`: f32 `[3, size, size]` around CLIP's mean, into `planes`.
 fn normalise(view: &[u8], planes: &mut Vec<f32>) {
     const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-    const STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+    const STD: [f32; 3] = [0.268_629_5, 0.261_302_6, 0.275_777_1];
     let (pixels, _) = view.as_chunks::<3>();
     planes.resize(view.len(), 0.0);
     for (c, plane) in planes.chunks_exact_mut(pixels.len()).enumerate() {

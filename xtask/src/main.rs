@@ -75,14 +75,17 @@ fn run(chore: &str, args: &[OsString]) -> Result<()> {
             become_cargo(root, &["test", "--workspace"], args)
         }
         "bench" => {
-            let (package, example, args) = match args.split_first() {
-                Some((what, args)) if what == "model" => ("uta-model", "vit_speed", args),
-                Some((what, args)) if what == "data" => ("uta-data", "throughput", args),
+            let (what, args): (&[&str], _) = match args.split_first() {
+                Some((what, args)) if what == "model" => {
+                    (&["--package", "uta-model", "--example", "vit_speed", "--"], args)
+                }
+                Some((what, args)) if what == "data" => {
+                    (&["--package", "uta", "--", "bench", "data"], args)
+                }
                 _ => return Err(Usage("bench takes model or data").into()),
             };
             setup::run(root, None)?;
-            let run = ["run", "--release", "--package", package, "--example", example, "--"];
-            become_cargo(root, &run, args)
+            become_cargo(root, &[&["run", "--release"], what].concat(), args)
         }
         // Calls `cargo xtask test`, and that sets up.
         "ci" if args.is_empty() => replace_by(Command::new(root.join(".ci/run"))),

@@ -570,10 +570,11 @@ impl Recipe {
         Ok(())
     }
 
-    /// Turns epochs and samples into steps, once the size of the training data is known.
+    /// Turns epochs and samples into steps, once the size of the training data is known. An epoch is each sample once, in
+    /// all its views.
     pub fn settle(&mut self, samples: usize) {
         let batch = self.train.batch as f64;
-        let per_epoch = samples as f64 / batch;
+        let per_epoch = (samples * self.data.repeats) as f64 / batch;
         let steps = match (self.train.steps, self.train.epochs, self.train.samples) {
             (Some(steps), ..) => steps,
             (_, Some(epochs), _) => (epochs * per_epoch).ceil() as u64,
@@ -760,6 +761,10 @@ mod tests {
         assert_eq!((recipe.steps(), recipe.schedule.warmup), (20, 5));
         let again = Recipe::from_table(recipe.to_toml().parse().unwrap()).unwrap();
         assert_eq!(again, recipe);
+        let twice = ["data.repeats=2", "train.epochs=2", "schedule.warmup_epochs=0.5"];
+        let mut twice = load(SMALL, &twice).unwrap();
+        twice.settle(80);
+        assert_eq!((twice.steps(), twice.schedule.warmup), (40, 10));
     }
 
     #[test]

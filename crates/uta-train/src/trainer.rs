@@ -94,8 +94,7 @@ impl Trainer {
                 Some(open(&recipe.data.val, pairs)?)
             }
         };
-        // An epoch is each sample once, in all its views.
-        recipe.settle(train.len() * recipe.data.repeats);
+        recipe.settle(train.len());
         let task = crate::task::build(&recipe, device)?;
         let params = task.parameters();
         let optimizer = Optimizer::new(&params, &recipe.optim);

@@ -63,6 +63,7 @@ impl Activation {
 pub struct PackedLinear {
     weight: Tensor, // opaque
     bias: Option<Tensor>,
+    kind: Kind,
 }
 
 impl PackedLinear {
@@ -82,21 +83,22 @@ impl PackedLinear {
         let weight = cast(weight);
         let weight = made(|out| {
             // SAFETY: a live tensor, borrowed for the call; `out` receives a new handle.
-            unsafe { te_pack_linear(weight.as_ptr() as *mut C_tensor, out) }
+            unsafe { te_pack_linear(handle(&weight), out) }
         })?;
-        Ok(PackedLinear { weight, bias: bias.map(cast) })
+        Ok(PackedLinear { weight, bias: bias.map(cast), kind })
     }
 
-    /// `act(x W^T + b)` of x `[..., in]` of the packed kind: `[..., out]`.
+    /// `act(x W^T + b)` of x `[..., in]`, which is cast to the packed kind: `[..., out]`.
     ///
     /// # Errors
-    /// When shapes or kinds differ.
+    /// When shapes differ.
     pub fn forward(&self, x: &Tensor, act: Activation) -> Result<Tensor, TchError> {
+        let x = x.to_kind(self.kind);
         made(|out| {
             // SAFETY: live tensors (or null), borrowed for the call, and a static string; `out` receives a new handle.
             unsafe {
                 te_packed_linear(
-                    handle(x),
+                    handle(&x),
                     handle(&self.weight),
                     self.bias(),
                     act.name().as_ptr(),
@@ -106,17 +108,18 @@ impl PackedLinear {
         })
     }
 
-    /// `other * (x W^T + b)`, other `[..., out]`.
+    /// `other * (x W^T + b)`, other `[..., out]`; both are cast to the packed kind.
     ///
     /// # Errors
-    /// When shapes or kinds differ.
+    /// When shapes differ.
     pub fn times(&self, x: &Tensor, other: &Tensor) -> Result<Tensor, TchError> {
+        let (x, other) = (x.to_kind(self.kind), other.to_kind(self.kind));
         made(|out| {
             // SAFETY: as in `forward`.
             unsafe {
                 te_packed_linear_times(
-                    handle(x),
-                    handle(other),
+                    handle(&x),
+                    handle(&other),
                     handle(&self.weight),
                     self.bias(),
                     out,
@@ -133,14 +136,7 @@ impl PackedLinear {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn random(shape: &[i64]) -> Tensor {
-        Tensor::randn(shape, (Kind::Float, Device::Cpu))
-    }
-
-    fn largest(a: &Tensor, b: &Tensor) -> f64 {
-        (a.to_kind(Kind::Float) - b.to_kind(Kind::Float)).abs().max().double_value(&[])
-    }
+    use crate::testing::{largest, random};
 
     #[test]
     fn packed_layers_equal_plain_ones() {

@@ -77,7 +77,7 @@ fn made(make: impl FnOnce(*mut *mut C_tensor) -> *mut c_char) -> Result<Tensor, 
 }
 
 fn handles(tensors: &[Tensor]) -> Vec<*mut C_tensor> {
-    tensors.iter().map(|t| t.as_ptr() as *mut C_tensor).collect()
+    tensors.iter().map(handle).collect()
 }
 
 /// The type that matrix products and convolutions compute in. Weights, losses and norms stay f32.
@@ -87,6 +87,16 @@ pub enum Precision {
     F32,
     /// bfloat16 under autocast.
     Bf16,
+}
+
+impl Precision {
+    /// The type itself.
+    pub fn kind(self) -> Kind {
+        match self {
+            Precision::F32 => Kind::Float,
+            Precision::Bf16 => Kind::BFloat16,
+        }
+    }
 }
 
 /// Runs `f` with autocast to bf16 on `device` where `precision` asks for it, and without autocast otherwise.
@@ -177,7 +187,7 @@ pub fn fused_adamw(
             adamw.betas.1,
             adamw.weight_decay,
             adamw.eps,
-            found_inf.map_or(std::ptr::null_mut(), |t| t.as_ptr() as *mut C_tensor),
+            found_inf.map_or(std::ptr::null_mut(), handle),
         )
     })
 }
@@ -192,11 +202,8 @@ pub fn global_norm(tensors: &[Tensor]) -> Result<Tensor, TchError> {
         return Err(TchError::Shape("global_norm of no tensors".into()));
     }
     let list = handles(tensors);
-    let mut norm = std::ptr::null_mut();
-    // SAFETY: the list holds live tensors; `norm` receives a new handle that we then own.
-    check(unsafe { te_global_norm(list.as_ptr(), list.len() as i64, &mut norm) })?;
-    // SAFETY: on success `norm` is a valid handle that nothing else owns.
-    Ok(unsafe { Tensor::from_ptr(norm) })
+    // SAFETY: the list holds live tensors; `norm` receives a new handle.
+    made(|norm| unsafe { te_global_norm(list.as_ptr(), list.len() as i64, norm) })
 }
 
 /// Multiplies every tensor in place by `factor`, a scalar tensor on the same device.
@@ -209,7 +216,7 @@ pub fn scale_(tensors: &[Tensor], factor: &Tensor) -> Result<(), TchError> {
     }
     let list = handles(tensors);
     // SAFETY: live tensors, borrowed for the call.
-    check(unsafe { te_scale(list.as_ptr(), list.len() as i64, factor.as_ptr() as *mut C_tensor) })
+    check(unsafe { te_scale(list.as_ptr(), list.len() as i64, handle(factor)) })
 }
 
 /// Sets every tensor to zero in place.
@@ -243,6 +250,22 @@ pub fn lerp_(averages: &[Tensor], values: &[Tensor], weight: f64) -> Result<(), 
     let (a, v) = (handles(averages), handles(values));
     // SAFETY: both lists hold n live tensors, borrowed for the call.
     check(unsafe { te_lerp(a.as_ptr(), v.as_ptr(), a.len() as i64, weight) })
+}
+
+/// What the tests of this crate share.
+#[cfg(test)]
+mod testing {
+    use tch::{Device, Kind, Tensor};
+
+    /// Normal draws, f32.
+    pub fn random(shape: &[i64]) -> Tensor {
+        Tensor::randn(shape, (Kind::Float, Device::Cpu))
+    }
+
+    /// The largest difference.
+    pub fn largest(a: &Tensor, b: &Tensor) -> f64 {
+        (a.to_kind(Kind::Float) - b.to_kind(Kind::Float)).abs().max().double_value(&[])
+    }
 }
 
 #[cfg(test)]

@@ -71,17 +71,8 @@ pub fn layer_norm(
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
-
     use super::*;
-
-    fn random(shape: &[i64]) -> Tensor {
-        Tensor::randn(shape, (Kind::Float, Device::Cpu))
-    }
-
-    fn largest(a: &Tensor, b: &Tensor) -> f64 {
-        (a.to_kind(Kind::Float) - b.to_kind(Kind::Float)).abs().max().double_value(&[])
-    }
+    use crate::testing::{largest, random};
 
     #[test]
     fn the_norm_of_a_sum_equals_the_sum_and_then_the_norm() {

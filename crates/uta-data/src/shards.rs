@@ -160,8 +160,8 @@ impl Drop for ShardWriter {
 
 /// A set of tar shards with random access to its samples.
 ///
-/// The headers are scanned once, and an index is left beside the shard. What stays in memory is where each sample's run of members begins and how long it is,
-/// 16 bytes a sample, so that a read is one positioned read, from any thread.
+/// The headers are scanned once, and an index is left beside the shard. What stays in memory is where each sample's run of
+/// members begins and how long it is, 16 bytes a sample, so that a read is one positioned read, from any thread.
 pub(crate) struct Shards {
     paths: Vec<PathBuf>,
     spans: Vec<Span>,
@@ -183,8 +183,8 @@ struct Span {
 }
 
 impl Shards {
-    /// Takes what the indices of `paths` say, or scans their headers, several at a time, and writes the indices. What is damaged, cut short or of no use is left out and told by
-    /// [`problems`](Source::problems); the samples before a cut stay.
+    /// Takes what the indices of `paths` say, or scans their headers, several at a time, and writes the indices. What is
+    /// damaged, cut short or of no use is left out and told by [`problems`](Source::problems); the samples before a cut stay.
     ///
     /// # Errors
     /// A file that can't be opened or read; no sample in all of them; class names that differ.
@@ -348,8 +348,11 @@ struct Run {
     end: u64,
 }
 
-/// What the headers of every shard say, by their indices where they have one; whether each had.
-fn scan_all(paths: &[PathBuf]) -> Result<Vec<(Scan, bool)>, DataError> {
+/// What came of writing the index of a shard that lacked one.
+type Stored = Option<io::Result<()>>;
+
+/// What the headers of every shard say, by their indices where they have one; else an index is made.
+fn scan_all(paths: &[PathBuf]) -> Result<Vec<(Scan, Stored)>, DataError> {
     // Waiting for a disk or a network, not computing: more threads than cores pay.
     let threads = paths.len().min(8);
     let next = AtomicUsize::new(0);
@@ -369,18 +372,19 @@ fn scan_all(paths: &[PathBuf]) -> Result<Vec<(Scan, bool)>, DataError> {
     scans.into_iter().map(|(_, scan)| scan).collect()
 }
 
-/// The scan of a shard and whether its index was there; else it is made.
-fn indexed(path: &Path) -> Result<(Scan, bool), DataError> {
+/// The scan of a shard, by its index or to make one.
+fn indexed(path: &Path) -> Result<(Scan, Stored), DataError> {
     let tar = fs::metadata(path).map_err(DataError::io("open shard", path))?;
     if let Some(scan) = index::load(path, &tar) {
-        return Ok((scan, true));
+        return Ok((scan, None));
     }
     let scan = scan(path)?;
-    if let Err(e) = index::store(path, &tar, &scan) {
+    let stored = index::store(path, &tar, &scan);
+    if let Err(e) = &stored {
         // Shards on a disk that is only read are scanned each time.
         tracing::debug!("no index beside {}: {e}", path.display());
     }
-    Ok((scan, false))
+    Ok((scan, Some(stored)))
 }
 
 /// What `uta data index` found.
@@ -412,19 +416,19 @@ impl fmt::Display for Indexed {
 /// As [`open`](crate::open); a folder that can't be written to.
 pub fn index(spec: &str) -> Result<Indexed, DataError> {
     let paths = source::shards_of(spec)?;
-    let scans = scan_all(&paths)?;
-    for path in &paths {
-        let tar = fs::metadata(path).map_err(DataError::io("open shard", path))?;
-        if index::load(path, &tar).is_none() {
-            index::store(path, &tar, &scan(path)?)
-                .map_err(DataError::io("write the index of", path))?;
+    let (mut scans, mut scanned) = (vec![], 0);
+    for (path, (scan, stored)) in paths.iter().zip(scan_all(&paths)?) {
+        if let Some(stored) = stored {
+            stored.map_err(DataError::io("write the index of", path))?;
+            scanned += 1;
         }
+        scans.push(scan);
     }
     Ok(Indexed {
         shards: paths.len(),
-        scanned: scans.iter().filter(|(_, there)| !there).count(),
-        samples: scans.iter().map(|(scan, _)| scan.spans.len()).sum(),
-        problems: problems(&paths, scans.iter().map(|(scan, _)| scan)),
+        scanned,
+        samples: scans.iter().map(|scan| scan.spans.len()).sum(),
+        problems: problems(&paths, scans.iter()),
     })
 }
 

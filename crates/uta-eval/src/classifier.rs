@@ -199,12 +199,7 @@ fn hex(hash: Sha256) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::testing::{clip, options};
-
-    fn prompts(classes: usize) -> Prompts {
-        let names = (0..classes).map(|i| format!("thing {i}")).collect();
-        Prompts::new(names, vec!["a photo of a {}.".into(), "{c}, drawn".into()]).unwrap()
-    }
+    use crate::testing::{clip, options, prompts};
 
     #[test]
     fn the_classifier_is_built_once_and_again_when_the_tower_has_moved() {

@@ -12,6 +12,12 @@ use uta_model::{Clip, ClipConfig, Ffn, Preprocess, TextConfig, VitConfig};
 use crate::ranking::to_vec;
 use crate::{EvalOptions, Prompts};
 
+/// Names and two templates.
+pub fn prompts(classes: usize) -> Prompts {
+    let names = (0..classes).map(|i| format!("thing {i}")).collect();
+    Prompts::new(names, vec!["a photo of a {}.".into(), "{c}, drawn".into()]).unwrap()
+}
+
 /// A CLIP of 16 pixels, patch 4, with weights drawn from `seed` large enough that inputs matter.
 pub fn clip(seed: i64) -> Clip {
     let vision = VitConfig {

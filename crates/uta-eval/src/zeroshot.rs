@@ -260,12 +260,7 @@ pub(crate) fn same_space(model: &Clip, text: &Clip) -> Result<(), EvalError> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::testing::{Pictures, clip, naive_classifier, naive_images, options};
-
-    fn prompts(classes: usize) -> Prompts {
-        let names = (0..classes).map(|i| format!("thing {i}")).collect();
-        Prompts::new(names, vec!["a photo of a {}.".into(), "{c}, drawn".into()]).unwrap()
-    }
+    use crate::testing::{Pictures, clip, naive_classifier, naive_images, options, prompts};
 
     #[test]
     fn scores_equal_a_naive_classification_image_by_image() {

@@ -78,7 +78,7 @@ impl<'a, T: ToString> Div<T> for Scope<'a> {
 pub(crate) struct Linear {
     pub(crate) weight: Tensor, // [out, in]; [0] where packed
     bias: Option<Tensor>,      // [out]
-    packed: Option<Packed>,
+    packed: Option<PackedLinear>,
 }
 
 impl Linear {
@@ -99,7 +99,7 @@ impl Linear {
     /// `act(x W^T + b)`.
     pub(crate) fn activated(&self, x: &Tensor, act: Activation) -> Tensor {
         if let Some(packed) = &self.packed {
-            return packed.forward(x, act);
+            return packed.forward(x, act).expect(FITS);
         }
         let x = x.linear(&self.weight, self.bias.as_ref());
         match act {
@@ -112,7 +112,7 @@ impl Linear {
     /// SwiGLU's gate, `silu(x W^T + b) * (x V^T + c)` with `other`'s V and c.
     pub(crate) fn gate(&self, other: &Linear, x: &Tensor) -> Tensor {
         if let Some(packed) = &other.packed {
-            return packed.times(x, &self.activated(x, Activation::Silu));
+            return packed.times(x, &self.activated(x, Activation::Silu)).expect(FITS);
         }
         let (gate, value) = (x.apply(self), x.apply(other));
         match gate.device() {
@@ -121,13 +121,10 @@ impl Linear {
         }
     }
 
-    /// Makes ready for looking forward only, in `kind`; see [`Packed`].
+    /// Makes ready for looking forward only, in `kind`.
     pub(crate) fn freeze(&mut self, kind: Kind) {
-        self.packed = Packed::new(&self.weight, self.bias.as_ref(), kind);
-        match self.packed {
-            Some(_) => release(&mut self.weight),
-            None => narrow(&mut self.weight, kind),
-        }
+        self.packed = pack(&self.weight, self.bias.as_ref(), kind);
+        retire(&mut self.weight, self.packed.is_some(), kind);
     }
 }
 
@@ -137,39 +134,23 @@ impl Module for Linear {
     }
 }
 
-/// A linear layer of a net that isn't learning, on the CPU: in the type that it computes in, and in oneDNN's own order.
-#[derive(Debug)]
-pub(crate) struct Packed {
-    linear: PackedLinear,
-    kind: Kind,
+/// What a packed layer never fails for.
+pub(crate) const FITS: &str = "the layers of a net fit";
+
+/// A copy of a layer as oneDNN reads it; `None` on a GPU, whose products read plain weights.
+pub(crate) fn pack(weight: &Tensor, bias: Option<&Tensor>, kind: Kind) -> Option<PackedLinear> {
+    PackedLinear::new(weight, bias, kind).ok()
 }
 
-impl Packed {
-    /// Packs copies; `None` on a GPU, whose products read plain weights.
-    pub(crate) fn new(weight: &Tensor, bias: Option<&Tensor>, kind: Kind) -> Option<Packed> {
-        let linear = PackedLinear::new(weight, bias, kind).ok()?;
-        Some(Packed { linear, kind })
+/// Takes a weight out of learning, for good. Where it was packed its memory is given back, and every handle of it is then
+/// empty; else it is stored as `kind`.
+pub(crate) fn retire(weight: &mut Tensor, packed: bool, kind: Kind) {
+    if packed {
+        weight.set_data(&Tensor::empty([0], (weight.kind(), weight.device())));
+    } else {
+        let _ = weight.set_requires_grad(false);
+        weight.set_data(&weight.detach().to_kind(kind));
     }
-
-    pub(crate) fn forward(&self, x: &Tensor, act: Activation) -> Tensor {
-        self.linear.forward(&x.to_kind(self.kind), act).expect("the layers of a net fit")
-    }
-
-    fn times(&self, x: &Tensor, other: &Tensor) -> Tensor {
-        let (x, other) = (x.to_kind(self.kind), other.to_kind(self.kind));
-        self.linear.times(&x, &other).expect("the layers of a net fit")
-    }
-}
-
-/// Gives a variable's memory back; every handle of it is then empty.
-pub(crate) fn release(variable: &mut Tensor) {
-    variable.set_data(&Tensor::empty([0], (variable.kind(), variable.device())));
-}
-
-/// Stores a variable as `kind`, for good.
-pub(crate) fn narrow(variable: &mut Tensor, kind: Kind) {
-    let _ = variable.set_requires_grad(false);
-    variable.set_data(&variable.detach().to_kind(kind));
 }
 
 #[derive(Debug)]

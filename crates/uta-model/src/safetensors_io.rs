@@ -248,13 +248,20 @@ impl Checkpoint {
             let tensor = tensor.map_err(|e| wrong(format!("{name}: {}", first_line(&e))))?;
             Ok((name, tensor))
         };
-        Ok(Checkpoint {
+        let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
+        let tensors = header.tensors().into_iter().map(view).collect::<Result<_, ModelError>>()?;
+        Ok(Checkpoint { metadata, ..Checkpoint::of(path, tensors) })
+    }
+
+    /// One file's tensors.
+    fn of(path: &Path, tensors: BTreeMap<String, Tensor>) -> Checkpoint {
+        Checkpoint {
             path: path.to_owned(),
             shards: Vec::new(),
             adapter: None,
-            metadata: header.metadata().clone().unwrap_or_default().into_iter().collect(),
-            tensors: header.tensors().into_iter().map(view).collect::<Result<_, ModelError>>()?,
-        })
+            metadata: BTreeMap::new(),
+            tensors,
+        }
     }
 
     /// A safetensors file, or one of PyTorch's own ([`torch_file`]), told apart by what is in it: hubs have both as `.bin`.
@@ -274,14 +281,7 @@ impl Checkpoint {
                 return opened;
             }
         }
-        let tensors = torch_file::read(path)?;
-        Ok(Checkpoint {
-            path: path.to_owned(),
-            shards: Vec::new(),
-            adapter: None,
-            metadata: BTreeMap::new(),
-            tensors,
-        })
+        Ok(Checkpoint::of(path, torch_file::read(path)?))
     }
 
     /// All the files that an index names (`huggingface_hub/serialization`), which lie beside it.
@@ -297,13 +297,7 @@ impl Checkpoint {
         }
         let index: Index = serde_json::from_reader(BufReader::new(file))
             .map_err(|e| wrong(format!("is no index of weights: {e}")))?;
-        let mut all = Checkpoint {
-            path: path.to_owned(),
-            shards: Vec::new(),
-            adapter: None,
-            metadata: BTreeMap::new(),
-            tensors: BTreeMap::new(),
-        };
+        let mut all = Checkpoint::of(path, BTreeMap::new());
         let names: BTreeSet<&String> = index.weight_map.values().collect();
         for name in names {
             // A file's name and nothing else: an index of strangers opens nothing elsewhere.

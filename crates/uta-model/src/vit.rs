@@ -8,9 +8,9 @@
 
 use tch::{Device, Kind, Tensor, nn};
 
-use torch_ext::{Activation, Precision};
+use torch_ext::{Activation, PackedLinear, Precision};
 
-use crate::layers::{self, LayerNorm, Linear, Packed, Scope, Stream, quick_gelu, rows};
+use crate::layers::{self, LayerNorm, Linear, Scope, Stream, quick_gelu, rows};
 use crate::{Ffn, Head, ModelError, Pool, RelPos, VitConfig};
 
 /// A vision transformer that can look at some of the patches only.
@@ -80,10 +80,7 @@ impl Vit {
     /// type for good, on the CPU in oneDNN's own order and with what follows them fused in. Its variables are then empty,
     /// so that it can neither learn nor be saved. Sums, norms and softmax stay as they are under autocast.
     pub fn freeze(&mut self, precision: Precision) {
-        let kind = match precision {
-            Precision::F32 => Kind::Float,
-            Precision::Bf16 => Kind::BFloat16,
-        };
+        let kind = precision.kind();
         for block in &mut self.blocks {
             block.attn.freeze(kind);
             block.mlp.freeze(kind);
@@ -457,7 +454,7 @@ struct Attention {
     proj: Linear,
     heads: i64,
     /// Queries, keys and values in one product, in a frozen net.
-    qkv: Option<Packed>,
+    qkv: Option<PackedLinear>,
 }
 
 impl Attention {
@@ -484,12 +481,9 @@ impl Attention {
         let bias = [&self.q_bias, self.k_bias.as_ref().unwrap_or(&zero), &self.v_bias];
         let weights = [&mut self.q_proj, &mut self.k_proj, &mut self.v_proj];
         let weight = Tensor::cat(&weights.each_ref().map(|linear| &linear.weight), 0);
-        self.qkv = Packed::new(&weight, Some(&Tensor::cat(&bias, 0)), kind);
+        self.qkv = layers::pack(&weight, Some(&Tensor::cat(&bias, 0)), kind);
         for linear in weights {
-            match self.qkv {
-                Some(_) => layers::release(&mut linear.weight),
-                None => layers::narrow(&mut linear.weight, kind),
-            }
+            layers::retire(&mut linear.weight, self.qkv.is_some(), kind);
         }
         self.proj.freeze(kind);
     }
@@ -498,7 +492,8 @@ impl Attention {
     fn qkv(&self, x: &Tensor) -> [Tensor; 3] {
         let all = match &self.qkv {
             Some(packed) => {
-                let mut thirds = packed.forward(x, Activation::None).chunk(3, -1).into_iter();
+                let all = packed.forward(x, Activation::None).expect(layers::FITS);
+                let mut thirds = all.chunk(3, -1).into_iter();
                 [(); 3].map(|()| thirds.next().expect("three of them"))
             }
             None => [

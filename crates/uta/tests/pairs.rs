@@ -2,9 +2,11 @@
 //! and PyTorch's, counts that are told, and what a user sees after a mistake.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 
 use serde_json::{Value, json};
 use tch::{Device, Kind};
@@ -71,26 +73,15 @@ impl World {
     }
 
     fn uta(&self, args: &str) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_uta"))
-            .args(args.split_whitespace())
-            .current_dir(self.dir.path())
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
+        common::uta(self.dir.path(), args)
     }
 
     fn json(&self, args: &str) -> Value {
-        let out = self.uta(args);
-        assert!(out.status.success(), "{args}: {}", String::from_utf8_lossy(&out.stderr));
-        serde_json::from_slice(&out.stdout).unwrap()
+        common::json(self.dir.path(), args)
     }
 
     fn mistake(&self, args: &str) -> String {
-        let out = self.uta(args);
-        let line = String::from_utf8(out.stderr).unwrap();
-        assert_eq!(out.status.code(), Some(2), "{args}: {line}");
-        assert_eq!(line.trim_end().lines().count(), 1, "{args}: {line}");
-        line
+        common::mistake(self.dir.path(), args)
     }
 
     fn is_expected(&self, found: &Value) {

@@ -189,7 +189,5 @@ fn cpu_seconds() -> Option<f64> {
 
 /// MiB of memory that this process holds, where the system tells it.
 fn resident() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(line.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
+    Some(super::memory("VmRSS:")? as f64 / 1024.0 / 1024.0)
 }

@@ -230,7 +230,8 @@ fn measure(args: &Args, recipe: &Recipe, device: Device, batch: usize) -> anyhow
         gflops: rate / 1e9,
         ceiling_gflops: ceiling / 1e9,
         utilisation: rate / ceiling,
-        peak_memory_bytes: peak_memory(),
+        // The largest memory that the process has held.
+        peak_memory_bytes: super::memory("VmHWM:"),
         profile,
     })
 }
@@ -300,8 +301,8 @@ impl Product {
     const FLOPS: f64 = 2.0 * (Product::SIDE * Product::SIDE * Product::SIDE) as f64;
 
     fn new(device: Device, precision: Precision) -> Product {
-        let kind = if precision == Precision::Bf16 { Kind::BFloat16 } else { Kind::Float };
-        let square = Tensor::randn([Product::SIDE; 2], (Kind::Float, device)).to_kind(kind);
+        let square = Tensor::randn([Product::SIDE; 2], (Kind::Float, device));
+        let square = square.to_kind(precision.kind());
         Product { square }
     }
 
@@ -326,13 +327,6 @@ fn wait(device: Device) {
 fn median(mut of: Vec<f64>) -> f64 {
     of.sort_by(f64::total_cmp);
     of[of.len() / 2]
-}
-
-/// The largest memory that the process has held.
-fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    Some(1024 * line.split_whitespace().nth(1)?.parse::<u64>().ok()?)
 }
 
 /// Kinds of operators, by what their names contain; the first that fits.

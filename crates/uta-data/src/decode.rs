@@ -14,6 +14,8 @@ use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
 use crate::DataError;
+use crate::jpeg::Jpeg;
+use crate::transform::CropBox;
 
 /// Images of more pixels are refused by their header, before memory is spent on them (open_clip's cap for Pillow); see
 /// [`DecodeOptions::max_pixels`].
@@ -85,7 +87,7 @@ pub fn decode_with(bytes: &[u8], options: &DecodeOptions) -> Result<Rgb, DataErr
 pub(crate) enum Held {
     /// Filtered as the RGB image would be: L, RGB.
     Filtered,
-    /// The same for L, RGB and CMYK (within a level) of a JPEG, whose pixels are known within a level or two only.
+    /// The same for a JPEG that is not baseline, or CMYK, whose pixels are known within a level or two only.
     Jpeg,
     /// 1 and P: the nearest pixel is taken.
     Nearest,
@@ -128,7 +130,8 @@ pub(crate) fn decode_held(bytes: &[u8], options: &DecodeOptions) -> Result<(Rgb,
     let (mut image, mut held, orientation) = match open(bytes, options.max_pixels)? {
         Opened::Jpeg(decoder, (width, height)) => {
             let exif = decoder.exif().and_then(|exif| Orientation::from_exif_chunk(exif));
-            (decode_jpeg(bytes, decoder, width, height)?, Held::Jpeg, exif)
+            let (image, held) = decode_jpeg(bytes, decoder, width, height)?;
+            (image, held, exif)
         }
         Opened::Png(mut decoder) => {
             let orientation = decoder.orientation().ok();
@@ -275,7 +278,13 @@ fn decode_jpeg(
     mut decoder: Box<JpegDecoder<ZCursor<&[u8]>>>,
     width: u32,
     height: u32,
-) -> Result<Rgb, DataError> {
+) -> Result<(Rgb, Held), DataError> {
+    let mut pixels = vec![];
+    if let Some(jpeg) = Jpeg::parse(bytes)
+        && jpeg.decode(CropBox::whole(width, height), 1, &mut pixels).is_some()
+    {
+        return Ok((checked("JPEG", width, height, pixels)?, Held::Filtered));
+    }
     // A decoder that forgives fills what is missing with gray.
     if !has_end(bytes) {
         return Err(damaged("JPEG", "cut short"));
@@ -285,7 +294,7 @@ fn decode_jpeg(
     decoder.set_options(decoder.options().jpeg_set_out_colorspace(wanted));
     let pixels = decoder.decode().map_err(|e| damaged("JPEG", e))?;
     let pixels = if gray { to_rgb::<1>(&pixels, true) } else { pixels };
-    checked("JPEG", width, height, pixels)
+    Ok((checked("JPEG", width, height, pixels)?, Held::Jpeg))
 }
 
 /// Whether a JPEG's end-of-image marker is there, whatever may follow it (phones append films). Segments are passed over by

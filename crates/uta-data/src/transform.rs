@@ -27,7 +27,7 @@ pub struct CropBox {
 }
 
 impl CropBox {
-    fn whole(width: u32, height: u32) -> CropBox {
+    pub(crate) fn whole(width: u32, height: u32) -> CropBox {
         CropBox { left: 0, top: 0, width, height }
     }
 
@@ -415,8 +415,8 @@ impl EvalTransform {
 
     /// The view of an image file, `[size, size, 3]` bytes. In open_clip's way an image is resized as Pillow holds it and
     /// made RGB last: palette and bilevel images by the nearest pixel, transparent ones with their alpha as
-    /// weight, 16-bit gray before it is clipped. Pillow's own integers are used but for JPEG, which is
-    /// [`apply`](EvalTransform::apply)'s.
+    /// weight, 16-bit gray before it is clipped. Pillow's own integers are used but for JPEGs other than baseline ones,
+    /// which are [`apply`](EvalTransform::apply)'s.
     ///
     /// # Errors
     /// As [`decode`](crate::decode()), or when nothing is left within the border.

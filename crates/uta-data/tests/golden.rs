@@ -40,8 +40,8 @@ fn images_of_every_kind_decode_as_pillow_does() {
         println!("{name:26} {largest:3} {mean:.4}");
         // The lossy formats leave the rounding of the inverse transform and of colours to the decoder.
         let (allowed, on_average) = match name.as_str() {
-            "420.jpg" | "progressive.jpg" => (6, 0.6),
-            _ if name.ends_with(".jpg") => (3, 0.4),
+            "progressive.jpg" => (3, 0.4),
+            "cmyk.jpg" => (1, 0.1),
             _ if name.starts_with("lossy") => (2, 0.3),
             _ => (0, 0.0),
         };

@@ -50,7 +50,9 @@ fn images_of_every_kind_are_pillows() {
         println!("{name:24} {largest:3} {mean:.4}");
         // The lossy formats leave the rounding of the inverse transform and of colours to the decoder.
         let (allowed, on_average) = match name.as_str() {
-            _ if name.ends_with(".jpg") => (255, 0.5),
+            "420-progressive.jpg" => (3, 0.2),
+            _ if name.starts_with("cmyk") => (2, 0.2),
+            "gray-progressive.jpg" | "rgb.jpg" => (1, 0.01),
             "lossy.webp" | "lossy-alpha.webp" => (2, 0.5),
             _ => (0, 0.0),
         };
@@ -71,7 +73,8 @@ fn views_of_photographs_are_torchvisions_within_a_level() {
             let ours: Vec<u8> = image.pixels.chunks(row).step_by(16).flatten().copied().collect();
             let (largest, mean) = difference(&ours, &theirs);
             println!("{name}: {largest} {mean:.4}");
-            assert!(mean <= 0.5, "{name}: {largest} levels, {mean} mean");
+            let allowed = if name == "small.jpg" { (2, 0.1) } else { (0, 0.0) };
+            assert!((largest, mean) <= allowed, "{name}: {largest} levels, {mean} mean");
             continue;
         }
         for size in [224, 336] {
@@ -105,9 +108,9 @@ fn views_of_files_are_resized_in_pillows_mode_for_them() {
             let ours = EvalTransform::new(size).view(&bytes, &DecodeOptions::default()).unwrap();
             let (largest, mean) = difference(&ours, &theirs);
             println!("{name:24} {size} {largest:3} {mean:.4}");
-            // Pillow sums 16-bit gray in floating point, and a JPEG's pixels are known within levels only.
+            // Pillow sums 16-bit gray in floating point.
             let (allowed, on_average) = match name.as_str() {
-                _ if name.ends_with(".jpg") => (4, 0.5),
+                "cmyk.jpg" => (1, 0.02),
                 _ if name.starts_with("gray16") => (1, 0.001),
                 _ => (0, 0.0),
             };
@@ -128,6 +131,5 @@ fn orientation_is_followed_only_when_asked_for() {
     let image = decode_with(&bytes, &options).unwrap();
     assert_eq!((image.width, image.height), (29, 37));
     let theirs = fs::read(golden("view/turned.jpg.rgb")).unwrap();
-    let (largest, mean) = difference(&image.pixels, &theirs);
-    assert!(largest <= 3 && mean < 0.5, "{largest} {mean}");
+    assert_eq!(image.pixels, theirs);
 }

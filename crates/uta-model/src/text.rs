@@ -71,7 +71,7 @@ pub struct ByLength {
 }
 
 impl ByLength {
-    /// Parts of `part` rows, shortest texts first; rows are padded with 0, which ends no text.
+    /// Parts of `part` rows, shortest texts first; rows are equally long and padded with 0, which ends no text.
     pub fn new(rows: &[Vec<i64>], part: usize) -> ByLength {
         let length = |&i: &usize| rows[i].iter().rposition(|&t| t != 0).map_or(0, |last| last + 1);
         let mut order: Vec<usize> = (0..rows.len()).collect();
@@ -175,12 +175,12 @@ mod tests {
     }
 
     #[test]
-    fn padding_changes_nothing_and_the_order_of_words_does() {
+    fn ragged_texts_embed_as_padded_ones_do_and_the_order_of_words_counts() {
         let _rng = seeded(5);
         let vs = nn::VarStore::new(Device::Cpu);
         let config = TextConfig {
-            context_length: 8,
-            vocab_size: 50,
+            context_length: 77,
+            vocab_size: 100,
             width: 16,
             heads: 2,
             layers: 2,
@@ -188,11 +188,21 @@ mod tests {
             quick_gelu: false,
         };
         let tower = TextTower::new(&vs.root(), &config);
+        let texts = [3, 40, 1, 75, 12, 0].map(|words| {
+            let mut text = [vec![98], (1..=words).collect(), vec![99]].concat();
+            text.resize(77, 0);
+            text
+        });
+        // The text that fills the context keeps the padding of the others from being cut.
+        let padded = tower.forward(&Tensor::from_slice(&texts.concat()).view([6, 77]));
+        let parts = ByLength::new(&texts, 2);
+        let ragged: Vec<Tensor> = parts.parts.iter().map(|(_, part)| tower.forward(part)).collect();
+        let ragged = Tensor::cat(&ragged, 0).index_select(0, &Tensor::from_slice(&parts.place));
+        assert!((&ragged - &padded).abs().max().double_value(&[]) < 1e-5);
+
         let embed = |tokens: &[i64]| tower.forward(&Tensor::from_slice(tokens).unsqueeze(0));
-        let short = embed(&[48, 7, 9, 49]);
-        let padded = embed(&[48, 7, 9, 49, 0, 0, 0, 0]);
-        assert!((&short - &padded).abs().max().double_value(&[]) < 1e-5);
-        assert!((&short - embed(&[48, 9, 7, 49])).abs().max().double_value(&[]) > 1e-4);
-        assert_eq!(short.size(), [1, 12]);
+        let swapped = embed(&[98, 2, 1, 3, 99]);
+        assert_eq!(swapped.size(), [1, 12]);
+        assert!((embed(&[98, 1, 2, 3, 99]) - swapped).abs().max().double_value(&[]) > 1e-4);
     }
 }

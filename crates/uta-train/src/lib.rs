@@ -10,6 +10,7 @@
 mod error;
 pub mod mask;
 mod optim;
+pub mod plan;
 pub mod recipe;
 mod run;
 mod schedule;

@@ -5,6 +5,8 @@ mod step;
 
 use clap::Subcommand;
 
+pub use step::Product;
+
 /// Measure speed
 #[derive(Debug, Subcommand)]
 pub enum Bench {

@@ -10,6 +10,7 @@ mod error;
 mod eval;
 mod masks;
 mod metrics;
+mod plan;
 mod plot;
 mod report;
 mod train;
@@ -42,6 +43,7 @@ enum Commands {
     #[command(subcommand)]
     Data(data::Data),
     Masks(masks::Args),
+    Plan(plan::Args),
     Plot(plot::Args),
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -78,6 +80,7 @@ fn main() -> ExitCode {
         Commands::Weights(args) => weights::run(&args),
         Commands::Data(args) => data::run(args),
         Commands::Masks(args) => masks::run(&args),
+        Commands::Plan(args) => plan::run(&args),
         Commands::Plot(args) => plot::run(&args),
         Commands::Bench(args) => bench::run(&args),
     };

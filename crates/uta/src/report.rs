@@ -674,7 +674,7 @@ fn plain(value: &Value) -> String {
 }
 
 /// 1234567 as 1,234,567.
-fn grouped(value: u64) -> String {
+pub(crate) fn grouped(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {

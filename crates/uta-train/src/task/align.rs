@@ -3,7 +3,7 @@
 
 use tch::{Device, Kind, Tensor, no_grad};
 use uta_data::Batch;
-use uta_model::{Clip, ClipConfig, same_tokens};
+use uta_model::{Clip, ClipConfig, VitConfig, same_tokens};
 
 use super::{Mode, Output, Task, initialise, load, parameters_of, to_device, upload};
 use crate::mask::{MaskGenerator, MaskKind};
@@ -45,18 +45,8 @@ impl Align {
         mut teacher: Clip,
         device: Device,
     ) -> Result<Align, TrainError> {
-        let (vision, target) = (&recipe.model.vision, &teacher.config.vision);
-        for (what, ours, theirs) in [
-            ("image_size", vision.image_size, target.image_size),
-            ("patch_size", vision.patch_size, target.patch_size),
-            ("out", vision.out, target.out),
-        ] {
-            if ours != theirs {
-                return Err(wrong(&format!(
-                    "model.{what} = {ours}: must be the teacher's, {theirs}"
-                )));
-            }
-        }
+        let vision = &recipe.model.vision;
+        fit(vision, &teacher.config.vision)?;
         let config = ClipConfig { vision: vision.clone(), ..teacher.config.clone() };
         let mut student = Clip::new(&config, device);
         initialise(&student, &recipe.model.init)?;
@@ -145,6 +135,21 @@ impl Task for Align {
 /// Cosine of each pair of tokens, in f32 whatever the precision: [B, T, E] x [B, T, E] -> [B, T].
 fn cosine(a: &Tensor, b: &Tensor) -> Tensor {
     Tensor::cosine_similarity(&a.to_kind(Kind::Float), &b.to_kind(Kind::Float), -1, 1e-8)
+}
+
+/// # Errors
+/// When the student has not a token and a channel for each of the teacher's.
+pub(crate) fn fit(student: &VitConfig, teacher: &VitConfig) -> Result<(), TrainError> {
+    for (what, ours, theirs) in [
+        ("image_size", student.image_size, teacher.image_size),
+        ("patch_size", student.patch_size, teacher.patch_size),
+        ("out", student.out, teacher.out),
+    ] {
+        if ours != theirs {
+            return Err(wrong(&format!("model.{what} = {ours}: must be the teacher's, {theirs}")));
+        }
+    }
+    Ok(())
 }
 
 /// The text tower and the temperature are the teacher's, for good.

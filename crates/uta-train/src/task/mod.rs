@@ -1,6 +1,6 @@
 //! The seam between a model and the loop: a task owns the trainable model, the frozen teacher and the loss.
 
-mod align;
+pub(crate) mod align;
 mod contrastive;
 
 use std::path::Path;

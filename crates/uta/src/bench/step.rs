@@ -292,22 +292,24 @@ impl Pictures {
 }
 
 /// The machine's ceiling: a plain matrix product.
-struct Product {
+pub struct Product {
     square: Tensor,
 }
 
 impl Product {
     const SIDE: i64 = 2048;
-    const FLOPS: f64 = 2.0 * (Product::SIDE * Product::SIDE * Product::SIDE) as f64;
+    /// Of one product.
+    pub const FLOPS: f64 = 2.0 * (Product::SIDE * Product::SIDE * Product::SIDE) as f64;
 
-    fn new(device: Device, precision: Precision) -> Product {
+    /// Of random numbers, in the type of `precision`.
+    pub fn new(device: Device, precision: Precision) -> Product {
         let square = Tensor::randn([Product::SIDE; 2], (Kind::Float, device));
         let square = square.to_kind(precision.kind());
         Product { square }
     }
 
     /// The median of a few.
-    fn seconds(&self) -> f64 {
+    pub fn seconds(&self) -> f64 {
         let once = || {
             let began = Instant::now();
             let _ = self.square.matmul(&self.square);

@@ -1,0 +1,358 @@
+//! What a run of task `align` takes, from its shapes: products, memory, traffic. No net is made and no picture read.
+//!
+//! Shapes: T tokens (`[CLS]` and the patches that a net processes), D width, F channels inside the feed-forward network,
+//! H heads, E joint width, S side of an image, P of a patch.
+
+use serde::Serialize;
+use uta_model::{ClipConfig, Ffn, TextConfig, VitConfig};
+
+use crate::mask::MaskGenerator;
+use crate::recipe::{PrecisionName, Recipe};
+use crate::task::align;
+use crate::{RecipeError, TrainError};
+
+/// Bytes of an f32: weights, gradients, moments, the residual stream, the loss.
+const WIDE: i64 = 4;
+
+/// Which kernels run: they don't keep the same things for the backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernels {
+    /// CUDA's: attention is fused, and autocast runs norms in f32.
+    Gpu,
+    /// The CPU's: in bf16 attention is two batched products, and norms come in the type of their input.
+    Cpu,
+}
+
+/// The shapes of a run.
+#[derive(Clone, Debug)]
+pub struct Shapes {
+    student: VitConfig,
+    teacher: VitConfig,
+    /// The teacher's text tower, which the student has a copy of.
+    text: Option<TextConfig>,
+    kept: i64,
+    precision: PrecisionName,
+    ema: bool,
+}
+
+/// Bytes that a device holds, by kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// The student's weights, f32.
+    pub weights: i64,
+    /// Their gradients, f32, kept from step to step.
+    pub gradients: i64,
+    /// AdamW's two moments, f32.
+    pub moments: i64,
+    /// The moving average of the weights, f32, where the recipe has one.
+    pub average: i64,
+    /// The bf16 copies of the weights that autocast keeps for a step.
+    pub copies: i64,
+    /// The teacher's image encoder, frozen: products in the compute type, the rest f32.
+    pub teacher: i64,
+    /// Text towers, f32: the teacher's, and the student's copy of it.
+    pub text: i64,
+    /// The micro-batch: bytes, and f32 as both nets see it.
+    pub pixels: i64,
+    /// What the student keeps for its backward pass, with the targets.
+    pub activations: i64,
+    /// What is alive for a moment only, at most, while the teacher or the backward pass runs, beyond `activations`.
+    pub transient: i64,
+    /// All of it, at the worst moment of a step.
+    pub step: i64,
+    /// Before the first step, while the teacher still has its f32 weights.
+    pub start: i64,
+}
+
+impl Shapes {
+    /// The shapes of a recipe of task `align` whose teacher is `teacher`.
+    ///
+    /// # Errors
+    /// When the two nets don't fit.
+    pub fn new(recipe: &Recipe, teacher: &ClipConfig) -> Result<Shapes, TrainError> {
+        let wrong = |message| RecipeError { origin: "recipe".into(), message };
+        let student = recipe.model.vision.clone();
+        align::fit(&student, &teacher.vision)?;
+        let grid = (student.grid() as usize, student.grid() as usize);
+        let masks = MaskGenerator::new(recipe.mask.kind, recipe.mask.ratio, grid)
+            .map_err(|e| wrong(format!("mask: {e}")))?;
+        Ok(Shapes {
+            student,
+            teacher: teacher.vision.clone(),
+            text: teacher.text.clone(),
+            kept: masks.kept_count() as i64,
+            precision: recipe.train.precision,
+            ema: recipe.train.ema > 0.0,
+        })
+    }
+
+    /// K, the patches that the student sees of each image.
+    pub fn kept(&self) -> i64 {
+        self.kept
+    }
+
+    /// Tokens of the student and of the teacher.
+    pub fn tokens(&self) -> [i64; 2] {
+        [1 + self.kept, 1 + self.student.num_patches()]
+    }
+
+    /// FLOPs of the student's products for one image, forward and backward.
+    pub fn student_flops(&self) -> f64 {
+        3.0 * 2.0 * self.student.macs(self.kept) as f64
+    }
+
+    /// FLOPs of the teacher's products for one image, all of which it sees.
+    pub fn teacher_flops(&self) -> f64 {
+        2.0 * self.teacher.macs(self.teacher.num_patches()) as f64
+    }
+
+    /// The student's products as a share of those without a mask: the FLOPs of the paper's Tables 6 and 8.
+    pub fn relative(&self) -> f64 {
+        self.student.macs(self.kept) as f64 / self.student.macs(self.student.num_patches()) as f64
+    }
+
+    /// The student's parameters: what the optimiser changes.
+    pub fn parameters(&self) -> i64 {
+        self.student.parameters()
+    }
+
+    /// Bytes of memory that an update reads and writes: weights, gradients and two moments, both ways.
+    pub fn update_bytes(&self) -> i64 {
+        2 * 4 * WIDE * self.parameters()
+    }
+
+    /// Bytes of gradients that each of `count` devices sends (and receives) a step, by a ring.
+    pub fn all_reduce_bytes(&self, count: u64) -> f64 {
+        let share = 2.0 * (count as f64 - 1.0) / count as f64;
+        share * (WIDE * self.parameters()) as f64
+    }
+
+    /// Bytes of the targets of `tokens` tokens, a byte a value.
+    pub fn target_bytes(&self, tokens: i64) -> i64 {
+        tokens * self.student.out
+    }
+
+    /// What a device holds for a micro-batch of `batch` images.
+    pub fn memory(&self, batch: i64, kernels: Kernels) -> Memory {
+        let own = WIDE * self.parameters();
+        let narrow = self.precision == PrecisionName::Bf16;
+        let teacher = self.teacher.parameters();
+        let frozen = products(&self.teacher);
+        let text = self.text.as_ref().map_or(0, |text| 2 * WIDE * text.parameters());
+        let mut memory = Memory {
+            weights: own,
+            gradients: own,
+            moments: 2 * own,
+            average: if self.ema { own } else { 0 },
+            copies: if narrow { 2 * products(&self.student) } else { 0 },
+            teacher: self.compute() * frozen + WIDE * (teacher - frozen),
+            text,
+            pixels: batch * (1 + WIDE) * 3 * self.student.image_size.pow(2),
+            activations: batch * self.activations(kernels),
+            transient: 0,
+            step: 0,
+            start: own + text + WIDE * teacher,
+        };
+        // The teacher runs before the student has anything to keep.
+        let looking = batch * self.teacher_transient(kernels) - memory.activations;
+        memory.transient = looking.max(batch * self.backward_transient());
+        memory.step = memory.weights
+            + memory.gradients
+            + memory.moments
+            + memory.average
+            + memory.copies
+            + memory.teacher
+            + memory.text
+            + memory.pixels
+            + memory.activations
+            + memory.transient;
+        memory
+    }
+
+    /// The largest micro-batch for which neither start nor step takes more than `bytes`; 0 when there is none.
+    pub fn largest_batch(&self, bytes: i64, kernels: Kernels) -> i64 {
+        // Everything is linear in the batch.
+        let [none, one] = [0, 1].map(|batch| self.memory(batch, kernels).step);
+        if self.memory(0, kernels).start > bytes { 0 } else { (bytes - none).max(0) / (one - none) }
+    }
+
+    /// Bytes of a value in the type that products compute in.
+    fn compute(&self) -> i64 {
+        match self.precision {
+            PrecisionName::Bf16 => 2,
+            PrecisionName::F32 => WIDE,
+        }
+    }
+
+    /// Bytes that the student keeps of one image for its backward pass.
+    ///
+    /// The patches' pixels for the embedding's gradient, K 3 P^2; the blocks; the final norm's input, in f32, and the
+    /// head's; and the loss in f32: the student's tokens, and the targets' directions, beside the targets themselves.
+    fn activations(&self, kernels: Kernels) -> i64 {
+        let (c, e) = (&self.student, self.compute());
+        let (t, d) = (1 + self.kept, c.width);
+        let embedding = e * self.kept * 3 * c.patch_size.pow(2);
+        let head = t * (WIDE * d + e * d);
+        let loss = t * (2 * WIDE + e) * c.out;
+        embedding + c.depth * t * self.kept_by_block(kernels) + head + loss
+    }
+
+    /// Bytes that a block of the student keeps of one token, e being those of a value in the compute type.
+    ///
+    /// | kept by | f32 | bf16 on the CPU | bf16 on a GPU |
+    /// |---|---|---|---|
+    /// | two norms: their input, the stream | 8 D | 8 D | 8 D |
+    /// | q, k, v: the norm's output, in bf16 one cast each | 4 D | 6 D | 6 D |
+    /// | attention: q, k, v, and the projection's input | 16 D | 8 D | 8 D |
+    /// | attention that is fused, on the CPU: its output in its own order | 4 D | | |
+    /// | attention that isn't: probabilities | | 2 H T | |
+    /// | `inner_attn_ln`: its output beside its input | 4 D | 2 D | 6 D |
+    /// | w1, w2 (or fc1 alone): the norm's output | 4 D | 4 D (2 D) | 4 D (2 D) |
+    /// | SwiGLU: w1 x, SiLU, w2 x, their product | 16 F | 8 F | 8 F |
+    /// | `ffn_ln`: its output beside its input | 4 F | 2 F | 4 F |
+    /// | GELU and its input; the fast one's sigmoid too | 8 F (12 F) | 4 F (6 F) | 4 F (6 F) |
+    /// | layer scale: both branches | 8 D | 4 D | 4 D |
+    ///
+    /// On a GPU `ffn_ln` reads and keeps an f32 copy, so that the product itself goes: 4 F + 2 F instead of 2 F + 2 F. The
+    /// statistics of norms and softmax, below a thousandth, and biases of relative positions aren't counted.
+    fn kept_by_block(&self, kernels: Kernels) -> i64 {
+        let (c, e, t) = (&self.student, self.compute(), 1 + self.kept);
+        let narrow = self.precision == PrecisionName::Bf16;
+        let some = |there: bool, bytes: i64| if there { bytes } else { 0 };
+        let (d, f) = (c.width, c.hidden);
+        // A norm inside a branch: its output, and on a GPU its input in f32 in the place of that in bf16.
+        let widened = some(narrow && kernels == Kernels::Gpu, WIDE - e);
+        let normed = |casts: i64| if narrow { casts * e * d } else { WIDE * d };
+        let stream = 2 * WIDE * d;
+        let attention = normed(3)
+            + 4 * e * d
+            + match kernels {
+                Kernels::Gpu => 0,
+                Kernels::Cpu if narrow => e * c.heads * t,
+                Kernels::Cpu => e * d,
+            }
+            + some(c.attn_norm, (e + WIDE * i64::from(widened > 0)) * d);
+        let ffn = match c.ffn {
+            Ffn::SwiGlu => normed(2) + 4 * e * f + some(c.ffn_norm, (e + widened) * f),
+            Ffn::Gelu => normed(1) + 2 * e * f,
+            Ffn::QuickGelu => normed(1) + 3 * e * f,
+        };
+        stream + attention + ffn + some(c.layer_scale, 2 * e * d)
+    }
+
+    /// Bytes of one image that are alive at most while the backward pass begins: in the loss, three tensors as wide as the
+    /// tokens, in f32; or in the last block's feed-forward network, gradients of the stream and the branch, and of what is
+    /// inside.
+    fn backward_transient(&self) -> i64 {
+        let (c, e) = (&self.student, self.compute());
+        let inside = match c.ffn {
+            Ffn::SwiGlu => 3,
+            Ffn::Gelu | Ffn::QuickGelu => 2,
+        };
+        let block = (WIDE + e) * c.width + inside * e * c.hidden;
+        (1 + self.kept) * block.max(3 * WIDE * c.out)
+    }
+
+    /// Bytes of one image that are alive at most in the teacher's forward pass: the stream in f32, a norm's output, and the
+    /// larger of a block's two branches. All tokens' targets, from which the kept ones are taken, are fewer.
+    fn teacher_transient(&self, kernels: Kernels) -> i64 {
+        let (c, e) = (&self.teacher, self.compute());
+        let t = 1 + c.num_patches();
+        // q, k, v and the output; q and k turned; scores and probabilities where attention isn't fused.
+        let turned = if c.rope { 2 } else { 0 };
+        let scores = match kernels {
+            Kernels::Cpu if self.precision == PrecisionName::Bf16 => 2 * e * c.heads * t,
+            _ => 0,
+        };
+        let attention = (4 + turned) * e * c.width + scores;
+        let ffn = match c.ffn {
+            Ffn::SwiGlu => 3 * e * c.hidden,
+            Ffn::Gelu | Ffn::QuickGelu => 2 * e * c.hidden,
+        };
+        t * ((WIDE + e) * c.width + attention.max(ffn))
+    }
+}
+
+/// Weights of a net's blocks and head that products read: what is frozen or cast to the compute type.
+fn products(c: &VitConfig) -> i64 {
+    // One token's products, less those of its attention to itself.
+    c.macs(0) as i64 - 2 * c.width * c.depth
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use uta_model::Head;
+
+    use super::*;
+
+    fn shapes(model: &str, mask: &str, precision: &str) -> Shapes {
+        let text = format!(
+            "task = \"align\"\n[model]\n{model}\n[teacher]\narch = \"eva01-g-14-plus\"\n[mask]\n{mask}\n\
+             [data]\ntrain = [\"none\"]\n[train]\nsteps = 1\nbatch = 8\nprecision = \"{precision}\"\n"
+        );
+        let recipe = Recipe::from_table(text.parse().unwrap()).unwrap();
+        Shapes::new(&recipe, &ClipConfig::preset("eva01-g-14-plus").unwrap()).unwrap()
+    }
+
+    /// The paper's Tables 6 and 8, ViT-B/14.
+    #[test]
+    fn relative_flops_of_the_papers_mask_ratios_come_out() {
+        for (ratio, paper) in [(0.0, "1.0"), (0.4, "0.6"), (0.5, "0.5"), (0.7, "0.3")] {
+            let shapes = shapes("preset = \"uta-b14\"", &format!("ratio = {ratio}"), "bf16");
+            assert_eq!(format!("{:.1}", shapes.relative()), paper, "{ratio}");
+        }
+        let dense = shapes("preset = \"uta-b14\"", "kind = \"none\"\nratio = 0.4", "bf16");
+        assert_eq!((dense.kept(), dense.relative()), (256, 1.0));
+    }
+
+    /// Facts 1.8, in GMACs: 23.4, 81.3 and 267.4 of the students, 267.4 of the teacher, which costs eleven times the
+    /// forward pass of B.
+    #[test]
+    fn a_students_products_are_three_forward_passes_and_the_teachers_one() {
+        for (preset, giga) in [("uta-b14", 23.4), ("uta-l14", 81.3), ("uta-g14", 267.4)] {
+            let shapes = shapes(&format!("preset = \"{preset}\""), "ratio = 0.0", "bf16");
+            let macs = [shapes.student_flops() / 6e9, shapes.teacher_flops() / 2e9];
+            for (found, expected) in macs.into_iter().zip([giga, 267.4]) {
+                assert!((found - expected).abs() < 0.06, "{preset}: {found}, not {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn weights_that_products_read_are_all_but_vectors_and_embeddings() {
+        for name in uta_model::preset_names() {
+            let c = VitConfig::preset(&name).unwrap();
+            let ffn = if c.ffn == Ffn::SwiGlu { 3 } else { 2 };
+            let head = if c.head == Head::None { 0 } else { c.width * c.out };
+            let matrices = c.depth * (4 * c.width.pow(2) + ffn * c.width * c.hidden) + head;
+            assert_eq!(products(&c), matrices, "{name}");
+        }
+    }
+
+    /// What autograd's saved tensors hold for such a block in PyTorch (`tests/golden/block_memory.py`), statistics apart.
+    #[test]
+    fn a_block_keeps_what_autograd_saves() {
+        for (precision, bytes) in [("bf16", 44192 - 24), ("f32", 68680 - 72)] {
+            let shapes = shapes("preset = \"uta-b14\"", "ratio = 0.4", precision);
+            assert_eq!(shapes.kept_by_block(Kernels::Cpu), bytes, "{precision}");
+        }
+    }
+
+    #[test]
+    fn the_largest_batch_is_the_last_that_fits() {
+        for (model, precision) in
+            [("preset = \"uta-b14\"", "bf16"), ("preset = \"uta-g14\"", "f32")]
+        {
+            let shapes = shapes(model, "ratio = 0.5", precision);
+            for kernels in [Kernels::Gpu, Kernels::Cpu] {
+                let bytes = 60_000_000_000;
+                let largest = shapes.largest_batch(bytes, kernels);
+                assert!(largest > 0);
+                assert!(shapes.memory(largest, kernels).step <= bytes);
+                assert!(shapes.memory(largest + 1, kernels).step > bytes);
+                assert_eq!(shapes.largest_batch(1_000_000_000, kernels), 0);
+            }
+        }
+    }
+}

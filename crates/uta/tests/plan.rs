@@ -1,0 +1,96 @@
+//! `uta plan` as its users meet it, and beside what `uta bench step` measures.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn uta(args: &[&str]) -> Output {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_uta"));
+    // Freed memory goes back at once, so that a peak is that of tensors and not of gaps in the heap.
+    command.envs([("MALLOC_MMAP_MAX_", "1000000"), ("MALLOC_MMAP_THRESHOLD_", "65536")]);
+    command.args(args).current_dir(root).stdin(Stdio::null()).output().unwrap()
+}
+
+fn json(args: &[&str]) -> Value {
+    let out = uta(&[args, &["--json"]].concat());
+    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    serde_json::from_slice(&out.stdout).unwrap()
+}
+
+/// Facts 0: 4,096 images a step of 14.2 million are 3,467 steps an epoch, some 520,000 in 150 epochs.
+#[test]
+fn the_papers_run_is_planned_without_its_data_and_weights() {
+    let recipe = "recipes/pretrain/uta-b14-in21k.toml";
+    let plan = json(&["plan", recipe, "--device", "h100", "--count", "64"]);
+    let number = |path: &str| plan.pointer(path).unwrap().as_f64().unwrap();
+    assert_eq!(number("/steps"), 520_020.0);
+    assert_eq!((number("/micro_batch"), number("/student/tokens")), (64.0, 155.0));
+    // Rates, FLOPs and hours are those of one and the same run.
+    let flops = number("/student/image_flops") + number("/teacher/image_flops");
+    let peak = 64.0 * 989e12 * 0.4;
+    assert!((number("/live/images_per_second") * flops / peak - 1.0).abs() < 1e-9);
+    let images = number("/live/images_per_second") * 3600.0 * number("/live/hours");
+    assert!((images / number("/samples") - 1.0).abs() < 1e-9);
+    // 257 tokens of 1,024 bytes an image.
+    assert_eq!(number("/cache_bytes"), 257.0 * 1024.0 * 14.2e6);
+    // Two text towers of 354 million parameters come with the teacher.
+    assert!((number("/memory/text") / 1e9 - 2.832).abs() < 1e-3);
+
+    let fewer = ["plan", recipe, "--samples-per-epoch", "4096", "--set", "train.epochs=2"];
+    assert_eq!(json(&fewer)["steps"], 2);
+    let page = String::from_utf8(uta(&["plan", recipe, "--count", "8"]).stdout).unwrap();
+    assert!(page.contains("fits in 72.0 GB") && page.contains("0.59 of that without"), "{page}");
+    let page = String::from_utf8(uta(&["plan", recipe]).stdout).unwrap();
+    assert!(page.contains("DOES NOT FIT") && page.contains("train.accumulate=8"), "{page}");
+}
+
+#[test]
+fn what_cannot_be_planned_is_said_in_one_line() {
+    let recipe = "recipes/pretrain/uta-b14-in21k.toml";
+    for (args, words) in [
+        (&["--device", "h900"][..], "h100, h200 and cpu"),
+        (&["--count", "7"], "train.batch = 4096 can't be shared evenly"),
+        (&["--utilisation", "40"], "at most 1"),
+        (&["--set", "teacher={path=\"no/such\"}"], "no/such: not there; say what it is with"),
+        (&["--set", "teacher.arch=vit-l-14"], "model.out = 1024: must be the teacher's, 768"),
+        (&["--set", "model.preset=uta-b16"], "model.patch_size = 16: must be the teacher's, 14"),
+    ] {
+        let out = uta(&[&["plan", recipe], args].concat());
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(2), "{args:?}: {text}");
+        assert!(text.contains(words) && text.trim().lines().count() == 1, "{args:?}: {text}");
+    }
+    let out = uta(&["plan", "recipes/mini/clip-emoji.toml"]);
+    assert!(String::from_utf8_lossy(&out.stderr).contains("only runs of task \"align\""));
+}
+
+/// Between two batches, so that what a process needs for itself falls out.
+#[test]
+fn memory_grows_with_the_batch_as_planned() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = dir.path().join("r.toml");
+    let text = "task = \"align\"\n[model]\npreset = \"uta-b14\"\nwidth = 256\nheads = 4\nhidden = 682\ndepth = 3\n\
+        out = 1024\n[teacher]\npath = \"none\"\narch = \"uta-b14\"\n[mask]\nratio = 0.4\n[data]\ntrain = [\"none\"]\n\
+        [train]\nsteps = 1\nbatch = 64\ndevice = \"cpu\"\n";
+    fs::write(&recipe, text).unwrap();
+    let recipe = recipe.to_str().unwrap();
+    for precision in ["bf16", "f32"] {
+        let precision = format!("train.precision={precision}");
+        let measured = |batch: &str| {
+            let bench = ["bench", "step", recipe, "--part", "student", "--steps", "1"];
+            let args = [&bench[..], &["--batch", batch, "--set", &precision]].concat();
+            json(&args)["peak_memory_bytes"].as_f64().unwrap()
+        };
+        let planned = |batch: &str| {
+            let batch = format!("train.batch={batch}");
+            let args = ["plan", recipe, "--device", "cpu", "--set", &batch, "--set", &precision];
+            json(&args)["memory"]["step"].as_f64().unwrap()
+        };
+        let [measured, planned] = [measured("48") - measured("16"), planned("48") - planned("16")];
+        assert!((measured / planned - 1.0).abs() < 0.15, "{precision}: {measured} and {planned}");
+    }
+}

@@ -11,7 +11,7 @@ fn main() {
     println!("cargo:rerun-if-changed=cpp");
     let mut build = cc::Build::new();
     build.cpp(true).std("c++20").files(
-        ["frozen", "gate", "norm", "profile", "rotate", "torch_ext"]
+        ["frozen", "gate", "linear", "norm", "profile", "rotate", "torch_ext"]
             .map(|name| format!("cpp/{name}.cpp")),
     );
     // Loops over rows are vectorised, in builds for debugging too.

@@ -3,6 +3,7 @@
 
 mod frozen;
 mod gate;
+mod linear;
 mod norm;
 mod profile;
 mod rotate;
@@ -14,6 +15,7 @@ use torch_sys::C_tensor;
 
 pub use frozen::{Activation, PackedLinear, cpu_has_tiles};
 pub use gate::silu_times;
+pub use linear::linear;
 pub use norm::{add_layer_norm, layer_norm};
 pub use profile::{OperatorTime, profile};
 pub use rotate::rotate;

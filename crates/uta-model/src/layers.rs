@@ -101,7 +101,7 @@ impl Linear {
         if let Some(packed) = &self.packed {
             return packed.forward(x, act).expect(FITS);
         }
-        let x = x.linear(&self.weight, self.bias.as_ref());
+        let x = linear(x, &self.weight, self.bias.as_ref());
         match act {
             Activation::None => x,
             Activation::Gelu => x.gelu("none"),
@@ -131,6 +131,15 @@ impl Linear {
 impl Module for Linear {
     fn forward(&self, x: &Tensor) -> Tensor {
         self.activated(x, Activation::None)
+    }
+}
+
+/// `x W^T + b`, where autocast is on in its type.
+pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    let learning = weight.requires_grad() && weight.device() == Device::Cpu;
+    match torch_ext::cpu_autocast().filter(|_| learning) {
+        Some(_) => torch_ext::linear(x, weight, bias).expect(FITS),
+        None => x.linear(weight, bias),
     }
 }
 

@@ -497,9 +497,9 @@ impl Attention {
                 [(); 3].map(|()| thirds.next().expect("three of them"))
             }
             None => [
-                x.linear(&self.q_proj.weight, Some(&self.q_bias)),
-                x.linear(&self.k_proj.weight, self.k_bias.as_ref()),
-                x.linear(&self.v_proj.weight, Some(&self.v_bias)),
+                layers::linear(x, &self.q_proj.weight, Some(&self.q_bias)),
+                layers::linear(x, &self.k_proj.weight, self.k_bias.as_ref()),
+                layers::linear(x, &self.v_proj.weight, Some(&self.v_bias)),
             ],
         };
         all.map(|x| x.unflatten(-1, [self.heads, -1]))

@@ -1,6 +1,9 @@
 //! Compiles `cpp/` against libtorch and tells the crates above where libtorch's libraries are.
 
-use std::{env, path::PathBuf};
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
 
 fn main() {
     // Set by torch-sys (`links = "tch"`), which has already found libtorch and checked its version.
@@ -11,17 +14,52 @@ fn main() {
     println!("cargo:rerun-if-changed=cpp");
     let mut build = cc::Build::new();
     build.cpp(true).std("c++20").files(
-        ["frozen", "gate", "linear", "norm", "profile", "rotate", "torch_ext"]
+        ["distributed", "frozen", "gate", "linear", "norm", "profile", "rotate", "torch_ext"]
             .map(|name| format!("cpp/{name}.cpp")),
     );
     // Loops over rows are vectorised, in builds for debugging too.
     build.opt_level(3);
     // As system headers: libtorch's own warnings stay quiet, ours do not.
-    for dir in [include.clone(), include.join("torch/csrc/api/include")] {
+    let mut system = vec![include.clone(), include.join("torch/csrc/api/include")];
+    // Where libtorch has gloo's headers, they are the ones to take.
+    if !include.join("gloo/context.h").exists() {
+        system.push("cpp/gloo_forward".into());
+    }
+    if lib.join("libtorch_cuda.so").exists() {
+        match nccl_headers(&lib) {
+            Some(found) => {
+                system.extend(found);
+                build.define("TE_NCCL", None);
+                println!("cargo:rustc-link-lib=torch_cuda");
+                println!("cargo:rustc-link-lib=c10_cuda");
+            }
+            None => println!(
+                "cargo:warning=nccl.h or cuda_runtime_api.h was not found: this build trains on one GPU only"
+            ),
+        }
+    }
+    for dir in system {
         build.flag("-isystem").flag(dir.display().to_string());
     }
     build.compile("torch_ext");
     // Read by rpath.rs as DEP_TORCH_EXT_LIBTORCH_LIB, and needed by this crate's own tests.
     println!("cargo:libtorch_lib={}", lib.display());
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+}
+
+/// The folders of nccl.h and of CUDA's headers: in NVIDIA's wheels, which lie beside torch's, or where CUDA_HOME says.
+fn nccl_headers(lib: &Path) -> Option<Vec<PathBuf>> {
+    println!("cargo:rerun-if-env-changed=CUDA_HOME");
+    let packages = lib.canonicalize().ok()?.ancestors().nth(2)?.join("nvidia");
+    let cuda_home = env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("include"));
+    let places: Vec<PathBuf> = [packages.join("nccl/include"), packages.join("cu13/include")]
+        .into_iter()
+        .chain(cuda_home)
+        .chain(["/usr/include".into(), "/usr/local/cuda/include".into()])
+        .collect();
+    let folder = |header| places.iter().find(|place| place.join(header).exists()).cloned();
+    let mut found = vec![folder("nccl.h")?, folder("cuda_runtime_api.h")?];
+    // The compiler looks there anyway, and named as a system folder it would hide the standard library's own headers.
+    found.retain(|place| place != Path::new("/usr/include"));
+    Some(found)
 }

@@ -29,9 +29,10 @@ pub struct Wheel {
     pub keep_cuda: &'static [&'static str],
 }
 
-/// What torch 2.13.0's metadata asks for (cuda-toolkit 13.0.3 and its extras written out), less Python's own.
+/// What torch 2.13.0's metadata asks for (cuda-toolkit 13.0.3 and its extras written out), less Python's own; and two
+/// wheels of headers (nvidia-cuda-crt, nvidia-cuda-cccl) that c10d's NCCL header includes.
 #[rustfmt::skip]
-pub const WHEELS: [Wheel; 16] = [
+pub const WHEELS: [Wheel; 18] = [
     Wheel {
         keep_cpu: &["torch/include/", "torch/lib/libc10.so", "torch/lib/libgomp.so.1", "torch/lib/libtorch_cpu.so"],
         keep_cuda: &["torch/include/", "torch/lib/"],
@@ -57,6 +58,8 @@ pub const WHEELS: [Wheel; 16] = [
     nvidia("nvidia-nccl-cu13", "2.29.7", 206, "edd81538446786ec3b73972543e53bb43bcaf0bfc8ef76cb679fcc390ffe136d"),
     nvidia("nvidia-nvjitlink", "13.0.88", 41, "13a74f429e23b921c1109976abefacc69835f2f433ebd323d3946e11d804e47b"),
     nvidia("nvidia-nvshmem-cu13", "3.4.5", 60, "290f0a2ee94c9f3687a02502f3b9299a9f9fe826e6d0287ee18482e78d495b80"),
+    nvidia("nvidia-cuda-crt", "13.0.88", 1, "2c8043c7c9e02492716426e9919fc78d2c5b3b2a7a768a88e952676b08aa55a4"),
+    nvidia("nvidia-cuda-cccl", "13.0.85", 3, "e0da7ad981f3a8aff08241b5bfc1af868742a63e2762f53a5171c492ef242649"),
     nvidia("nvidia-nvtx", "13.0.85", 1, "4936d1d6780fbe68db454f5e72a42ff64d1fd6397df9f363ae786930fd5c1cd4"),
 ];
 

@@ -12,19 +12,6 @@
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/stack.h>
 
-#include <vector>
-
-namespace {
-
-std::vector<at::Tensor> list(at::Tensor *const *tensors, int64_t n) {
-  std::vector<at::Tensor> out;
-  out.reserve(n);
-  for (int64_t i = 0; i < n; ++i) out.push_back(*tensors[i]);
-  return out;
-}
-
-} // namespace
-
 extern "C" {
 
 void te_free_message(char *message) { free(message); }

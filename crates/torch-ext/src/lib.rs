@@ -1,6 +1,7 @@
-//! What tch leaves out of libtorch, and nothing of vision: autocast on every device, the fused AdamW kernel, and
-//! arithmetic over many tensors in one call. The C++ side is `cpp/torch_ext.cpp`; this is its safe face.
+//! What tch leaves out of libtorch, and nothing of vision: autocast on every device, the fused AdamW kernel, arithmetic
+//! over many tensors in one call, and [`distributed`] training. The C++ side is in `cpp/`; this is its safe face.
 
+pub mod distributed;
 mod frozen;
 mod gate;
 mod linear;

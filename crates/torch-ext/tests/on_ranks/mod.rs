@@ -1,0 +1,45 @@
+//! A test's body in several processes: the test starts its own binary again, once a rank.
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use torch_ext::distributed::ProcessGroup;
+
+/// A port of this machine that nobody listens on.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Runs `of_rank`, the body of the test called `name`, in `world` processes that form a group.
+pub fn on_ranks(name: &str, world: usize, timeout: u64, of_rank: impl Fn(Rc<ProcessGroup>)) {
+    if std::env::var_os("RANK").is_some() {
+        return of_rank(ProcessGroup::from_env().unwrap());
+    }
+    let port = free_port();
+    let start = |rank: usize| -> Child {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .envs([("RANK", rank.to_string()), ("WORLD_SIZE", world.to_string())])
+            .envs([("MASTER_ADDR", "127.0.0.1".to_owned()), ("MASTER_PORT", port.to_string())])
+            .env("UTA_DIST_TIMEOUT", timeout.to_string())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let mut ranks: Vec<Child> = (0..world).map(start).collect();
+    let began = Instant::now();
+    for (rank, child) in ranks.iter_mut().enumerate() {
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            if began.elapsed() > Duration::from_secs(100) {
+                child.kill().unwrap();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        assert!(status.success(), "rank {rank} of {world}: {status}");
+    }
+}

@@ -156,7 +156,9 @@ pub enum DataError {
 }
 
 /// What kind of thing is wrong with a sample that can't be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fault {
     /// A file that is gone or that the system won't read.

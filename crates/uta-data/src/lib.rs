@@ -37,7 +37,7 @@ pub use resize::Filter;
 pub use source::{
     Folder, Sample, Source, is_table, open, open_all, open_files, open_with, subfolders,
 };
-pub use stream::{Batch, Item, Rejected, Stream, StreamOptions, Sweep, sweep};
+pub use stream::{Batch, Item, Rejected, Share, Stream, StreamOptions, Sweep, sweep};
 pub use tokenizer::Tokenizer;
 pub use transform::{
     ColorJitter, Convention, CropBox, EvalTransform, Fit, TrainTransform, resample,

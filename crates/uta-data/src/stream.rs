@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::parallel::Ordered;
 use crate::rng::{Purpose, Rng};
@@ -144,12 +144,12 @@ impl Batch {
 }
 
 /// One image of a batch.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Item {
     /// The sample's key.
     pub key: String,
-    /// One of its captions, drawn anew each epoch; in a sweep the first.
-    pub caption: Option<String>,
+    /// Its captions: in a stream one of them, drawn anew each epoch; in a sweep all.
+    pub captions: Vec<String>,
     /// Its class.
     pub class: Option<u32>,
     /// Its place among the images of the whole stream, over all ranks; in a sweep its index.
@@ -159,13 +159,13 @@ pub struct Item {
 }
 
 /// A sample that could not be used.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rejected {
     /// The shard it lies in.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shard: Option<String>,
     /// Its key; empty where more than a sample is meant.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub key: String,
     /// What kind of thing is wrong.
     pub kind: Fault,
@@ -355,7 +355,7 @@ fn views(
             .then(|| rng(Purpose::Caption, repeat).below(captions.len() as u64));
         Item {
             key: sample.key.clone(),
-            caption: drawn.map(|which| captions[which as usize].clone()),
+            captions: drawn.map(|which| captions[which as usize].clone()).into_iter().collect(),
             class: sample.class,
             position: position * repeats + repeat,
             index,
@@ -389,26 +389,43 @@ fn permuted(seed: u64, epoch: u64, i: u64, n: u64) -> u64 {
     }
 }
 
+/// Which batches of a sweep are this process's: every `world`-th, from number `rank` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// This process among `world`.
+    pub rank: usize,
+    /// How many processes share the sweep.
+    pub world: usize,
+}
+
+impl Share {
+    /// All of them.
+    pub const ALL: Share = Share { rank: 0, world: 1 };
+}
+
 /// The iterator of [`sweep`].
 pub struct Sweep {
     views: Ordered<Result<(Vec<u8>, Item), Rejected>>,
     size: u32,
     batch: usize,
+    share: Share,
     samples: usize,
-    done: usize,
-    next: u64,
+    /// Batches taken.
+    taken: usize,
 }
 
 impl Iterator for Sweep {
     type Item = Result<Batch, DataError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.done == self.samples {
+        let (all, Share { rank, world }) = (self.batch * self.share.world, self.share);
+        if self.taken * all >= self.samples {
             return None;
         }
-        let mut batch = Batch::new(self.next, self.size, self.batch);
-        for view in self.views.by_ref().take(self.batch) {
-            self.done += 1;
+        let number = self.taken * world + rank;
+        let mut batch = Batch::new(number as u64, self.size, self.batch);
+        let own = self.samples.saturating_sub(number * self.batch).min(self.batch);
+        for view in self.views.by_ref().take(own) {
             match view {
                 Ok((pixels, item)) => {
                     batch.pixels.extend_from_slice(&pixels);
@@ -417,38 +434,44 @@ impl Iterator for Sweep {
                 Err(rejected) => batch.rejected.push(rejected),
             }
         }
-        self.next += 1;
-        batch.epoch = self.done as f64 / self.samples as f64;
+        self.taken += 1;
+        batch.epoch = (self.taken * all).min(self.samples) as f64 / self.samples as f64;
         Some(Ok(batch))
     }
 }
 
 /// Every sample once and in order, in batches of `batch`, the last one shorter; unusable ones are left out and reported.
+/// Every share has the same number of batches, so the last may be empty.
 pub fn sweep(
     source: Arc<dyn Source>,
     transform: EvalTransform,
     decode: DecodeOptions,
     batch: usize,
     workers: usize,
+    share: Share,
 ) -> Sweep {
     let (samples, batch, size) = (source.len(), batch.max(1), transform.size);
-    let view = move |i: u64| {
+    let Share { rank, world } = share;
+    let view = move |local: u64| {
+        let i = (local as usize / batch * world + rank) * batch + local as usize % batch;
         let look = || {
-            let sample = source.read(i as usize)?;
+            let sample = source.read(i)?;
             let pixels = transform.view(&sample.image, &decode)?;
             let item = Item {
                 key: sample.key,
-                caption: sample.captions.into_iter().next(),
+                captions: sample.captions,
                 class: sample.class,
-                position: i,
-                index: i as usize,
+                position: i as u64,
+                index: i,
             };
             Ok((pixels, item))
         };
-        guarded(look).map_err(|e| Rejected::new(source.as_ref(), i as usize, &e))
+        guarded(look).map_err(|e| Rejected::new(source.as_ref(), i, &e))
     };
-    let views = Ordered::new(workers, 2 * batch as u64, 0..samples as u64, view);
-    Sweep { views, size, batch, samples, done: 0, next: 0 }
+    let (whole, rest) = (samples / (batch * world), samples % (batch * world));
+    let own = whole * batch + rest.saturating_sub(rank * batch).min(batch);
+    let views = Ordered::new(workers, 2 * batch as u64, 0..own as u64, view);
+    Sweep { views, size, batch, share, samples, taken: 0 }
 }
 
 #[cfg(test)]
@@ -631,7 +654,7 @@ mod tests {
         let decode = DecodeOptions { max_pixels: 63, ..DecodeOptions::default() };
         let mut stream = stream(colours(3, &[]), StreamOptions { decode, ..options() }, 0);
         assert!(stream.next_batch().is_err());
-        let mut sweep = sweep(colours(3, &[]), EvalTransform::new(4), decode, 3, 1);
+        let mut sweep = sweep(colours(3, &[]), EvalTransform::new(4), decode, 3, 1, Share::ALL);
         let rejected = sweep.next().unwrap().unwrap().rejected;
         assert!(rejected.len() == 3 && rejected[0].reason.contains("8 x 8"), "{rejected:?}");
     }
@@ -651,7 +674,7 @@ mod tests {
         let drawn: BTreeSet<String> = (0..10)
             .flat_map(|_| all.next_batch().unwrap().items)
             .filter(|item| item.index == 1)
-            .filter_map(|item| item.caption)
+            .flat_map(|item| item.captions)
             .collect();
         assert_eq!(drawn, BTreeSet::from(["1".to_owned(), "number 1".to_owned()]));
         let bare = Arc::new(Colours { n: 3, broken: BTreeSet::new(), captions: false });
@@ -662,15 +685,42 @@ mod tests {
 
     #[test]
     fn a_sweep_meets_every_sample_once_and_in_order() {
-        let batches: Vec<Batch> =
-            sweep(colours(8, &[2]), EvalTransform::new(4), DecodeOptions::default(), 3, 2)
-                .map(Result::unwrap)
-                .collect();
+        let batches: Vec<Batch> = sweep(
+            colours(8, &[2]),
+            EvalTransform::new(4),
+            DecodeOptions::default(),
+            3,
+            2,
+            Share::ALL,
+        )
+        .map(Result::unwrap)
+        .collect();
         let lengths: Vec<usize> = batches.iter().map(Batch::len).collect();
         assert_eq!(lengths, [2, 3, 2]);
         let seen: Vec<usize> = batches.iter().flat_map(|b| &b.items).map(|i| i.index).collect();
         assert_eq!(seen, [0, 1, 3, 4, 5, 6, 7]);
         assert_eq!(batches[0].rejected[0].key, "c2");
         assert_eq!(batches[1].pixels[..3], [3, 3, 3]);
+    }
+
+    #[test]
+    fn shares_of_a_sweep_make_up_the_whole_one_in_equally_many_batches() {
+        for (n, world) in [(8, 2), (13, 3), (3, 2), (12, 2), (1, 3)] {
+            let run = |share| -> Vec<Batch> {
+                let (size, decode) = (EvalTransform::new(4), DecodeOptions::default());
+                sweep(colours(n, &[2]), size, decode, 3, 2, share).map(Result::unwrap).collect()
+            };
+            let whole = run(Share::ALL);
+            let shares: Vec<Vec<Batch>> =
+                (0..world).map(|rank| run(Share { rank, world })).collect();
+            assert!(shares.iter().all(|s| s.len() == whole.len().div_ceil(world)), "{n} {world}");
+            for (i, batch) in whole.iter().enumerate() {
+                let found = &shares[i % world][i / world];
+                assert_eq!(found.index, i as u64);
+                assert_eq!((&found.items, &found.rejected), (&batch.items, &batch.rejected));
+            }
+            let all: usize = shares.iter().flatten().map(Batch::len).sum();
+            assert_eq!(all, whole.iter().map(Batch::len).sum::<usize>());
+        }
     }
 }

@@ -11,8 +11,8 @@ use image::{ImageFormat, RgbImage};
 use uta_data::rng::{Purpose, Rng};
 use uta_data::shards::{Limit, ShardWriter};
 use uta_data::{
-    Batch, DecodeOptions, EvalTransform, Fault, Source, Stream, StreamOptions, TrainTransform,
-    decode, open, sweep,
+    Batch, DecodeOptions, EvalTransform, Fault, Share, Source, Stream, StreamOptions,
+    TrainTransform, decode, open, sweep,
 };
 
 fn image(i: u8, format: ImageFormat) -> Vec<u8> {
@@ -87,9 +87,10 @@ fn a_shard_that_is_cut_while_it_is_read_loses_only_what_was_cut() {
     let source = open_dir(dir.path());
     let length = fs::metadata(&paths[0]).unwrap().len();
     fs::File::options().write(true).open(&paths[0]).unwrap().set_len(length / 2).unwrap();
-    let batches: Vec<Batch> = sweep(source, EvalTransform::new(4), DecodeOptions::default(), 64, 2)
-        .map(Result::unwrap)
-        .collect();
+    let batches: Vec<Batch> =
+        sweep(source, EvalTransform::new(4), DecodeOptions::default(), 64, 2, Share::ALL)
+            .map(Result::unwrap)
+            .collect();
     let lost: usize = batches.iter().map(|batch| batch.rejected.len()).sum();
     let kept: usize = batches.iter().map(Batch::len).sum();
     assert!((4..=6).contains(&lost) && kept + lost == 200, "{lost} lost");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use tch::{Kind, Tensor};
-use uta_data::{Rejected, Source};
+use uta_data::{Batch, Rejected, Source};
 use uta_model::{Clip, same_tokens, unit};
 use uta_train::mask::MaskGenerator;
 
@@ -85,11 +85,13 @@ impl Align {
     pub fn run(&self, model: &Clip) -> Result<AlignReport, EvalError> {
         self.check(model)?;
         let (device, teacher) = (model.store.device(), self.teacher.as_ref());
-        let mut kept_count = model.config.vision.num_patches() as usize;
+        let kept_count = match &self.mask {
+            Some((mask, _)) => mask.kept_count(),
+            None => model.config.vision.num_patches() as usize,
+        };
         let mut per_image = Vec::new();
-        let rejected = sweep(model, &self.source, &self.options, |batch, pixels| {
+        let compute = |batch: &Batch, pixels: &Tensor| {
             let kept = self.mask.as_ref().map(|(mask, seed)| {
-                kept_count = mask.kept_count();
                 let positions: Vec<u64> =
                     batch.items.iter().map(|item| item.index as u64).collect();
                 let kept = Tensor::from_slice(&mask.batch(*seed, &positions));
@@ -97,8 +99,11 @@ impl Align {
             });
             let cosine = self.cosine(model, teacher, pixels, kept.as_ref());
             finite(&cosine, &self.options, |row| batch.items[row].key.clone())?;
-            let all: Vec<f64> = to_vec(&cosine);
-            for (item, tokens) in batch.items.iter().zip(all.chunks_exact(1 + kept_count)) {
+            Ok(vec![cosine])
+        };
+        let rejected = sweep(model, &self.source, &self.options, compute, |items, cosine| {
+            let all: Vec<f64> = to_vec(&cosine[0]);
+            for (item, tokens) in items.iter().zip(all.chunks_exact(1 + kept_count)) {
                 let patches: f64 = tokens[1..].iter().sum();
                 per_image.push(ImageCosine {
                     file: item.key.clone(),

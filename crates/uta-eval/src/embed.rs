@@ -1,11 +1,15 @@
 //! From samples and sentences to embeddings: the part that every evaluator shares.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
+use torch_ext::distributed::ProcessGroup;
 use torch_ext::{Precision, autocast};
-use uta_data::{Batch, DecodeOptions, EvalTransform, Filter, Fit, Rejected, Source, Tokenizer};
+use uta_data::{
+    Batch, DecodeOptions, EvalTransform, Filter, Fit, Item, Rejected, Share, Source, Tokenizer,
+};
 use uta_model::{ByLength, Clip, ClipConfig, Convention, Interpolation, Preprocess, Resize, unit};
 use uta_train::upload;
 
@@ -30,6 +34,8 @@ pub struct EvalOptions {
     pub border: u32,
     /// Whether a text beyond the context is an error (OpenAI's rule) instead of being cut (open_clip's).
     pub whole_texts: bool,
+    /// The processes that share the images of an evaluator's set; each gets the whole report.
+    pub group: Rc<ProcessGroup>,
     /// Called after every batch.
     pub progress: Option<Progress>,
 }
@@ -44,6 +50,7 @@ impl Default for EvalOptions {
             decode: DecodeOptions::default(),
             border: 0,
             whole_texts: false,
+            group: ProcessGroup::single(),
             progress: None,
         }
     }
@@ -96,24 +103,37 @@ impl EvalOptions {
     }
 }
 
-/// Passes every readable sample of `source` to `each`, with its pixels u8 `[B,S,S,3]` on `model`'s device at the model's
-/// resolution, in order, and returns the unreadable ones.
+/// Sweeps `source` once and returns its unreadable samples. `compute` gets every batch of readable ones, with its pixels
+/// u8 `[B,S,S,3]` on `model`'s device at the model's resolution, and makes f32 tensors `[B,...]` of it; `each` gets them
+/// in the set's order. Under several ranks each computes every so manieth batch and meets them all in `each`, so that
+/// all end with what one alone would have found.
 pub(crate) fn sweep(
     model: &Clip,
     source: &Arc<dyn Source>,
     options: &EvalOptions,
-    mut each: impl FnMut(&Batch, &Tensor) -> Result<(), EvalError>,
+    mut compute: impl FnMut(&Batch, &Tensor) -> Result<Vec<Tensor>, EvalError>,
+    mut each: impl FnMut(&[Item], &[Tensor]) -> Result<(), EvalError>,
 ) -> Result<Vec<Rejected>, EvalError> {
     let (mut rejected, mut done, total) = (Vec::new(), 0, source.len());
     options.report("images", 0, total);
-    let (transform, decode) = (options.transform(&model.config), options.decode);
-    for batch in uta_data::sweep(source.clone(), transform, decode, options.batch, options.workers)
-    {
-        let mut batch = batch?;
-        rejected.append(&mut batch.rejected);
-        done += batch.items.len();
-        if !batch.items.is_empty() {
-            each(&batch, &upload(&batch, model.store.device()))?;
+    let transform = options.transform(&model.config);
+    let (device, group) = (model.store.device(), options.group.as_ref());
+    let share = Share { rank: group.rank(), world: group.world() };
+    let EvalOptions { decode, batch, workers, .. } = *options;
+    for batch in uta_data::sweep(source.clone(), transform, decode, batch, workers, share) {
+        let computed = batch.map_err(EvalError::from).and_then(|batch| {
+            let tensors = match batch.is_empty() {
+                true => vec![],
+                false => compute(&batch, &upload(&batch, device))?,
+            };
+            Ok(Part { items: batch.items, rejected: batch.rejected, tensors })
+        });
+        for mut part in Part::of_all_ranks(computed, group, device)? {
+            rejected.append(&mut part.rejected);
+            done += part.items.len();
+            if !part.items.is_empty() {
+                each(&part.items, &part.tensors)?;
+            }
         }
         options.report("images", done + rejected.len(), total);
     }
@@ -121,6 +141,54 @@ pub(crate) fn sweep(
         tracing::warn!("{key}: left out: {reason}");
     }
     Ok(rejected)
+}
+
+/// A batch of a sweep, computed.
+struct Part {
+    items: Vec<Item>,
+    rejected: Vec<Rejected>,
+    tensors: Vec<Tensor>,
+}
+
+impl Part {
+    /// The parts of all ranks, in the order of their batches.
+    fn of_all_ranks(
+        own: Result<Part, EvalError>,
+        group: &ProcessGroup,
+        device: Device,
+    ) -> Result<Vec<Part>, EvalError> {
+        let own = group.agree(own)?;
+        if group.world() == 1 {
+            return Ok(vec![own]);
+        }
+        // A line of JSON, then the values of the tensors.
+        let sizes: Vec<Vec<i64>> = own.tensors.iter().map(Tensor::size).collect();
+        let mut bytes =
+            serde_json::to_vec(&(&own.items, &own.rejected, &sizes)).expect("plain data");
+        bytes.push(b'\n');
+        for tensor in &own.tensors {
+            let values: Vec<f32> = to_vec(tensor);
+            bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        }
+        let received = group.exchange(&bytes)?;
+        Ok(received.iter().map(|bytes| Part::read(bytes, device)).collect())
+    }
+
+    /// What a rank of this very program has written.
+    fn read(bytes: &[u8], device: Device) -> Part {
+        let sound = "written above, by this program";
+        let end = bytes.iter().position(|&byte| byte == b'\n').expect(sound);
+        type Head = (Vec<Item>, Vec<Rejected>, Vec<Vec<i64>>);
+        let (items, rejected, sizes): Head = serde_json::from_slice(&bytes[..end]).expect(sound);
+        let mut values =
+            bytes[end + 1..].chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        let tensors = sizes.iter().map(|size| {
+            let values: Vec<f32> =
+                values.by_ref().take(size.iter().product::<i64>() as usize).collect();
+            Tensor::from_slice(&values).view(size.as_slice()).to_device(device)
+        });
+        Part { items, rejected, tensors: tensors.collect() }
+    }
 }
 
 /// Unit image embeddings `[B,D]` of a batch of `pixels` u8 `[B,S,S,3]`.
@@ -181,26 +249,27 @@ pub fn embed_images(
     let layers: Vec<usize> = layer.into_iter().collect();
     let mut names = vec![];
     let [mut embeddings, mut all, mut hidden] = [(); 3].map(|()| Rows::of(source.len()));
-    let rejected = sweep(model, source, options, |batch, pixels| {
+    let compute = |batch: &Batch, pixels: &Tensor| {
         let images = model.normalise(pixels);
-        let key = |row: usize| batch.items[row].key.clone();
-        let keep = |rows: &mut Rows, x: &Tensor| {
-            finite(x, options, key)?;
-            rows.push(x);
-            Ok::<(), EvalError>(())
-        };
+        let mut found = vec![];
         if tokens || layer.is_some() {
-            let found = options.compute(model, || model.visual.features(&images, &layers))?;
-            keep(&mut embeddings, &found.embedding)?;
-            if tokens {
-                keep(&mut all, &found.projected)?;
-            }
-            found.hidden.iter().try_for_each(|x| keep(&mut hidden, x))?;
+            let features = options.compute(model, || model.visual.features(&images, &layers))?;
+            found.push(features.embedding);
+            found.extend(tokens.then_some(features.projected));
+            found.extend(features.hidden);
         } else {
-            let found = options.forward(model, || model.encode_image(&images));
-            keep(&mut embeddings, &found)?;
+            found.push(options.forward(model, || model.encode_image(&images)));
         }
-        names.extend(batch.items.iter().map(|item| source.name(item.index)));
+        for x in &found {
+            finite(x, options, |row| batch.items[row].key.clone())?;
+        }
+        Ok(found)
+    };
+    let rejected = sweep(model, source, options, compute, |items, found| {
+        let wanted =
+            [Some(&mut embeddings), tokens.then_some(&mut all), layer.map(|_| &mut hidden)];
+        wanted.into_iter().flatten().zip(found).for_each(|(rows, x)| rows.push(x));
+        names.extend(items.iter().map(|item| source.name(item.index)));
         Ok(())
     })?;
     let Some(embeddings) = embeddings.finish() else {

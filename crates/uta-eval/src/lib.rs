@@ -1,7 +1,7 @@
 //! Evaluators: what a CLIP pair can do, as numbers. [`ZeroShot`] classification, image-text [`Retrieval`] and
 //! [`Align`]ment with a teacher run from the command line and, through [`uta_train::Evaluator`], inside training.
 //!
-//! Every evaluator sweeps its set once, in order; a sample that cannot be used is counted and named, never dropped in
+//! Every evaluator sweeps its set once, in order, shared by the ranks of a process group where there are several; a sample that cannot be used is counted and named, never dropped in
 //! silence. Numbers don't depend on the batch size beyond rounding, and equal scores share the credit
 //! ([`ranking::expected_hit`]), so that a collapsed model scores chance.
 
@@ -36,6 +36,9 @@ pub enum EvalError {
     /// The set cannot be read.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// The ranks can't go on together.
+    #[error(transparent)]
+    Ranks(#[from] torch_ext::distributed::DistError),
     /// The model can't do what was asked.
     #[error(transparent)]
     Model(#[from] ModelError),

@@ -1,13 +1,12 @@
 //! Image-text retrieval (paper, Table 2), as CLIP_benchmark does it (`metrics/zeroshot_retrieval.py`): raw captions, no
 //! template; a query counts as answered when any of its right answers is among the first k of all candidates.
 
-use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use serde::Serialize;
 use tch::Tensor;
-use uta_data::{DataError, Rejected, Sample, Source};
+use uta_data::{Batch, Rejected, Source};
 use uta_model::Clip;
 
 use crate::embed::{encode_images, encode_texts, sweep};
@@ -77,28 +76,29 @@ impl Retrieval {
         if text.config.text.is_none() {
             return Err(EvalError::NoTextTower);
         }
-        let captioned = Arc::new(Captioned::new(self.source.clone()));
-        let source: Arc<dyn Source> = captioned.clone();
-
         let (mut images, mut captions, mut owners) = (Vec::new(), Vec::new(), Vec::new());
         let (mut n, mut without_caption) = (0i64, 0);
-        let rejected = sweep(model, &source, &self.options, |batch, pixels| {
+        let compute = |batch: &Batch, pixels: &Tensor| {
+            if batch.items.iter().all(|item| item.captions.is_empty()) {
+                return Ok(vec![]);
+            }
+            Ok(vec![encode_images(model, batch, pixels, &self.options)?])
+        };
+        let rejected = sweep(model, &self.source, &self.options, compute, |items, all| {
             let mut rows = Vec::new();
-            for (row, item) in batch.items.iter().enumerate() {
-                let texts = captioned.take(item.index);
-                if texts.is_empty() {
+            for (row, item) in items.iter().enumerate() {
+                if item.captions.is_empty() {
                     without_caption += 1;
                     continue;
                 }
-                owners.extend(std::iter::repeat_n(n, texts.len()));
-                captions.extend(texts);
+                owners.extend(std::iter::repeat_n(n, item.captions.len()));
+                captions.extend(item.captions.iter().cloned());
                 rows.push(row as i64);
                 n += 1;
             }
             if !rows.is_empty() {
-                let all = encode_images(model, batch, pixels, &self.options)?;
-                images
-                    .push(all.index_select(0, &Tensor::from_slice(&rows).to_device(all.device())));
+                let rows = Tensor::from_slice(&rows).to_device(all[0].device());
+                images.push(all[0].index_select(0, &rows));
             }
             Ok(())
         })?;
@@ -161,50 +161,6 @@ fn recall(queries: (&Tensor, &Tensor), candidates: (&Tensor, &Tensor)) -> Recall
     }
     let n = queries.0.size()[0] as f64;
     Recall { r1: sum.r1 / n, r5: sum.r5 / n, r10: sum.r10 / n }
-}
-
-/// A source that remembers the captions of what is read through it: a sweep passes on only one a sample, and reading
-/// everything twice would double the work of the disk.
-struct Captioned {
-    inner: Arc<dyn Source>,
-    seen: Mutex<HashMap<usize, Vec<String>>>,
-}
-
-impl Captioned {
-    fn new(inner: Arc<dyn Source>) -> Captioned {
-        Captioned { inner, seen: Mutex::new(HashMap::new()) }
-    }
-
-    /// The captions of sample `i`, once it has been read.
-    fn take(&self, i: usize) -> Vec<String> {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.remove(&i).unwrap_or_default()
-    }
-}
-
-impl Source for Captioned {
-    fn len(&self) -> usize {
-        self.inner.len()
-    }
-
-    fn read(&self, i: usize) -> Result<Sample, DataError> {
-        let sample = self.inner.read(i)?;
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.insert(i, sample.captions.clone());
-        Ok(sample)
-    }
-
-    fn key(&self, i: usize) -> String {
-        self.inner.key(i)
-    }
-
-    fn class_names(&self) -> Option<&[String]> {
-        self.inner.class_names()
-    }
-
-    fn problems(&self) -> Vec<String> {
-        self.inner.problems()
-    }
 }
 
 #[cfg(test)]

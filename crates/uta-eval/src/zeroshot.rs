@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use tch::{Kind, Tensor};
-use uta_data::{Rejected, Source};
+use uta_data::{Batch, Rejected, Source};
 use uta_model::Clip;
 
 use crate::embed::{encode_images, sweep};
@@ -138,26 +138,29 @@ impl ZeroShot {
 
         let (mut top1, mut top5, mut unlabelled) = (0.0, 0.0, 0);
         let mut hits = vec![(0.0, 0usize); names.len()];
-        let rejected = sweep(model, &self.source, &self.options, |batch, pixels| {
-            let mut labelled = Vec::new();
-            for (row, item) in batch.items.iter().enumerate() {
-                match item.class {
-                    Some(class) if (class as usize) < names.len() => labelled.push((row, class)),
-                    Some(class) => {
-                        let (key, names) = (item.key.clone(), names.len());
-                        return Err(EvalError::Label { key, class, names });
-                    }
-                    None => unlabelled += 1,
+        let compute = |batch: &Batch, pixels: &Tensor| {
+            for item in &batch.items {
+                if let Some(class) = item.class.filter(|&class| class as usize >= names.len()) {
+                    let (key, names) = (item.key.clone(), names.len());
+                    return Err(EvalError::Label { key, class, names });
                 }
             }
+            if batch.items.iter().all(|item| item.class.is_none()) {
+                return Ok(vec![]);
+            }
+            Ok(vec![encode_images(model, batch, pixels, &self.options)?])
+        };
+        let rejected = sweep(model, &self.source, &self.options, compute, |items, images| {
+            let labelled: Vec<(usize, u32)> =
+                items.iter().enumerate().filter_map(|(i, item)| Some((i, item.class?))).collect();
+            unlabelled += items.len() - labelled.len();
             if labelled.is_empty() {
                 return Ok(());
             }
-            let images = encode_images(model, batch, pixels, &self.options)?;
             let rows: Vec<i64> = labelled.iter().map(|&(row, _)| row as i64).collect();
             let labels: Vec<i64> = labelled.iter().map(|&(_, class)| i64::from(class)).collect();
-            let device = images.device();
-            let scores = images
+            let device = images[0].device();
+            let scores = images[0]
                 .index_select(0, &Tensor::from_slice(&rows).to_device(device))
                 .matmul(&columns);
             let right = scores.zeros_like().to_kind(Kind::Bool).scatter_value(
@@ -182,7 +185,7 @@ impl ZeroShot {
                     let top5: Vec<u32> =
                         indices[i * k..][..k].iter().map(|&class| class as u32).collect();
                     each(Prediction {
-                        file: self.source.name(batch.items[row].index),
+                        file: self.source.name(items[row].index),
                         label,
                         scores: values[i * k..][..k].to_vec(),
                         names: top5.iter().map(|&class| names[class as usize].clone()).collect(),

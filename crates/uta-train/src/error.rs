@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::RecipeError;
+use torch_ext::distributed::DistError;
 use uta_data::DataError;
 use uta_model::ModelError;
 
@@ -18,6 +19,9 @@ pub enum TrainError {
     /// A checkpoint or a network can't be used.
     #[error(transparent)]
     Model(ModelError),
+    /// The ranks can't go on together.
+    #[error(transparent)]
+    Ranks(#[from] DistError),
     /// libtorch refused; out of memory, mostly.
     #[error("libtorch: {0}")]
     Torch(String),

@@ -311,7 +311,7 @@ pub struct Train {
     /// Type of matrix products.
     #[serde(default)]
     pub precision: PrecisionName,
-    /// `auto` (CUDA when there is one), `cpu`, `cuda` or `cuda:N`.
+    /// `auto` (CUDA when there is one), `cpu`, `cuda` (with several ranks, each its own) or `cuda:N`.
     #[serde(default = "auto")]
     pub device: String,
     /// Of everything random in the run.
@@ -543,7 +543,7 @@ impl Recipe {
             return Err("train: give one of steps, epochs and samples".into());
         }
         require("train.epochs", "0", t.epochs.is_none_or(|e| e > 0.0), "a number above 0")?;
-        device(&t.device).map_err(|e| format!("train.device: {e}"))?;
+        device(&t.device, 0).map_err(|e| format!("train.device: {e}"))?;
 
         require("checkpoint.every", 0, self.checkpoint.every > 0, "1 or more")?;
         require("checkpoint.keep", 0, self.checkpoint.keep > 0, "1 or more")?;
@@ -599,25 +599,29 @@ impl Recipe {
     }
 }
 
-/// The device a name stands for.
+/// The device a name stands for; `cuda` alone is the GPU of this process's number on its machine, or the only one it sees.
 ///
 /// # Errors
 /// When the name is none, or there is no such device.
-pub fn device(name: &str) -> Result<tch::Device, String> {
+pub fn device(name: &str, local_rank: usize) -> Result<tch::Device, String> {
     let count = tch::Cuda::device_count();
+    let own = if count == 1 { 0 } else { local_rank };
     match name {
-        "auto" => Ok(tch::Device::cuda_if_available()),
+        "auto" if !tch::Cuda::is_available() => Ok(tch::Device::Cpu),
         "cpu" => Ok(tch::Device::Cpu),
         _ => {
             let index = match name.strip_prefix("cuda") {
-                Some("") => Some(0),
+                _ if name == "auto" => Some(own),
+                Some("") => Some(own),
                 Some(rest) => rest.strip_prefix(':').and_then(|n| n.parse::<usize>().ok()),
                 None => None,
             };
             match index {
                 None => Err(format!("{name:?} is none of auto, cpu, cuda, cuda:N")),
                 Some(n) if (n as i64) < count => Ok(tch::Device::Cuda(n)),
-                Some(_) => Err(format!("{name:?} was asked for, but {count} GPUs were found")),
+                Some(n) => {
+                    Err(format!("{name:?} stands for GPU {n} here, but {count} GPUs were found"))
+                }
             }
         }
     }

@@ -42,11 +42,11 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 const REJECTED: &str = "rejected.jsonl";
 
 impl RunDir {
-    /// Starts a new run in `path`.
+    /// Starts a new run in `path`, of `world` processes.
     ///
     /// # Errors
     /// When there is a run already, or nothing can be written.
-    pub fn create(path: &Path, recipe: &Recipe) -> Result<RunDir, TrainError> {
+    pub fn create(path: &Path, recipe: &Recipe, world: usize) -> Result<RunDir, TrainError> {
         if path.join("recipe.toml").exists() {
             return Err(TrainError::run(
                 path,
@@ -55,7 +55,7 @@ impl RunDir {
         }
         fs::create_dir_all(path.join("checkpoints")).map_err(TrainError::io(path))?;
         let lock = lock(path)?;
-        write_atomically(&path.join("environment.json"), environment(recipe).as_bytes())?;
+        write_atomically(&path.join("environment.json"), environment(recipe, world).as_bytes())?;
         write_atomically(&path.join("recipe.toml"), recipe.to_toml().as_bytes())?;
         RunDir::open_files(path, lock, None)
     }
@@ -331,7 +331,7 @@ pub(crate) fn seconds_since_epoch() -> f64 {
 }
 
 /// What the run ran on.
-fn environment(recipe: &Recipe) -> String {
+fn environment(recipe: &Recipe, world: usize) -> String {
     let commit = std::process::Command::new("git")
         .args(["rev-parse", "HEAD"])
         .stderr(std::process::Stdio::null())
@@ -353,7 +353,7 @@ fn environment(recipe: &Recipe) -> String {
         "threads": tch::get_num_threads(),
         "git_commit": commit,
         "seed": recipe.train.seed,
-        "world_size": 1,
+        "world_size": world,
         "started": seconds_since_epoch(),
         "command": std::env::args().collect::<Vec<_>>(),
     });

@@ -1,7 +1,11 @@
 //! The loop. One step reads: seed, forward and backward of every micro-batch, clip and update, average; then, when it is
 //! time, log, evaluate, save. It knows no task by name.
+//!
+//! Several ranks take their slices of every global batch and average gradients, so that all make the same step. Rank 0
+//! alone has the run directory. Where one rank may fail, `ProcessGroup::agree` makes all of them stop.
 
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -9,10 +13,11 @@ use std::time::Instant;
 use indicatif::ProgressBar;
 use serde_json::{Map, Value};
 use tch::{Device, Tensor, no_grad};
+use torch_ext::distributed::{Ddp, ProcessGroup, Reduce};
 use torch_ext::{Precision, autocast};
 use uta_data::rng::{Purpose, Rng};
 use uta_data::{
-    Batch, EvalTransform, PairOptions, Rejected, Source, Stream, StreamOptions, progress,
+    Batch, EvalTransform, PairOptions, Rejected, Share, Source, Stream, StreamOptions, progress,
 };
 use uta_model::Clip;
 
@@ -51,6 +56,9 @@ pub struct Outcome {
 pub struct Trainer {
     recipe: Recipe,
     device: Device,
+    group: Rc<ProcessGroup>,
+    /// `None` where one process trains alone.
+    ddp: Option<Ddp>,
     task: Box<dyn Task>,
     optimizer: Optimizer,
     ema: Option<Ema>,
@@ -58,44 +66,38 @@ pub struct Trainer {
     train: Arc<dyn Source>,
     val: Option<Arc<dyn Source>>,
     evaluators: Vec<Box<dyn Evaluator>>,
-    run: RunDir,
+    /// Rank 0's.
+    run: Option<RunDir>,
     step: u64,
-    /// Training samples that could not be used, over all sittings.
+    /// Training samples of this rank that could not be used; rank 0 counts those of former sittings too.
     rejected: u64,
     stop: Arc<AtomicBool>,
 }
 
 impl Trainer {
-    /// A run of `recipe` in `out`: new, or gone on with from its newest whole checkpoint. When `stop` becomes true the
-    /// run saves itself and ends after the step in progress.
+    /// A run of `recipe` in `out`: new, or gone on with from its newest whole checkpoint, shared by the ranks of `group`.
+    /// When `stop` becomes true on any of them the run saves itself and ends after the step in progress. Only rank 0 needs
+    /// `out`.
     ///
     /// # Errors
-    /// When the data, a checkpoint or the directory can't be used.
+    /// When the data, a checkpoint or the directory can't be used, or the batch can't be shared evenly.
     pub fn new(
         mut recipe: Recipe,
         out: &Path,
         resume: bool,
+        group: Rc<ProcessGroup>,
         stop: Arc<AtomicBool>,
     ) -> Result<Trainer, TrainError> {
-        let device = crate::recipe::device(&recipe.train.device)
-            .map_err(|message| crate::RecipeError { origin: "train.device".into(), message })?;
-        let open = |specs: &[String], pairs: &PairOptions| -> Result<_, TrainError> {
-            let source = uta_data::open_with(specs, pairs)?;
-            for problem in source.problems() {
-                tracing::warn!("{problem}");
-            }
-            Ok(source)
-        };
-        let train = open(&recipe.data.train, &recipe.data.pairs)?;
-        let val = match recipe.data.val.is_empty() {
-            true => None,
-            false => {
-                let pairs = recipe.data.val_pairs.as_ref().unwrap_or(&recipe.data.pairs);
-                Some(open(&recipe.data.val, pairs)?)
-            }
-        };
-        recipe.settle(train.len());
-        let task = crate::task::build(&recipe, device)?;
+        let (batch, accumulate, world) =
+            (recipe.train.batch, recipe.train.accumulate, group.world());
+        if !batch.is_multiple_of(accumulate * world) {
+            let message = format!(
+                "train.batch = {batch}: must be a multiple of {}, train.accumulate ({accumulate}) x processes ({world})",
+                accumulate * world
+            );
+            return Err(crate::RecipeError { origin: "recipe".into(), message }.into());
+        }
+        let Parts { device, train, val, task } = group.agree(Parts::new(&mut recipe, &group))?;
         let params = task.parameters();
         let optimizer = Optimizer::new(&params, &recipe.optim);
         let ema = (recipe.train.ema > 0.0).then(|| Ema::new(&params, recipe.train.ema));
@@ -105,23 +107,43 @@ impl Trainer {
             warmup: recipe.schedule.warmup,
             steps: recipe.steps(),
         };
-        let state = match resume {
-            true => {
-                let model = named(&params);
-                RunDir::load_checkpoint(out, &model, &saved_state(&optimizer, ema.as_ref()))?
-            }
-            false => None,
-        };
-        let (step, rejected) = state.as_ref().map_or((0, 0), |s: &State| (s.step, s.rejected));
-        let run = match resume {
-            true => RunDir::reopen(out, state.as_ref().map(|state| state.step))?,
-            false => RunDir::create(out, &recipe)?,
-        };
+        let saved = saved_state(&optimizer, ema.as_ref());
+        let state = group.agree(match resume && group.is_first() {
+            true => RunDir::load_checkpoint(out, &named(&params), &saved),
+            false => Ok(None),
+        })?;
+        let rejected = state.as_ref().map_or(0, |s: &State| s.rejected);
+        let step = state.as_ref().map_or(0, |s: &State| s.step);
+        let run = group.agree(match (group.is_first(), resume) {
+            (false, _) => Ok(None),
+            (true, true) => RunDir::reopen(out, state.as_ref().map(|s| s.step)).map(Some),
+            (true, false) => RunDir::create(out, &recipe, world).map(Some),
+        })?;
         // From the start: a checkpoint is a model too.
-        task.clip().save_config(out)?;
+        group.agree(match &run {
+            Some(_) => task.clip().save_config(out).map_err(TrainError::from),
+            None => Ok(()),
+        })?;
+        // Rank 0's step, weights and moments are everyone's.
+        let step = match group.exchange(&step.to_le_bytes())?[0].as_slice().try_into() {
+            Ok(bytes) => u64::from_le_bytes(bytes),
+            Err(_) => step,
+        };
+        let ddp = match world {
+            1 => None,
+            _ => {
+                let tensors: Vec<Tensor> =
+                    params.iter().map(|p| p.tensor.shallow_clone()).collect();
+                let saved: Vec<Tensor> = saved.into_iter().map(|(_, tensor)| tensor).collect();
+                group.broadcast(&saved)?;
+                Some(Ddp::new(&group, &tensors)?)
+            }
+        };
         Ok(Trainer {
             recipe,
             device,
+            group,
+            ddp,
             task,
             optimizer,
             ema,
@@ -136,7 +158,7 @@ impl Trainer {
         })
     }
 
-    /// Adds an evaluator to the run.
+    /// Adds an evaluator to the run. With several ranks it is called on all of them alike.
     pub fn add_evaluator(&mut self, evaluator: Box<dyn Evaluator>) {
         self.evaluators.push(evaluator);
     }
@@ -170,14 +192,19 @@ impl Trainer {
         let steps = self.recipe.steps();
         if self.step == 0 {
             let problems: Vec<_> = self.train.problems().into_iter().map(Rejected::part).collect();
-            self.run.reject(0, &problems)?;
+            if let Some(run) = &self.run {
+                run.reject(0, &problems)?;
+            }
             self.evaluate()?;
         }
-        let bar = progress::bar(steps, self.step, "steps");
+        let bar = match self.group.is_first() {
+            true => progress::bar(steps, self.step, "steps"),
+            false => ProgressBar::hidden(),
+        };
         bar.set_prefix("train");
-        let mut stream = self.stream()?;
+        let mut stream = self.group.agree(self.stream())?;
         let mut clock = Clock::default();
-        while self.step < steps && !self.stop.load(Ordering::Relaxed) {
+        while self.step < steps && !self.group.any(self.stop.load(Ordering::Relaxed))? {
             let lr = self.schedule.lr(self.step);
             let measured = self.one_step(&mut stream, lr, &mut clock)?;
             self.step += 1;
@@ -211,16 +238,21 @@ impl Trainer {
         })
     }
 
+    /// Images of a micro-batch on this rank.
+    fn batch(&self) -> usize {
+        self.recipe.train.batch / self.recipe.train.accumulate / self.group.world()
+    }
+
     fn stream(&self) -> Result<Stream, TrainError> {
         let (data, train) = (&self.recipe.data, &self.recipe.train);
         let options = StreamOptions {
-            batch: train.batch / train.accumulate,
+            batch: self.batch(),
             repeats: data.repeats,
             seed: train.seed,
             workers: data.workers,
             prefetch: data.prefetch,
-            rank: 0,
-            world: 1,
+            rank: self.group.rank(),
+            world: self.group.world(),
             captions: self.recipe.task == crate::recipe::TaskKind::Contrastive,
             decode: data.decode(),
             max_rejected: data.max_rejected,
@@ -238,18 +270,28 @@ impl Trainer {
     ) -> Result<Measured, TrainError> {
         let train = &self.recipe.train;
         let parts = train.accumulate as f64;
-        let draw = Rng::new(train.seed, Purpose::DropPath, &[self.step]).next_u64();
+        // Ranks drop different paths; rank 0 those of a process alone.
+        let counters = [self.step, self.group.rank() as u64];
+        let counters = if self.group.is_first() { &counters[..1] } else { &counters[..] };
+        let draw = Rng::new(train.seed, Purpose::DropPath, counters).next_u64();
         tch::manual_seed((draw >> 1) as i64);
         let mut measured = Measured::default();
         let task = self.task.as_ref();
         autocast(self.device, Precision::from(train.precision), || {
-            for _ in 0..train.accumulate {
-                let batch = clock.waiting(|| stream.next_batch())?;
+            for part in 1..=train.accumulate {
+                let batch = clock.waiting(|| stream.next_batch());
+                let batch = self.group.agree(batch.map_err(TrainError::from))?;
                 self.rejected += report_rejected(&batch);
-                self.run.reject(self.step + 1, &batch.rejected)?;
+                if let Some(run) = &self.run {
+                    run.reject(self.step + 1, &batch.rejected)?;
+                }
                 measured.epoch = batch.epoch;
                 let output = task.forward(&batch, Mode::Train)?;
-                (&output.loss / parts).backward();
+                let loss = &output.loss / parts;
+                match &self.ddp {
+                    Some(ddp) => ddp.backward(&loss, part == train.accumulate)?,
+                    None => loss.backward(),
+                }
                 measured.add("loss", &output.loss.detach(), parts);
                 for (name, value) in &output.metrics {
                     measured.add(name, value, parts);
@@ -275,22 +317,25 @@ impl Trainer {
     ) -> Result<(), TrainError> {
         let (skipped, in_a_row) = self.optimizer.skipped();
         if in_a_row >= self.recipe.train.max_skipped {
-            let last = crate::run::checkpoints(self.run.path())
-                .last()
+            let saved = self.run.as_ref().map(|run| crate::run::checkpoints(run.path()));
+            let last = saved
+                .and_then(|steps| steps.last().copied())
                 .map_or_else(|| "the start".to_owned(), |step| format!("step {step}"));
             return Err(TrainError::NonFinite { step: self.step, in_a_row, last });
         }
         let (images_per_second, data_wait) = clock.lap();
+        let (means, rejected, data_wait) = self.over_ranks(measured, data_wait)?;
+        let Some(run) = &mut self.run else { return Ok(()) };
         let mut line = Map::new();
         line.insert("step".into(), self.step.into());
         line.insert("samples".into(), (self.step * self.recipe.train.batch as u64).into());
         line.insert("epoch".into(), measured.epoch.into());
-        for (name, value) in &measured.means {
-            line.insert((*name).into(), value.double_value(&[]).into());
+        for (name, value) in means {
+            line.insert(name.into(), value.into());
         }
         line.insert("lr".into(), lr.into());
         line.insert("skipped_steps".into(), skipped.into());
-        line.insert("rejected_samples".into(), self.rejected.into());
+        line.insert("rejected_samples".into(), rejected.into());
         line.insert("images_per_second".into(), round(images_per_second, 3).into());
         line.insert("data_wait".into(), round(data_wait, 4).into());
         let loss = line["loss"].as_f64().unwrap_or(f64::NAN);
@@ -299,12 +344,36 @@ impl Trainer {
             tracing::info!("step {}/{}  {summary}", self.step, self.recipe.steps());
         }
         bar.set_message(summary);
-        self.run.log(None, &line)
+        run.log(None, &line)
+    }
+
+    /// The numbers of a step over all ranks: means, all unusable samples, and the longest wait for data.
+    fn over_ranks(
+        &self,
+        measured: &Measured,
+        data_wait: f64,
+    ) -> Result<(Vec<(&'static str, f64)>, u64, f64), TrainError> {
+        let values = measured.means.iter().map(|(_, value)| value.double_value(&[]));
+        let mut all = Tensor::from_slice(&values.collect::<Vec<f64>>());
+        self.group.all_reduce(&mut all, Reduce::Mean)?;
+        let mut waits = Tensor::from_slice(&[data_wait]);
+        self.group.all_reduce(&mut waits, Reduce::Max)?;
+        let names = measured.means.iter().enumerate();
+        let means = names.map(|(i, (name, _))| (*name, all.double_value(&[i as i64]))).collect();
+        Ok((means, self.all_rejected()?, waits.double_value(&[0])))
+    }
+
+    /// Training samples that no rank could use, over all sittings.
+    fn all_rejected(&self) -> Result<u64, TrainError> {
+        let mut count = Tensor::from_slice(&[self.rejected as i64]);
+        self.group.all_reduce(&mut count, Reduce::Sum)?;
+        Ok(count.int64_value(&[0]) as u64)
     }
 
     /// Validation loss and every evaluator, on the averaged weights where there are any.
     fn evaluate(&mut self) -> Result<(), TrainError> {
-        self.averaged(Self::evaluate_present_weights)
+        let result = self.averaged(Self::evaluate_present_weights);
+        self.group.agree(result)
     }
 
     /// Does `f` on the averaged weights where there are any, else on the present ones.
@@ -335,15 +404,15 @@ impl Trainer {
 
     /// The task's loss over the whole validation set.
     fn validate(&self, val: Arc<dyn Source>) -> Result<Vec<(String, f64)>, TrainError> {
-        let batch = self.recipe.train.batch / self.recipe.train.accumulate;
         let transform = EvalTransform::new(self.recipe.data.image_size);
         let precision = Precision::from(self.recipe.train.precision);
         let (mut sums, mut count) = (Vec::<(String, f64)>::new(), 0.0);
         let (decode, workers) = (self.recipe.data.decode(), self.recipe.data.workers);
-        for batch in uta_data::sweep(val, transform, decode, batch, workers) {
-            let batch = batch?;
+        let share = Share { rank: self.group.rank(), world: self.group.world() };
+        for batch in uta_data::sweep(val, transform, decode, self.batch(), workers, share) {
+            let batch = self.group.agree(batch.map_err(TrainError::from))?;
             report_rejected(&batch);
-            if batch.is_empty() {
+            if batch.is_empty() && !self.task.spans_ranks() {
                 continue;
             }
             let output = no_grad(|| {
@@ -356,10 +425,38 @@ impl Trainer {
                 if sums.len() == i {
                     sums.push((name.to_owned(), 0.0));
                 }
-                sums[i].1 += n * value.double_value(&[]);
+                if n > 0.0 {
+                    sums[i].1 += n * value.double_value(&[]);
+                }
             }
         }
-        Ok(sums.into_iter().map(|(name, sum)| (name, sum / f64::max(count, 1.0))).collect())
+        self.mean_of_ranks(sums, count)
+    }
+
+    /// `sums` over all ranks, each divided by the `count`s of all. A rank without a sample has no sums.
+    fn mean_of_ranks(
+        &self,
+        sums: Vec<(String, f64)>,
+        count: f64,
+    ) -> Result<Vec<(String, f64)>, TrainError> {
+        // JSON knows no NaN, and numbers must come through to the bit.
+        let bits: Vec<(String, u64)> =
+            sums.into_iter().map(|(name, sum)| (name, sum.to_bits())).collect();
+        let own = serde_json::to_vec(&(bits, count)).expect("plain data");
+        let (mut total, mut samples) = (Vec::<(String, f64)>::new(), 0.0);
+        for bytes in self.group.exchange(&own)? {
+            let (bits, count): (Vec<(String, u64)>, f64) =
+                serde_json::from_slice(&bytes).expect("written by a rank of this program");
+            samples += count;
+            for (i, (name, bits)) in bits.into_iter().enumerate() {
+                let sum = f64::from_bits(bits);
+                match total.get_mut(i) {
+                    Some((_, total)) => *total += sum,
+                    None => total.push((name, sum)),
+                }
+            }
+        }
+        Ok(total.into_iter().map(|(name, sum)| (name, sum / f64::max(samples, 1.0))).collect())
     }
 
     fn log_evaluation(
@@ -367,6 +464,7 @@ impl Trainer {
         name: &str,
         numbers: Vec<(String, f64)>,
     ) -> Result<(), TrainError> {
+        let Some(run) = &mut self.run else { return Ok(()) };
         let shown: Vec<String> =
             numbers.iter().map(|(key, value)| format!("{key} {value:.4}")).collect();
         tracing::info!("step {}  {name}: {}", self.step, shown.join("  "));
@@ -374,27 +472,70 @@ impl Trainer {
         line.insert("step".into(), self.step.into());
         line.insert("eval".into(), name.into());
         line.extend(numbers.into_iter().map(|(key, value)| (key, Value::from(value))));
-        self.run.log(Some(name), &line)
+        run.log(Some(name), &line)
     }
 
     fn save(&mut self) -> Result<(), TrainError> {
         let state = State {
             step: self.step,
             samples: self.step * self.recipe.train.batch as u64,
-            rejected: self.rejected,
+            rejected: self.all_rejected()?,
             bytes: Map::new(),
         };
-        let model = named(&self.task.parameters());
-        let optimizer = saved_state(&self.optimizer, self.ema.as_ref());
-        self.run.save_checkpoint(state, &model, &optimizer, self.recipe.checkpoint.keep)
+        let saved = match &mut self.run {
+            Some(run) => {
+                let model = named(&self.task.parameters());
+                let optimizer = saved_state(&self.optimizer, self.ema.as_ref());
+                run.save_checkpoint(state, &model, &optimizer, self.recipe.checkpoint.keep)
+            }
+            None => Ok(()),
+        };
+        self.group.agree(saved)
     }
 
     /// RUN/model.safetensors and RUN/config.json: the averaged weights where there are any.
     fn export(&mut self) -> Result<(), TrainError> {
-        self.averaged(|trainer| {
-            let kind = trainer.recipe.checkpoint.export.into();
-            Ok(trainer.task.clip().save(trainer.run.path(), kind)?)
-        })
+        let kind = self.recipe.checkpoint.export.into();
+        let saved = self.averaged(|trainer| match &trainer.run {
+            Some(run) => Ok(trainer.task.clip().save(run.path(), kind)?),
+            None => Ok(()),
+        });
+        self.group.agree(saved)
+    }
+}
+
+/// What every rank makes for itself.
+struct Parts {
+    device: Device,
+    train: Arc<dyn Source>,
+    val: Option<Arc<dyn Source>>,
+    task: Box<dyn Task>,
+}
+
+impl Parts {
+    /// Opens the data, which settles the length of `recipe`, and makes the task on this rank's device.
+    fn new(recipe: &mut Recipe, group: &Rc<ProcessGroup>) -> Result<Parts, TrainError> {
+        let device = crate::recipe::device(&recipe.train.device, group.local_rank())
+            .map_err(|message| crate::RecipeError { origin: "train.device".into(), message })?;
+        group.use_device(device)?;
+        let open = |specs: &[String], pairs: &PairOptions| -> Result<_, TrainError> {
+            let source = uta_data::open_with(specs, pairs)?;
+            for problem in source.problems().iter().filter(|_| group.is_first()) {
+                tracing::warn!("{problem}");
+            }
+            Ok(source)
+        };
+        let train = open(&recipe.data.train, &recipe.data.pairs)?;
+        let val = match recipe.data.val.is_empty() {
+            true => None,
+            false => {
+                let pairs = recipe.data.val_pairs.as_ref().unwrap_or(&recipe.data.pairs);
+                Some(open(&recipe.data.val, pairs)?)
+            }
+        };
+        recipe.settle(train.len());
+        let task = crate::task::build(recipe, device, group)?;
+        Ok(Parts { device, train, val, task })
     }
 }
 

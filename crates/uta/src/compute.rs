@@ -98,7 +98,7 @@ impl ComputeArgs {
                 return Err(Usage(format!("{name} 0: must be 1 or more")).into());
             }
         }
-        let device = uta_train::recipe::device(&self.device)
+        let device = uta_train::recipe::device(&self.device, 0)
             .map_err(|message| Usage(format!("--device {message}")))?;
         let mut options = EvalOptions {
             batch: self.batch,

@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::Context;
 use serde_json::{Map, Value, json};
 use tch::Device;
+use torch_ext::distributed::ProcessGroup;
 use uta_data::{emoji, progress};
 use uta_eval::{EvalOptions, Prediction, Prompts, Retrieval, ZeroShot};
 use uta_model::Clip;
@@ -66,7 +67,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let teacher_scores = measure("teacher", &teacher, |_, _, _| ())?;
     drop(teacher);
 
-    let outcome = train::train(recipe, &args.out, args.resume, stop)?;
+    let outcome = train::train(recipe, &args.out, args.resume, ProcessGroup::single(), stop)?;
     if !outcome.finished {
         eprintln!("stopped at step {}; go on with: uta demo --resume", outcome.step);
         return Ok(());

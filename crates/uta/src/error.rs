@@ -5,6 +5,7 @@ use std::error::Error;
 use std::fmt::{Display, Formatter};
 use std::io::ErrorKind;
 
+use torch_ext::distributed::DistError;
 use uta_data::DataError;
 use uta_eval::EvalError;
 use uta_model::ModelError;
@@ -44,6 +45,8 @@ pub fn one_line(error: &anyhow::Error) -> String {
 fn is_users(error: &(dyn Error + 'static)) -> bool {
     if error.is::<Usage>() || error.is::<RecipeError>() {
         true
+    } else if let Some(error) = error.downcast_ref::<DistError>() {
+        matches!(error, DistError::Environment(_))
     } else if let Some(error) = error.downcast_ref::<DataError>() {
         match error {
             DataError::Io { source, .. } => is_input(source),

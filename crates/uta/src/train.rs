@@ -1,11 +1,13 @@
 //! `uta train RECIPE`: from a recipe file to a run directory, new or resumed.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use torch_ext::distributed::ProcessGroup;
 use uta_eval::{ClassSet, EvalOptions, Retrieval, ZeroShot};
 use uta_train::recipe::{EvalKind, EvalSet};
 use uta_train::{Evaluator, Outcome, Recipe, RunDir, Trainer};
@@ -17,10 +19,14 @@ use crate::report;
 ///
 /// The run directory holds the resolved recipe, metrics (JSON lines and TensorBoard), checkpoints, the final model
 /// (a `--model` for the other commands) and report.html. Ctrl-C saves and ends; --resume goes on.
+///
+/// Started once a GPU by torchrun --no-python, srun or mpirun (or with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
+/// MASTER_PORT set), the processes share each batch; UTA_DIST_TIMEOUT is how many seconds they wait for each other.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   uta train recipes/mini/uta-emoji.toml
   uta train recipes/pretrain/uta-b14-in21k.toml --set data.train='/data/in21k-{000..999}.tar' --set train.precision=bf16
+  torchrun --no-python --nproc-per-node 8 uta train recipes/pretrain/uta-b14-in21k.toml
   uta train --resume latest")]
 pub struct Args {
     /// The recipe (TOML); with --resume it may be left out
@@ -38,32 +44,12 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let (recipe, out, resume) = match (&args.recipe, &args.resume) {
-        (recipe, Some(resume)) => {
-            let out = match resume.as_str() {
-                "latest" => newest_run(Path::new("runs"))?,
-                dir => PathBuf::from(dir),
-            };
-            if args.out.as_ref().is_some_and(|asked| *asked != out) {
-                let message = "--out: a resumed run stays in its own directory; leave it out";
-                return Err(Usage(message.into()).into());
-            }
-            // What the run began with counts; a recipe given again may only agree with it.
-            let resumed = RunDir::recipe(&out, &args.sets)?;
-            if let Some(path) = recipe {
-                same_run(Recipe::load(path, &args.sets)?, &resumed, path)?;
-            }
-            (resumed, out, true)
-        }
-        (Some(path), None) => {
-            let out = args.out.clone().unwrap_or_else(|| default_out(path));
-            (Recipe::load(path, &args.sets)?, out, false)
-        }
-        (None, None) => {
-            return Err(Usage("give a recipe, or a run with --resume (see --help)".into()).into());
-        }
-    };
-    let outcome = train(recipe, &out, resume, stop_on_ctrl_c()?)?;
+    let group = ProcessGroup::from_env()?;
+    let Order { recipe, out, resume } = Order::of_all_ranks(&args, &group)?;
+    let outcome = train(recipe, &out, resume, group.clone(), stop_on_ctrl_c()?)?;
+    if !group.is_first() {
+        return Ok(());
+    }
     let steps = outcome.step;
     let speed = match outcome.images_per_second {
         0.0 => String::new(), // It had been finished before.
@@ -81,25 +67,89 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Trains `recipe` into `out` with the evaluators it names, and writes the report.
+/// What is to be trained, and where.
+struct Order {
+    recipe: Recipe,
+    out: PathBuf,
+    resume: bool,
+}
+
+impl Order {
+    /// Rank 0's reading of the command line. The others need neither the recipe's file nor the run directory, and a time
+    /// or a newest run can't differ between them.
+    fn of_all_ranks(args: &Args, group: &ProcessGroup) -> anyhow::Result<Order> {
+        if !group.is_first() {
+            let received = group.exchange(&[])?;
+            let (recipe, out, resume): (String, PathBuf, bool) =
+                serde_json::from_slice(&received[0])?;
+            let recipe = Recipe::from_table(recipe.parse()?).map_err(Usage)?;
+            return Ok(Order { recipe, out, resume });
+        }
+        let order = match Order::read(args) {
+            Ok(order) => order,
+            error => return group.agree(error),
+        };
+        let Order { recipe, out, resume } = &order;
+        group.exchange(&serde_json::to_vec(&(recipe.to_toml(), out, resume))?)?;
+        Ok(order)
+    }
+
+    fn read(args: &Args) -> anyhow::Result<Order> {
+        match (&args.recipe, &args.resume) {
+            (recipe, Some(resume)) => {
+                let out = match resume.as_str() {
+                    "latest" => newest_run(Path::new("runs"))?,
+                    dir => PathBuf::from(dir),
+                };
+                if args.out.as_ref().is_some_and(|asked| *asked != out) {
+                    let message = "--out: a resumed run stays in its own directory; leave it out";
+                    return Err(Usage(message.into()).into());
+                }
+                // What the run began with counts; a recipe given again may only agree with it.
+                let resumed = RunDir::recipe(&out, &args.sets)?;
+                if let Some(path) = recipe {
+                    same_run(Recipe::load(path, &args.sets)?, &resumed, path)?;
+                }
+                Ok(Order { recipe: resumed, out, resume: true })
+            }
+            (Some(path), None) => {
+                let out = args.out.clone().unwrap_or_else(|| default_out(path));
+                Ok(Order { recipe: Recipe::load(path, &args.sets)?, out, resume: false })
+            }
+            (None, None) => {
+                Err(Usage("give a recipe, or a run with --resume (see --help)".into()).into())
+            }
+        }
+    }
+}
+
+/// Trains `recipe` into `out` with the evaluators it names, shared by the ranks of `group`; rank 0 writes the report.
 pub fn train(
     recipe: Recipe,
     out: &Path,
     resume: bool,
+    group: Rc<ProcessGroup>,
     stop: Arc<AtomicBool>,
 ) -> anyhow::Result<Outcome> {
-    let evaluators = evaluators(&recipe)?;
-    let mut trainer = Trainer::new(recipe, out, resume, stop)?;
+    let evaluators = group.agree(evaluators(&recipe, &group))?;
+    let mut trainer = Trainer::new(recipe, out, resume, group.clone(), stop)?;
     for evaluator in evaluators {
         trainer.add_evaluator(evaluator);
     }
+    if !group.is_first() {
+        return Ok(trainer.run()?);
+    }
     let r = trainer.recipe();
-    let device = uta_train::recipe::device(&r.train.device).map_err(Usage)?;
+    let device = uta_train::recipe::device(&r.train.device, group.local_rank()).map_err(Usage)?;
     if r.train.device == "auto" && !device.is_cuda() {
         tracing::info!("no GPU was found; the CPU computes");
     }
+    let ranks = match group.world() {
+        1 => String::new(),
+        world => format!(" x {world} processes"),
+    };
     tracing::info!(
-        "{} on {device:?}: {:.2} M parameters, steps {}..{}, batch {}, into {}",
+        "{} on {device:?}{ranks}: {:.2} M parameters, steps {}..{}, batch {}, into {}",
         r.task,
         trainer.parameters() as f64 / 1e6,
         trainer.step(),
@@ -113,16 +163,24 @@ pub fn train(
 }
 
 /// The evaluators that a recipe names.
-pub fn evaluators(recipe: &Recipe) -> anyhow::Result<Vec<Box<dyn Evaluator>>> {
-    recipe.eval.sets.iter().map(|set| evaluator(set, recipe)).collect()
+fn evaluators(
+    recipe: &Recipe,
+    group: &Rc<ProcessGroup>,
+) -> anyhow::Result<Vec<Box<dyn Evaluator>>> {
+    recipe.eval.sets.iter().map(|set| evaluator(set, recipe, group)).collect()
 }
 
-fn evaluator(set: &EvalSet, recipe: &Recipe) -> anyhow::Result<Box<dyn Evaluator>> {
+fn evaluator(
+    set: &EvalSet,
+    recipe: &Recipe,
+    group: &Rc<ProcessGroup>,
+) -> anyhow::Result<Box<dyn Evaluator>> {
     let options = EvalOptions {
         workers: recipe.data.workers,
         precision: recipe.train.precision.into(),
         decode: recipe.data.decode(),
         border: set.border,
+        group: group.clone(),
         ..EvalOptions::default()
     };
     Ok(match set.kind {
@@ -140,14 +198,19 @@ fn evaluator(set: &EvalSet, recipe: &Recipe) -> anyhow::Result<Box<dyn Evaluator
     })
 }
 
-/// A flag that the first Ctrl-C (or SIGTERM) raises; the second ends the process at once.
+/// A flag that the first Ctrl-C (or SIGTERM) raises; the second ends the process at once. Launchers pass the terminal's
+/// Ctrl-C on to processes that have had it already, so a second one counts only half a second later.
 pub fn stop_on_ctrl_c() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
-    let raised = stop.clone();
+    let (raised, first) = (stop.clone(), OnceLock::<Instant>::new());
     ctrlc::set_handler(move || {
         if raised.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
+            if first.get().is_some_and(|first| first.elapsed() > Duration::from_millis(500)) {
+                std::process::exit(130);
+            }
+            return;
         }
+        let _ = first.set(Instant::now());
         eprintln!("\nsaving after this step (once more to end at once)");
     })
     .context("listening for Ctrl-C")?;

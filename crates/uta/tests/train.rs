@@ -1,95 +1,15 @@
 //! `uta train` as its users and their accidents meet it: killed, resumed, given bad recipes and bad data.
 #![allow(clippy::unwrap_used)]
 
+mod world;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 use uta_eval::NamedSet;
-
-/// A folder with a set of small captioned pictures, a teacher recipe and a student recipe.
-struct World {
-    dir: tempfile::TempDir,
-}
-
-const MODEL: &str =
-    "image_size = 16\npatch_size = 4\nwidth = 16\ndepth = 2\nheads = 2\nhidden = 32\nout = 16\n";
-
-impl World {
-    fn new() -> World {
-        let world = World { dir: tempfile::tempdir().unwrap() };
-        let pictures = world.path("pictures");
-        fs::create_dir(&pictures).unwrap();
-        for i in 0..40u32 {
-            let colour =
-                |x: u32, y: u32| image::Rgb([(x * 12 + i) as u8, (y * 12) as u8, (i * 6) as u8]);
-            let picture = image::RgbImage::from_fn(20, 20, colour);
-            picture.save(pictures.join(format!("p{i:02}.png"))).unwrap();
-            fs::write(pictures.join(format!("p{i:02}.txt")), format!("picture {i}\nnumber {i}"))
-                .unwrap();
-        }
-        let common = "[data]\ntrain = [\"pictures\"]\nval = [\"pictures\"]\n[optim]\nlr = 1e-3\n[schedule]\nwarmup = 4\n\
-             [checkpoint]\nevery = 3\n[eval]\nevery = 8\n[train]\nsteps = 24\nbatch = 8\nlog_every = 1\ndevice = \"cpu\"\n";
-        let text = "[model.text]\ncontext_length = 12\nvocab_size = 1000\nwidth = 16\nheads = 2\nlayers = 1\nout = 16\n";
-        fs::write(
-            world.path("clip.toml"),
-            format!("task = \"contrastive\"\n[model]\n{MODEL}{text}{common}"),
-        )
-        .unwrap();
-        let align = format!(
-            "task = \"align\"\n[model]\n{MODEL}drop_path = 0.2\n[teacher]\npath = \"teacher\"\n{common}accumulate = 2\nema = 0.9\n"
-        );
-        fs::write(world.path("align.toml"), align).unwrap();
-        world
-    }
-
-    fn with_teacher() -> World {
-        let world = World::new();
-        let out = world.uta(&["train", "clip.toml", "--out", "teacher", "--set", "train.steps=2"]);
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        world
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_uta"));
-        command.args(args).current_dir(self.dir.path()).stdin(Stdio::null());
-        command
-    }
-
-    fn uta(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    /// Exit status 2 and one line that holds all of `words`.
-    fn refuses(&self, args: &[&str], words: &[&str]) {
-        let out = self.uta(args);
-        let text = String::from_utf8_lossy(&out.stderr);
-        assert_eq!(out.status.code(), Some(2), "{args:?}: {text}");
-        let last = text.lines().last().unwrap_or_default();
-        assert!(
-            last.starts_with("uta: ") && words.iter().all(|w| last.contains(w)),
-            "{args:?}: {text}"
-        );
-    }
-}
-
-/// The lines of metrics.jsonl without what depends on the clock.
-fn metrics(run: &Path) -> Vec<Map<String, Value>> {
-    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    text.lines()
-        .map(|line| {
-            let mut line: Map<String, Value> = serde_json::from_str(line).unwrap();
-            line.retain(|key, _| key != "images_per_second" && key != "data_wait");
-            line
-        })
-        .collect()
-}
+use world::{World, metrics};
 
 #[test]
 fn a_run_killed_ten_times_ends_with_the_metrics_of_an_undisturbed_one() {

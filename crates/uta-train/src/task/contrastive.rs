@@ -1,6 +1,10 @@
-//! Image-text contrastive learning: CLIP's symmetric cross-entropy over the pairs of a batch.
+//! Image-text contrastive learning: CLIP's symmetric cross-entropy over the pairs of a batch, the global one where several
+//! ranks share it.
+
+use std::rc::Rc;
 
 use tch::{Device, Kind, Reduction, Tensor, no_grad};
+use torch_ext::distributed::ProcessGroup;
 use uta_data::{Batch, Tokenizer};
 use uta_model::{ByLength, Clip, ClipConfig, unit};
 
@@ -19,12 +23,17 @@ pub struct Contrastive {
     clip: Clip,
     tokenizer: Tokenizer,
     options: recipe::Contrastive,
+    group: Rc<ProcessGroup>,
 }
 
 impl Contrastive {
     /// # Errors
     /// When the checkpoint to start from can't be loaded, or the towers' widths differ.
-    pub fn new(recipe: &Recipe, device: Device) -> Result<Contrastive, TrainError> {
+    pub fn new(
+        recipe: &Recipe,
+        device: Device,
+        group: &Rc<ProcessGroup>,
+    ) -> Result<Contrastive, TrainError> {
         let text = recipe.model.text.clone().ok_or_else(|| RecipeError {
             origin: "recipe".into(),
             message: "model.text: task \"contrastive\" needs a text tower".into(),
@@ -39,7 +48,8 @@ impl Contrastive {
             let _ = no_grad(|| scale.shallow_clone().fill_(start));
             let _ = scale.set_requires_grad(recipe.contrastive.learn_temperature);
         }
-        Ok(Contrastive { clip, tokenizer, options: recipe.contrastive.clone() })
+        let (options, group) = (recipe.contrastive.clone(), group.clone());
+        Ok(Contrastive { clip, tokenizer, options, group })
     }
 
     /// Text embeddings [B, E], in the order of `captions`.
@@ -54,6 +64,27 @@ impl Contrastive {
     }
 }
 
+impl Contrastive {
+    /// The rows of all ranks, and where this rank's begin. Training batches are equally long on all; others may differ.
+    fn all_rows(&self, own: &Tensor, mode: Mode) -> Result<(Tensor, i64), TrainError> {
+        let (n, rank, world) = (own.size()[0], self.group.rank(), self.group.world());
+        if mode == Mode::Train {
+            return Ok((self.group.all_gather(own)?, n * rank as i64));
+        }
+        let lengths = self.group.exchange(&n.to_le_bytes())?;
+        let lengths: Vec<i64> = lengths
+            .iter()
+            .map(|bytes| i64::from_le_bytes(bytes.as_slice().try_into().expect("a number")))
+            .collect();
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let padded = own.constant_pad_nd([0, 0, 0, longest - n]);
+        let all = self.group.all_gather(&padded)?;
+        let rows: Vec<Tensor> =
+            (0..world).map(|r| all.narrow(0, r as i64 * longest, lengths[r])).collect();
+        Ok((Tensor::cat(&rows, 0), lengths[..rank].iter().sum()))
+    }
+}
+
 impl Task for Contrastive {
     fn parameters(&self) -> Vec<Parameter> {
         let prefixes: &[&str] = match self.options.learn_temperature {
@@ -65,29 +96,58 @@ impl Task for Contrastive {
 
     fn forward(&self, batch: &Batch, mode: Mode) -> Result<Output, TrainError> {
         let device = self.clip.store.device();
-        let captions: Vec<&str> =
-            batch.items.iter().map(|item| item.caption.as_deref().unwrap_or("")).collect();
-        let images = self.clip.normalise(&upload(batch, device)); // [B, 3, S, S]
-        let image = unit(&self.clip.visual.cls_t(&images, mode == Mode::Train)); // [B, E]
-        let text = self.encode_captions(&captions, device).expect("checked when the task was made");
-        let text = unit(&text); // [B, E]
+        let captions: Vec<&str> = batch
+            .items
+            .iter()
+            .map(|item| item.captions.first().map_or("", String::as_str))
+            .collect();
+        let (image, text) = match batch.is_empty() {
+            true => {
+                let none = Tensor::zeros([0, self.clip.config.embed_dim], (Kind::Float, device));
+                (none.shallow_clone(), none)
+            }
+            false => {
+                let images = self.clip.normalise(&upload(batch, device)); // [B, 3, S, S]
+                let text = self.encode_captions(&captions, device);
+                let text = text.expect("checked when the task was made");
+                (unit(&self.clip.visual.cls_t(&images, mode == Mode::Train)), unit(&text)) // [B, E]
+            }
+        };
         let scale = self.clip.logit_scale.as_ref().expect("a pair has a temperature").exp();
 
         // The similarities are f32 products even under autocast: they are divided by a small temperature.
-        let logits = torch_ext::autocast(device, torch_ext::Precision::F32, || {
-            scale * image.matmul(&text.tr()) // [B, B]
-        });
-        let own = Tensor::arange(batch.len() as i64, (Kind::Int64, device));
+        let f32 = torch_ext::Precision::F32;
+        let (by_image, by_text, first) = match self.group.world() {
+            1 => {
+                let logits = torch_ext::autocast(device, f32, || scale * image.matmul(&text.tr())); // [B, B]
+                let by_text = logits.tr();
+                (logits, by_text, 0)
+            }
+            // Own rows against all ranks' (facts 3.1: local loss, gathered with gradient).
+            _ => {
+                let (images, first) = self.all_rows(&image, mode)?; // [B of all, E]
+                let (texts, _) = self.all_rows(&text, mode)?;
+                torch_ext::autocast(device, f32, || {
+                    let by_image = &scale * image.matmul(&texts.tr()); // [B, B of all]
+                    (by_image, &scale * text.matmul(&images.tr()), first)
+                })
+            }
+        };
+        let own = Tensor::arange(batch.len() as i64, (Kind::Int64, device)) + first;
         let smoothing = self.options.label_smoothing;
         let entropy = |logits: &Tensor| {
             logits.cross_entropy_loss::<Tensor>(&own, None, Reduction::Mean, -100, smoothing)
         };
-        let loss = (entropy(&logits) + entropy(&logits.tr())) / 2.0;
-        let found = logits.detach().argmax(1, false).eq_tensor(&own).to_kind(Kind::Float);
+        let loss = (entropy(&by_image) + entropy(&by_text)) / 2.0;
+        let found = by_image.detach().argmax(1, false).eq_tensor(&own).to_kind(Kind::Float);
         let scale = self.clip.logit_scale.as_ref().map(|s| s.detach().exp());
         let mut metrics = vec![("batch_top1", found.mean(Kind::Float))];
         metrics.extend(scale.map(|scale| ("logit_scale", scale)));
         Ok(Output { loss, metrics })
+    }
+
+    fn spans_ranks(&self) -> bool {
+        self.group.world() > 1
     }
 
     fn clip(&self) -> &Clip {

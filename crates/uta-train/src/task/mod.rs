@@ -4,8 +4,10 @@ pub(crate) mod align;
 mod contrastive;
 
 use std::path::Path;
+use std::rc::Rc;
 
 use tch::{Device, Tensor};
+use torch_ext::distributed::ProcessGroup;
 use uta_data::Batch;
 use uta_model::{Clip, ModelError, Origin};
 
@@ -27,7 +29,8 @@ pub enum Mode {
 /// What a batch gives.
 #[derive(Debug)]
 pub struct Output {
-    /// The mean over the batch, an f32 scalar on the device.
+    /// The mean over the batch, an f32 scalar on the device. Its mean over ranks with equally many samples is that of the
+    /// global batch.
     pub loss: Tensor,
     /// Further named means, f32 scalars on the device, for the log.
     pub metrics: Vec<(&'static str, Tensor)>,
@@ -45,6 +48,12 @@ pub trait Task {
     /// When the batch lacks what the task needs.
     fn forward(&self, batch: &Batch, mode: Mode) -> Result<Output, TrainError>;
 
+    /// Whether the loss spans the batches of all ranks: then each must call [`Task::forward`] when the others do, and in
+    /// validation even with an empty batch, whose output counts for nothing.
+    fn spans_ranks(&self) -> bool {
+        false
+    }
+
     /// What is evaluated and exported: image and text encoder of one space.
     fn clip(&self) -> &Clip;
 
@@ -52,15 +61,19 @@ pub trait Task {
     fn constrain(&self) {}
 }
 
-/// The task of a recipe on `device`, its model at its initial weights. Reseeds libtorch's generator.
+/// The task of a recipe on `device`, for this rank of `group`, its model at its initial weights. Reseeds libtorch's generator.
 ///
 /// # Errors
 /// When a checkpoint can't be loaded or doesn't fit.
-pub fn build(recipe: &Recipe, device: Device) -> Result<Box<dyn Task>, TrainError> {
+pub fn build(
+    recipe: &Recipe,
+    device: Device,
+    group: &Rc<ProcessGroup>,
+) -> Result<Box<dyn Task>, TrainError> {
     tch::manual_seed(recipe.train.seed as i64);
     Ok(match recipe.task {
         TaskKind::Align => Box::new(Align::new(recipe, device)?),
-        TaskKind::Contrastive => Box::new(Contrastive::new(recipe, device)?),
+        TaskKind::Contrastive => Box::new(Contrastive::new(recipe, device, group)?),
     })
 }
 

@@ -145,7 +145,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(threads) = args.threads {
         tch::set_num_threads(threads.into());
     }
-    let device = uta_train::recipe::device(&recipe.train.device).map_err(Usage)?;
+    let device = uta_train::recipe::device(&recipe.train.device, 0).map_err(Usage)?;
     let batch = match args.batch {
         Some(batch) => batch as usize,
         None => recipe.train.batch / recipe.train.accumulate,
@@ -275,7 +275,7 @@ impl Pictures {
         self.step += 1;
         let item = |position| Item {
             key: String::new(),
-            caption: None,
+            captions: vec![],
             class: None,
             position,
             index: position as usize,

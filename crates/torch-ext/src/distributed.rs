@@ -109,6 +109,10 @@ struct Launch {
 }
 
 impl Launch {
+    fn from_env() -> Result<Launch, DistError> {
+        Launch::read(&|name| std::env::var(name).ok().filter(|v| !v.is_empty()))
+    }
+
     /// Reads torchrun's variables, else Open MPI's, else SLURM's. mpirun inside a SLURM allocation starts its daemons as
     /// a SLURM step, so where both have spoken, mpirun spoke last.
     fn read(var: &dyn Fn(&str) -> Option<String>) -> Result<Launch, DistError> {
@@ -237,8 +241,7 @@ impl ProcessGroup {
     /// # Errors
     /// When the variables are incomplete, or not every rank comes in time.
     pub fn from_env() -> Result<Rc<ProcessGroup>, DistError> {
-        let launch = Launch::read(&|name| std::env::var(name).ok().filter(|v| !v.is_empty()))?;
-        let Launch { rank, world, local_rank, ref host, port, served, timeout } = launch;
+        let Launch { rank, world, local_rank, host, port, served, timeout } = Launch::from_env()?;
         let mut group = ProcessGroup {
             rank,
             world,
@@ -247,7 +250,7 @@ impl ProcessGroup {
             broken: Cell::new(false),
         };
         if world > 1 {
-            let c_host = CString::new(host.as_str())
+            let c_host = CString::new(host.clone())
                 .map_err(|_| DistError::Environment(format!("MASTER_ADDR={host:?}: no host")))?;
             let (timeout, r, w) = (timeout as i64 * 1000, rank as i32, world as i32);
             // SAFETY: the string and the pointer's place outlive the call.
@@ -262,6 +265,14 @@ impl ProcessGroup {
             })?;
         }
         Ok(Rc::new(group))
+    }
+
+    /// How many processes the launcher's variables speak of; meets none of them.
+    ///
+    /// # Errors
+    /// When the variables are incomplete.
+    pub fn launched() -> Result<usize, DistError> {
+        Ok(Launch::from_env()?.world)
     }
 
     /// This process's number, from 0.
@@ -358,18 +369,27 @@ impl ProcessGroup {
     /// # Errors
     /// This rank's own, another's as [`DistError::Peer`], and as [`ProcessGroup::all_reduce`].
     pub fn agree<T, E: Display + From<DistError>>(&self, result: Result<T, E>) -> Result<T, E> {
-        if self.world == 1 {
-            return result;
-        }
+        self.agree_and_exchange(result, |_| vec![]).map(|(value, _)| value)
+    }
+
+    /// [`ProcessGroup::agree`] and [`ProcessGroup::exchange`] in one: `result`, and what each rank's `words` are for its own.
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::agree`].
+    pub fn agree_and_exchange<T, E: Display + From<DistError>>(
+        &self,
+        result: Result<T, E>,
+        words: impl FnOnce(&T) -> Vec<u8>,
+    ) -> Result<(T, Vec<Vec<u8>>), E> {
         match result {
             Ok(value) => {
-                self.swap(Ok(&[]))?;
-                Ok(value)
+                let all = self.swap(Ok(&words(&value)))?;
+                Ok((value, all))
             }
             Err(error) => {
                 // Once connections are broken nobody can be told, and all find out by themselves.
-                if !self.broken.get() {
-                    let _ = self.swap(Err(&error.to_string()));
+                if self.world > 1 && !self.broken.get() {
+                    let _ = self.swap(Err(&format!("{error:#}")));
                 }
                 Err(error)
             }

@@ -13,7 +13,7 @@ use crate::{DataError, DecodeOptions, EvalTransform, Fault, Source, TrainTransfo
 /// Unusable samples that one position may meet before the stream gives up.
 const MAX_ATTEMPTS: u64 = 20;
 
-/// How many of the last samples the share of unusable ones is taken over.
+/// How many of the last samples the share of unusable ones is taken over, at least: whole global batches.
 const WINDOW: usize = 1000;
 
 /// How a [`Stream`] runs.
@@ -206,7 +206,7 @@ pub struct Stream {
     size: u32,
     samples: u64,
     next: u64,
-    /// Unusable samples met at each of the last ones.
+    /// Unusable samples met at each of the last global batches.
     recent: VecDeque<usize>,
     /// All unusable samples met.
     faults: BTreeMap<Fault, u64>,
@@ -243,11 +243,21 @@ impl Stream {
         Ok(Stream { filled, options, size, samples, next: first_batch, recent, faults })
     }
 
-    /// The next batch.
+    /// The next batch of a process alone.
     ///
     /// # Errors
     /// When too many samples are unusable.
     pub fn next_batch(&mut self) -> Result<Batch, DataError> {
+        let batch = self.draw()?;
+        self.judge(&batch.rejected)?;
+        Ok(batch)
+    }
+
+    /// This rank's next batch. Several ranks then tell each other what was unusable, for [`Stream::judge`].
+    ///
+    /// # Errors
+    /// When one sample after the other is unusable.
+    pub fn draw(&mut self) -> Result<Batch, DataError> {
         let mut batch = Batch::new(self.next, self.size, self.options.batch);
         for _ in 0..self.options.samples() {
             let filled = self.filled.next().expect("the stream is endless")?;
@@ -255,26 +265,34 @@ impl Stream {
                 batch.pixels.extend_from_slice(&pixels);
                 batch.items.push(item);
             }
-            self.recent.push_back(filled.rejected.len());
-            for rejected in &filled.rejected {
-                *self.faults.entry(rejected.kind).or_default() += 1;
-            }
             batch.rejected.extend(filled.rejected);
-            if self.recent.len() > WINDOW {
-                self.recent.pop_front();
-            }
         }
         self.next += 1;
-        let global = (self.options.samples() * self.options.world as u64) as f64;
-        batch.epoch = self.next as f64 * global / self.samples as f64;
-        self.check_rejected(&batch)?;
+        batch.epoch = self.next as f64 * self.global() as f64 / self.samples as f64;
         Ok(batch)
     }
 
-    fn check_rejected(&self, batch: &Batch) -> Result<(), DataError> {
+    /// Samples in a batch of all ranks.
+    fn global(&self) -> usize {
+        self.options.samples() as usize * self.options.world
+    }
+
+    /// Whether the stream goes on after a global batch on the way to which all ranks met `rejected`; the same on each.
+    ///
+    /// # Errors
+    /// When too many samples are unusable.
+    pub fn judge(&mut self, rejected: &[Rejected]) -> Result<(), DataError> {
+        let last = rejected.last();
+        for rejected in rejected {
+            *self.faults.entry(rejected.kind).or_default() += 1;
+        }
+        self.recent.push_back(rejected.len());
+        if self.recent.len() > WINDOW.div_ceil(self.global()) {
+            self.recent.pop_front();
+        }
         let rejected: usize = self.recent.iter().sum();
-        let of = rejected + self.recent.len();
-        match batch.rejected.last() {
+        let of = rejected + self.recent.len() * self.global();
+        match last {
             // A single broken sample early on is no verdict on the set.
             Some(last)
                 if rejected > 10 && rejected as f64 > self.options.max_rejected * of as f64 =>

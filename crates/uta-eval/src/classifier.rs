@@ -20,11 +20,26 @@ use crate::{EvalError, EvalOptions, Prompts, encode_texts};
 /// The newest few are kept in memory by (weights, sentences, precision), so that many models, sets and evaluations
 /// during training share one; a tower that has been trained further since gets a new one. `cache` is a folder that keeps
 /// them between runs; a file in it that is not whole is built anew, and a folder that can't be written is told of and
-/// done without.
+/// done without. With several ranks the first one makes it for all.
 ///
 /// # Errors
 /// As [`encode_texts`].
 pub fn classifier(
+    text: &Clip,
+    prompts: &Prompts,
+    options: &EvalOptions,
+    cache: Option<&Path>,
+) -> Result<Tensor, EvalError> {
+    let size = [prompts.names.len() as i64, text.config.embed_dim];
+    let rows = options.group.agree(match options.group.is_first() {
+        true => kept_or_built(text, prompts, options, cache),
+        false => Ok(Tensor::zeros(size, (Kind::Float, text.store.device()))),
+    })?;
+    options.group.broadcast(std::slice::from_ref(&rows))?;
+    Ok(rows)
+}
+
+fn kept_or_built(
     text: &Clip,
     prompts: &Prompts,
     options: &EvalOptions,

@@ -105,8 +105,8 @@ impl EvalOptions {
 
 /// Sweeps `source` once and returns its unreadable samples. `compute` gets every batch of readable ones, with its pixels
 /// u8 `[B,S,S,3]` on `model`'s device at the model's resolution, and makes f32 tensors `[B,...]` of it; `each` gets them
-/// in the set's order. Under several ranks each computes every so manieth batch and meets them all in `each`, so that
-/// all end with what one alone would have found.
+/// in the set's order. With several ranks each computes its share of the batches and meets those of all in `each`, so
+/// that every one ends with what one alone would have found.
 pub(crate) fn sweep(
     model: &Clip,
     source: &Arc<dyn Source>,
@@ -137,7 +137,7 @@ pub(crate) fn sweep(
         }
         options.report("images", done + rejected.len(), total);
     }
-    for Rejected { key, reason, .. } in &rejected {
+    for Rejected { key, reason, .. } in rejected.iter().filter(|_| group.is_first()) {
         tracing::warn!("{key}: left out: {reason}");
     }
     Ok(rejected)
@@ -157,21 +157,24 @@ impl Part {
         group: &ProcessGroup,
         device: Device,
     ) -> Result<Vec<Part>, EvalError> {
-        let own = group.agree(own)?;
         if group.world() == 1 {
-            return Ok(vec![own]);
+            return Ok(vec![own?]);
         }
-        // A line of JSON, then the values of the tensors.
-        let sizes: Vec<Vec<i64>> = own.tensors.iter().map(Tensor::size).collect();
+        let (_, received) = group.agree_and_exchange(own, Part::write)?;
+        Ok(received.iter().map(|bytes| Part::read(bytes, device)).collect())
+    }
+
+    /// A line of JSON, then the values of the tensors.
+    fn write(&self) -> Vec<u8> {
+        let sizes: Vec<Vec<i64>> = self.tensors.iter().map(Tensor::size).collect();
         let mut bytes =
-            serde_json::to_vec(&(&own.items, &own.rejected, &sizes)).expect("plain data");
+            serde_json::to_vec(&(&self.items, &self.rejected, &sizes)).expect("plain data");
         bytes.push(b'\n');
-        for tensor in &own.tensors {
+        for tensor in &self.tensors {
             let values: Vec<f32> = to_vec(tensor);
             bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
         }
-        let received = group.exchange(&bytes)?;
-        Ok(received.iter().map(|bytes| Part::read(bytes, device)).collect())
+        bytes
     }
 
     /// What a rank of this very program has written.

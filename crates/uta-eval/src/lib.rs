@@ -1,9 +1,10 @@
 //! Evaluators: what a CLIP pair can do, as numbers. [`ZeroShot`] classification, image-text [`Retrieval`] and
 //! [`Align`]ment with a teacher run from the command line and, through [`uta_train::Evaluator`], inside training.
 //!
-//! Every evaluator sweeps its set once, in order, shared by the ranks of a process group where there are several; a sample that cannot be used is counted and named, never dropped in
-//! silence. Numbers don't depend on the batch size beyond rounding, and equal scores share the credit
-//! ([`ranking::expected_hit`]), so that a collapsed model scores chance.
+//! Every evaluator sweeps its set once, in order, shared by the ranks of a process group where there are several; a sample
+//! that cannot be used is counted and named, never dropped in silence. Numbers don't depend on the batch size beyond
+//! rounding, and on the number of ranks not at all; equal scores share the credit ([`ranking::expected_hit`]), so that a
+//! collapsed model scores chance.
 
 mod align;
 mod classifier;

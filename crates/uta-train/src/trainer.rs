@@ -2,7 +2,8 @@
 //! time, log, evaluate, save. It knows no task by name.
 //!
 //! Several ranks take their slices of every global batch and average gradients, so that all make the same step. Rank 0
-//! alone has the run directory. Where one rank may fail, `ProcessGroup::agree` makes all of them stop.
+//! alone has the run directory, and speaks. Where one rank may fail, `ProcessGroup::agree` makes all of them stop: a message
+//! between processors, for which no device is waited for.
 
 use std::path::Path;
 use std::rc::Rc;
@@ -17,7 +18,8 @@ use torch_ext::distributed::{Ddp, ProcessGroup, Reduce};
 use torch_ext::{Precision, autocast};
 use uta_data::rng::{Purpose, Rng};
 use uta_data::{
-    Batch, EvalTransform, PairOptions, Rejected, Share, Source, Stream, StreamOptions, progress,
+    Batch, DataError, EvalTransform, PairOptions, Rejected, Share, Source, Stream, StreamOptions,
+    progress,
 };
 use uta_model::Clip;
 
@@ -69,7 +71,7 @@ pub struct Trainer {
     /// Rank 0's.
     run: Option<RunDir>,
     step: u64,
-    /// Training samples of this rank that could not be used; rank 0 counts those of former sittings too.
+    /// Training samples that no rank could use; rank 0 counts those of former sittings too.
     rejected: u64,
     stop: Arc<AtomicBool>,
 }
@@ -88,12 +90,13 @@ impl Trainer {
         group: Rc<ProcessGroup>,
         stop: Arc<AtomicBool>,
     ) -> Result<Trainer, TrainError> {
-        let (batch, accumulate, world) =
-            (recipe.train.batch, recipe.train.accumulate, group.world());
-        if !batch.is_multiple_of(accumulate * world) {
+        let (batch, accumulate, repeats, world) =
+            (recipe.train.batch, recipe.train.accumulate, recipe.data.repeats, group.world());
+        let unit = accumulate * repeats * world;
+        if !batch.is_multiple_of(unit) {
             let message = format!(
-                "train.batch = {batch}: must be a multiple of {}, train.accumulate ({accumulate}) x processes ({world})",
-                accumulate * world
+                "train.batch = {batch}: must be a multiple of {unit}, train.accumulate ({accumulate}) x data.repeats \
+                 ({repeats}) x processes ({world})"
             );
             return Err(crate::RecipeError { origin: "recipe".into(), message }.into());
         }
@@ -192,9 +195,7 @@ impl Trainer {
         let steps = self.recipe.steps();
         if self.step == 0 {
             let problems: Vec<_> = self.train.problems().into_iter().map(Rejected::part).collect();
-            if let Some(run) = &self.run {
-                run.reject(0, &problems)?;
-            }
+            self.group.agree(self.reject(0, &problems))?;
             self.evaluate()?;
         }
         let bar = match self.group.is_first() {
@@ -211,7 +212,8 @@ impl Trainer {
             clock.step(self.recipe.train.batch);
             let last = self.step == steps;
             if last || self.step.is_multiple_of(self.recipe.train.log_every) {
-                self.log(lr, &measured, &mut clock, &bar)?;
+                let logged = self.log(lr, &measured, &mut clock, &bar);
+                self.group.agree(logged)?;
             }
             bar.inc(1);
             let due = |every: u64| every > 0 && self.step.is_multiple_of(every);
@@ -279,11 +281,12 @@ impl Trainer {
         let task = self.task.as_ref();
         autocast(self.device, Precision::from(train.precision), || {
             for part in 1..=train.accumulate {
-                let batch = clock.waiting(|| stream.next_batch());
-                let batch = self.group.agree(batch.map_err(TrainError::from))?;
-                self.rejected += report_rejected(&batch);
-                if let Some(run) = &self.run {
-                    run.reject(self.step + 1, &batch.rejected)?;
+                let batch = clock.waiting(|| stream.draw());
+                let (batch, rejected) = self.on_all_ranks(batch)?;
+                stream.judge(&rejected)?;
+                if !rejected.is_empty() {
+                    self.group.agree(self.reject(self.step + 1, &rejected))?;
+                    measured.rejected += rejected.len() as u64;
                 }
                 measured.epoch = batch.epoch;
                 let output = task.forward(&batch, Mode::Train)?;
@@ -299,12 +302,40 @@ impl Trainer {
             }
             Ok::<(), TrainError>(())
         })?;
+        self.rejected += measured.rejected;
         measured.add("grad_norm", &self.optimizer.step(lr)?, 1.0);
         self.task.constrain();
         if let Some(ema) = &self.ema {
             ema.update(self.step)?;
         }
         Ok(measured)
+    }
+
+    /// A batch of this rank, and the unusable samples that all ranks met on the way to theirs, in the order of one process
+    /// alone. Rank 0 names them in the log.
+    fn on_all_ranks(
+        &self,
+        batch: Result<Batch, DataError>,
+    ) -> Result<(Batch, Vec<Rejected>), TrainError> {
+        let tell = |batch: &Batch| match batch.rejected.is_empty() {
+            true => vec![],
+            false => serde_json::to_vec(&batch.rejected).expect("plain data"),
+        };
+        let (batch, told) = self.group.agree_and_exchange(batch.map_err(TrainError::from), tell)?;
+        let read = |bytes: &Vec<u8>| -> Vec<Rejected> {
+            serde_json::from_slice(bytes).expect("written by a rank of this program")
+        };
+        let rejected: Vec<Rejected> =
+            told.iter().filter(|bytes| !bytes.is_empty()).flat_map(read).collect();
+        for rejected in rejected.iter().filter(|_| self.group.is_first()) {
+            tracing::warn!("unusable sample {}: {}", rejected.key, rejected.reason);
+        }
+        Ok((batch, rejected))
+    }
+
+    /// Writes down, where this rank has the run directory, what step `step` could not use.
+    fn reject(&self, step: u64, rejected: &[Rejected]) -> Result<(), TrainError> {
+        self.run.as_ref().map_or(Ok(()), |run| run.reject(step, rejected))
     }
 
     /// One line of metrics: the numbers of this step alone, so that a resumed run repeats them to the bit.
@@ -324,7 +355,10 @@ impl Trainer {
             return Err(TrainError::NonFinite { step: self.step, in_a_row, last });
         }
         let (images_per_second, data_wait) = clock.lap();
-        let (means, rejected, data_wait) = self.over_ranks(measured, data_wait)?;
+        let means = self.means(measured)?;
+        let mut longest = Tensor::from_slice(&[data_wait]);
+        self.group.all_reduce(&mut longest, Reduce::Max)?;
+        let data_wait = longest.double_value(&[0]);
         let Some(run) = &mut self.run else { return Ok(()) };
         let mut line = Map::new();
         line.insert("step".into(), self.step.into());
@@ -335,7 +369,7 @@ impl Trainer {
         }
         line.insert("lr".into(), lr.into());
         line.insert("skipped_steps".into(), skipped.into());
-        line.insert("rejected_samples".into(), rejected.into());
+        line.insert("rejected_samples".into(), self.rejected.into());
         line.insert("images_per_second".into(), round(images_per_second, 3).into());
         line.insert("data_wait".into(), round(data_wait, 4).into());
         let loss = line["loss"].as_f64().unwrap_or(f64::NAN);
@@ -347,27 +381,13 @@ impl Trainer {
         run.log(None, &line)
     }
 
-    /// The numbers of a step over all ranks: means, all unusable samples, and the longest wait for data.
-    fn over_ranks(
-        &self,
-        measured: &Measured,
-        data_wait: f64,
-    ) -> Result<(Vec<(&'static str, f64)>, u64, f64), TrainError> {
+    /// The numbers of a step, their means over all ranks.
+    fn means(&self, measured: &Measured) -> Result<Vec<(&'static str, f64)>, TrainError> {
         let values = measured.means.iter().map(|(_, value)| value.double_value(&[]));
         let mut all = Tensor::from_slice(&values.collect::<Vec<f64>>());
         self.group.all_reduce(&mut all, Reduce::Mean)?;
-        let mut waits = Tensor::from_slice(&[data_wait]);
-        self.group.all_reduce(&mut waits, Reduce::Max)?;
         let names = measured.means.iter().enumerate();
-        let means = names.map(|(i, (name, _))| (*name, all.double_value(&[i as i64]))).collect();
-        Ok((means, self.all_rejected()?, waits.double_value(&[0])))
-    }
-
-    /// Training samples that no rank could use, over all sittings.
-    fn all_rejected(&self) -> Result<u64, TrainError> {
-        let mut count = Tensor::from_slice(&[self.rejected as i64]);
-        self.group.all_reduce(&mut count, Reduce::Sum)?;
-        Ok(count.int64_value(&[0]) as u64)
+        Ok(names.map(|(i, (name, _))| (*name, all.double_value(&[i as i64]))).collect())
     }
 
     /// Validation loss and every evaluator, on the averaged weights where there are any.
@@ -410,8 +430,7 @@ impl Trainer {
         let (decode, workers) = (self.recipe.data.decode(), self.recipe.data.workers);
         let share = Share { rank: self.group.rank(), world: self.group.world() };
         for batch in uta_data::sweep(val, transform, decode, self.batch(), workers, share) {
-            let batch = self.group.agree(batch.map_err(TrainError::from))?;
-            report_rejected(&batch);
+            let (batch, _) = self.on_all_ranks(batch)?;
             if batch.is_empty() && !self.task.spans_ranks() {
                 continue;
             }
@@ -479,7 +498,7 @@ impl Trainer {
         let state = State {
             step: self.step,
             samples: self.step * self.recipe.train.batch as u64,
-            rejected: self.all_rejected()?,
+            rejected: self.rejected,
             bytes: Map::new(),
         };
         let saved = match &mut self.run {
@@ -549,14 +568,6 @@ fn saved_state(optimizer: &Optimizer, ema: Option<&Ema>) -> Vec<(String, Tensor)
     state
 }
 
-/// Names the unusable samples of a batch in the log; how many there are.
-fn report_rejected(batch: &Batch) -> u64 {
-    for rejected in &batch.rejected {
-        tracing::warn!("unusable sample {}: {}", rejected.key, rejected.reason);
-    }
-    batch.rejected.len() as u64
-}
-
 fn round(value: f64, digits: i32) -> f64 {
     let unit = 10f64.powi(digits);
     (value * unit).round() / unit
@@ -566,6 +577,8 @@ fn round(value: f64, digits: i32) -> f64 {
 #[derive(Default)]
 struct Measured {
     epoch: f64,
+    /// Samples that no rank could use.
+    rejected: u64,
     means: Vec<(&'static str, Tensor)>,
 }
 

@@ -1,12 +1,15 @@
 //! What commands that run a network share: which model, on which device, in which precision.
 
 use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::{Args, ValueEnum};
 use tch::Device;
 use torch_ext::Precision;
+use torch_ext::distributed::ProcessGroup;
 use uta_data::{DecodeOptions, MAX_PIXELS, PairOptions};
-use uta_eval::EvalOptions;
+use uta_eval::{EvalOptions, Progress};
 use uta_model::Clip;
 
 use crate::error::Usage;
@@ -60,6 +63,12 @@ impl PairArgs {
     }
 }
 
+/// Does `work` with the processes of a launcher, all or none of which come to its end. The first alone prints and writes.
+pub fn together(work: impl FnOnce(&Rc<ProcessGroup>) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let group = ProcessGroup::from_env()?;
+    group.agree(work(&group))
+}
+
 /// How pictures are read, and a network is run.
 #[derive(Debug, Args)]
 pub struct ComputeArgs {
@@ -72,7 +81,7 @@ pub struct ComputeArgs {
     /// Type that the networks compute in
     #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
     precision: PrecisionArg,
-    /// auto, cpu, cuda or cuda:N
+    /// auto, cpu, cuda (with several processes, each its own) or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
     /// Pictures of more pixels are left out
@@ -91,15 +100,16 @@ enum PrecisionArg {
 }
 
 impl ComputeArgs {
-    /// The device and the options that were asked for, without a progress bar.
-    pub fn options(&self) -> anyhow::Result<(Device, EvalOptions)> {
+    /// The device and the options that were asked for, this process being one of `group`. Its first shows progress.
+    pub fn options(&self, group: &Rc<ProcessGroup>) -> anyhow::Result<(Device, EvalOptions)> {
         for (name, n) in [("--batch", Some(self.batch)), ("--workers", self.workers)] {
             if n == Some(0) {
                 return Err(Usage(format!("{name} 0: must be 1 or more")).into());
             }
         }
-        let device = uta_train::recipe::device(&self.device, 0)
+        let device = uta_train::recipe::device(&self.device, group.local_rank())
             .map_err(|message| Usage(format!("--device {message}")))?;
+        group.use_device(device)?;
         let mut options = EvalOptions {
             batch: self.batch,
             precision: match self.precision {
@@ -107,6 +117,8 @@ impl ComputeArgs {
                 PrecisionArg::Bf16 => Precision::Bf16,
             },
             decode: DecodeOptions { max_pixels: self.max_pixels, orient: self.orient },
+            group: group.clone(),
+            progress: group.is_first().then(progress),
             ..EvalOptions::default()
         };
         if let Some(workers) = self.workers {
@@ -114,4 +126,21 @@ impl ComputeArgs {
         }
         Ok((device, options))
     }
+}
+
+/// A bar a stage on standard error; none where that is no terminal.
+fn progress() -> Progress {
+    let shown: Mutex<Option<(&'static str, indicatif::ProgressBar)>> = Mutex::new(None);
+    Arc::new(move |stage, done, total| {
+        let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, bar) = match shown.take() {
+            Some((known, bar)) if known == stage => shown.insert((stage, bar)),
+            _ => shown.insert((stage, uta_data::progress::bar(total as u64, 0, stage))),
+        };
+        bar.set_position(done as u64);
+        if done >= total {
+            bar.finish_and_clear();
+            *shown = None;
+        }
+    })
 }

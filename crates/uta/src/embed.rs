@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use clap::Args as ClapArgs;
 use tch::Device;
+use torch_ext::distributed::ProcessGroup;
 use uta_data::Source;
 use uta_eval::{EvalOptions, embed_images, embed_texts};
 use uta_model::{Clip, safetensors_io};
 
-use crate::compute::{ComputeArgs, ModelArgs};
+use crate::compute::{ComputeArgs, ModelArgs, together};
 use crate::error::Usage;
-use crate::eval;
 
 /// What names may take of a safetensors header, which readers refuse beyond 100 MB.
 const MOST_LETTERS: usize = 90_000_000;
@@ -56,9 +57,12 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let (device, options) = args.compute.options()?;
-    let options =
-        EvalOptions { progress: Some(eval::progress()), whole_texts: args.whole_texts, ..options };
+    together(|group| embed(args, group))
+}
+
+fn embed(args: &Args, group: &Rc<ProcessGroup>) -> anyhow::Result<()> {
+    let (device, options) = args.compute.options(group)?;
+    let options = EvalOptions { whole_texts: args.whole_texts, ..options };
     let folder = args.out.parent().filter(|dir| !dir.as_os_str().is_empty());
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
         let (out, folder) = (args.out.display(), folder.display());
@@ -93,6 +97,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             (found.names, tensors)
         }
     };
+    if !group.is_first() {
+        return Ok(());
+    }
     let metadata = BTreeMap::from([("names".to_owned(), serde_json::to_string(&names)?)]);
     safetensors_io::save(&tensors, &args.out, &metadata, None)?;
     let shapes: Vec<String> =

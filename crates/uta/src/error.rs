@@ -62,6 +62,7 @@ fn is_users(error: &(dyn Error + 'static)) -> bool {
         match error {
             EvalError::Data(error) => is_users(error),
             EvalError::Model(error) => is_users(error),
+            EvalError::Ranks(error) => is_users(error),
             EvalError::Read { source, .. } => is_input(source),
             EvalError::NonFinite { .. } => false,
             _ => true,

@@ -6,23 +6,24 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use torch_ext::Precision;
+use torch_ext::distributed::ProcessGroup;
 use uta_data::{DataError, PairOptions, Rejected, Source};
 use uta_eval::ranking::{interval, wilson};
 use uta_eval::{
-    Align, ClassSet, EvalOptions, NamedSet, Progress, Recall, Retrieval, ZeroShot, ZeroShotReport,
+    Align, ClassSet, EvalOptions, NamedSet, Recall, Retrieval, ZeroShot, ZeroShotReport,
 };
 use uta_model::Clip;
 use uta_train::RunDir;
 use uta_train::mask::{MaskGenerator, MaskKind};
 
-use crate::compute::{ComputeArgs, ModelArgs, PairArgs};
+use crate::compute::{ComputeArgs, ModelArgs, PairArgs, together};
 use crate::error::Usage;
 
 /// Measure a model.
@@ -165,14 +166,14 @@ pub struct AlignArgs {
 /// Runs an evaluation and prints what it found.
 pub fn run(eval: Eval) -> anyhow::Result<()> {
     match eval {
-        Eval::Zeroshot(args) => zeroshot(&args),
-        Eval::Retrieval(args) => retrieval(&args),
-        Eval::Align(args) => align(&args),
+        Eval::Zeroshot(args) => together(|group| zeroshot(&args, group)),
+        Eval::Retrieval(args) => together(|group| retrieval(&args, group)),
+        Eval::Align(args) => together(|group| align(&args, group)),
         Eval::Table(args) => table::run(&args),
     }
 }
 
-fn zeroshot(args: &ZeroshotArgs) -> anyhow::Result<()> {
+fn zeroshot(args: &ZeroshotArgs, group: &Rc<ProcessGroup>) -> anyhow::Result<()> {
     let (names, templates) = (args.classnames.as_deref(), args.templates.as_deref());
     let ClassSet { source, prompts, set, layout, missing } =
         ClassSet::open(&args.common.data, args.set, names, templates)?;
@@ -182,13 +183,14 @@ fn zeroshot(args: &ZeroshotArgs) -> anyhow::Result<()> {
             format!("--objectnet-crop: the set is {set}; leave it out, or give --set objectnet");
         return Err(Usage(message).into());
     }
-    let mut setup = Setup::over(&args.common, source.clone())?;
+    let mut setup = Setup::over(&args.common, source.clone(), group)?;
     setup.options.border = if args.objectnet_crop { OBJECTNET_FRAME } else { 0 };
     let text = setup.text_tower(args.text_model.as_deref(), args.text_arch.as_deref())?;
-    let mut per_class =
-        args.per_class.as_deref().map(|path| create("--per-class", path)).transpose()?;
-    let mut predictions =
-        args.predictions.as_deref().map(|path| create("--predictions", path)).transpose()?;
+    let out = |option: &str, path: &Option<PathBuf>| {
+        path.as_deref().filter(|_| group.is_first()).map(|path| create(option, path)).transpose()
+    };
+    let mut per_class = out("--per-class", &args.per_class)?;
+    let mut predictions = out("--predictions", &args.predictions)?;
 
     let mut page =
         Page::new("zero-shot classification", &setup, text.as_ref().map(|t| t.0.as_path()));
@@ -300,13 +302,13 @@ fn write_classes(out: &mut impl Write, report: &ZeroShotReport) -> anyhow::Resul
     Ok(csv.flush()?)
 }
 
-fn retrieval(args: &RetrievalArgs) -> anyhow::Result<()> {
+fn retrieval(args: &RetrievalArgs, group: &Rc<ProcessGroup>) -> anyhow::Result<()> {
     let pairs = args.pairs.options(&args.common.data)?;
     let source = match args.set {
         Some(_) => PairSet::open(&args.common.data, &pairs)?,
         None => uta_data::open_with(&args.common.data, &pairs)?,
     };
-    let setup = Setup::over(&args.common, source)?;
+    let setup = Setup::over(&args.common, source, group)?;
     let mut task = Retrieval::new("retrieval", setup.source.clone(), setup.options.clone());
     let text = setup.text_tower(args.text_model.as_deref(), args.text_arch.as_deref())?;
     if let Some((_, text)) = &text {
@@ -351,10 +353,10 @@ fn retrieval(args: &RetrievalArgs) -> anyhow::Result<()> {
     })
 }
 
-fn align(args: &AlignArgs) -> anyhow::Result<()> {
+fn align(args: &AlignArgs, group: &Rc<ProcessGroup>) -> anyhow::Result<()> {
     let pairs = args.pairs.options(&args.common.data)?;
     let source = uta_data::open_with(&args.common.data, &pairs)?;
-    let setup = Setup::over(&args.common, source)?;
+    let setup = Setup::over(&args.common, source, group)?;
     let path = match &args.teacher {
         Some(path) => path.clone(),
         None => setup.run_teacher().ok_or_else(|| {
@@ -418,9 +420,12 @@ struct Setup<'a> {
 }
 
 impl<'a> Setup<'a> {
-    fn over(args: &'a Common, source: Arc<dyn Source>) -> anyhow::Result<Setup<'a>> {
-        let (device, options) = args.compute.options()?;
-        let options = EvalOptions { progress: Some(progress()), ..options };
+    fn over(
+        args: &'a Common,
+        source: Arc<dyn Source>,
+        group: &Rc<ProcessGroup>,
+    ) -> anyhow::Result<Setup<'a>> {
+        let (device, options) = args.compute.options(group)?;
         let mut model = args.model.load(device)?;
         model.freeze(options.precision);
         Ok(Setup { args, device, model, source, options })
@@ -462,25 +467,10 @@ impl<'a> Setup<'a> {
     }
 }
 
-/// A bar a stage on standard error; none where that is no terminal.
-pub fn progress() -> Progress {
-    let shown: Mutex<Option<(&'static str, indicatif::ProgressBar)>> = Mutex::new(None);
-    Arc::new(move |stage, done, total| {
-        let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
-        let (_, bar) = match shown.take() {
-            Some((known, bar)) if known == stage => shown.insert((stage, bar)),
-            _ => shown.insert((stage, uta_data::progress::bar(total as u64, 0, stage))),
-        };
-        bar.set_position(done as u64);
-        if done >= total {
-            bar.finish_and_clear();
-            *shown = None;
-        }
-    })
-}
-
 /// The result for a person: what was measured, on what, every setting that may change a number, and the numbers.
 struct Page {
+    /// Whether this process is the one that prints.
+    spoken: bool,
     title: &'static str,
     settings: Vec<(&'static str, String)>,
     counts: Vec<(&'static str, usize, String)>,
@@ -500,7 +490,8 @@ impl Page {
         };
         settings.push(("precision", format!("{precision} on {:?}", setup.device).to_lowercase()));
         let problems = setup.source.problems();
-        Page { title, settings, counts: Vec::new(), problems, rows: Vec::new() }
+        let spoken = setup.options.group.is_first();
+        Page { spoken, title, settings, counts: Vec::new(), problems, rows: Vec::new() }
     }
 
     fn setting(&mut self, name: &'static str, value: impl ToString) {
@@ -561,6 +552,9 @@ impl Page {
         report: &R,
         extra: impl FnOnce(&R, &mut Map<String, Value>),
     ) -> anyhow::Result<()> {
+        if !self.spoken {
+            return Ok(());
+        }
         let mut out = BufWriter::new(std::io::stdout().lock());
         if json {
             let Value::Object(mut object) = serde_json::to_value(report)? else {

@@ -1,4 +1,4 @@
-//! `uta train` on several processes over loopback: the same run as on one, and no process left waiting.
+//! `uta train`, `eval` and `embed` on several processes over loopback: the same as on one, and no process left waiting.
 #![allow(clippy::unwrap_used)]
 
 mod world;
@@ -6,7 +6,7 @@ mod world;
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
@@ -21,7 +21,7 @@ struct Ended {
     stderr: String,
 }
 
-/// `uta ARGS` as `count` ranks, which write their standard error to `log-RANK`.
+/// `uta ARGS` as `count` ranks, which write their standard output to `out-RANK` and their standard error to `log-RANK`.
 struct Ranks {
     children: Vec<Child>,
     logs: Vec<std::path::PathBuf>,
@@ -46,7 +46,7 @@ impl Ranks {
                 .envs([("RANK", rank.to_string()), ("WORLD_SIZE", count.to_string())])
                 .envs([("MASTER_ADDR", "127.0.0.1"), ("OMP_NUM_THREADS", "1")])
                 .envs([("MASTER_PORT", port.to_string()), ("UTA_DIST_TIMEOUT", "60".into())])
-                .stdout(Stdio::null())
+                .stdout(fs::File::create(world.path(&format!("out-{rank}"))).unwrap())
                 .stderr(fs::File::create(&logs[rank]).unwrap());
             change(rank, &mut command);
             command.spawn().unwrap()
@@ -134,6 +134,108 @@ fn ranks_train_evaluate_and_report_as_one_process_does() {
     let environment = fs::read_to_string(world.path("align-2/environment.json")).unwrap();
     let environment: Value = serde_json::from_str(&environment).unwrap();
     assert_eq!(environment["world_size"], 2);
+}
+
+#[test]
+fn what_no_rank_can_use_is_written_down_and_judged_as_on_one_process() {
+    let world = World::with_teacher();
+    let spoil = |i| fs::write(world.path(&format!("pictures/p{i:02}.png")), "no picture").unwrap();
+    let train = |out| {
+        let set =
+            ["--set", "model.drop_path=0.0", "--set", "data.val=[]", "--set", "data.repeats=2"];
+        [&["train", "align.toml", "--out", out], &set[..]].concat()
+    };
+    [7, 23].into_iter().for_each(spoil);
+    assert!(world.uta(&train("one")).status.success());
+    let ended = Ranks::start(&world, 2, &train("two")).succeed();
+    assert_eq!(ended[1].stderr, "", "rank 0 names the samples");
+    let rejected = |run| fs::read_to_string(world.path(run).join("rejected.jsonl")).unwrap();
+    assert!(rejected("one").lines().count() >= 4, "{}", rejected("one"));
+    assert_eq!(rejected("one"), rejected("two"));
+    assert_near(&metrics(&world.path("one")), &metrics(&world.path("two")));
+
+    // Half of them are too many: told after the same step, whoever met them.
+    (0..20).map(|i| 2 * i).for_each(spoil);
+    let alone = world.uta(&train("many-one"));
+    let alone = String::from_utf8(alone.stderr).unwrap();
+    let last = alone.lines().last().unwrap();
+    assert!(last.contains(" of the last "), "{alone}");
+    for end in Ranks::start(&world, 2, &train("many-two")).wait() {
+        assert_eq!((end.code, end.stderr.lines().last()), (Some(2), Some(last)), "{}", end.stderr);
+    }
+    assert_eq!(rejected("many-one"), rejected("many-two"));
+}
+
+#[test]
+fn evaluations_and_embeddings_on_any_number_of_processes_are_those_of_one() {
+    let world = World::with_teacher();
+    for i in 0..40 {
+        let folder = world.path(&format!("set/class {}", i % 3));
+        fs::create_dir_all(&folder).unwrap();
+        let picture = world.path(&format!("pictures/p{i:02}.png"));
+        fs::copy(picture, folder.join(format!("{i:02}.png"))).unwrap();
+    }
+    fs::write(world.path("set/class 1/00.png"), "no picture").unwrap();
+    fs::write(world.path("pictures/p11.png"), "no picture").unwrap();
+    // 41 pictures in batches of 7 are 6 batches: with 4 processes two of them have none in the second round.
+    let shared = ["--model", "teacher", "--batch", "7", "--device", "cpu"];
+    let zeroshot =
+        ["eval", "zeroshot", "--data", "set", "--json", "--no-cache", "--predictions", "file"];
+    let retrieval = ["eval", "retrieval", "--data", "pictures", "--json"];
+    let align = ["eval", "align", "--teacher", "teacher", "--data", "pictures", "--json"];
+    let masked = [&align[..], &["--mask-ratio", "0.5"]].concat();
+    let embed = ["embed", "--images", "pictures", "--tokens", "--out", "file"];
+    for command in [&zeroshot[..], &retrieval, &align, &masked, &embed] {
+        let args = [command, &shared[..]].concat();
+        let file = || fs::read(world.path("file")).ok();
+        let alone = world.command(&args).env("OMP_NUM_THREADS", "1").output().unwrap();
+        assert!(alone.status.success(), "{}", String::from_utf8_lossy(&alone.stderr));
+        let written = file();
+        for count in [2, 4] {
+            let _ = fs::remove_file(world.path("file"));
+            let ended = Ranks::start(&world, count, &args).succeed();
+            let printed = |rank| fs::read_to_string(world.path(&format!("out-{rank}"))).unwrap();
+            assert_eq!(printed(0), String::from_utf8_lossy(&alone.stdout), "{args:?}");
+            assert_eq!(file(), written, "{args:?}");
+            for (rank, end) in ended.iter().enumerate().skip(1) {
+                assert_eq!((printed(rank), end.stderr.as_str()), (String::new(), ""), "{args:?}");
+            }
+        }
+        let _ = fs::remove_file(world.path("file"));
+    }
+}
+
+#[test]
+fn an_error_of_one_process_ends_an_evaluation_on_all() {
+    let world = World::with_teacher();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let teacher = world.path("teacher");
+    let args =
+        ["eval", "retrieval", "--model", teacher.to_str().unwrap(), "--data", "pictures", "--json"];
+    let ended = Ranks::start_in(&world, 3, &args, |rank, command| {
+        if rank == 1 {
+            command.current_dir(elsewhere.path());
+        }
+    })
+    .wait();
+    for (rank, end) in ended.iter().enumerate() {
+        let (code, start) = match rank {
+            1 => (2, "uta: ".to_owned()),
+            _ => (1, format!("uta: rank {rank} of 3 ends because rank 1 failed: ")),
+        };
+        assert_eq!(end.code, Some(code), "{}", end.stderr);
+        assert!(
+            end.stderr.starts_with(&start) && end.stderr.contains("pictures"),
+            "{}",
+            end.stderr
+        );
+        assert_eq!(end.stderr.lines().count(), 1, "{}", end.stderr);
+    }
+    let table = ["eval", "table", "table.toml"];
+    let launched = [("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "1")];
+    let out = world.command(&table).envs(launched).output().unwrap();
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.code() == Some(2) && text.contains("without a launcher"), "{text}");
 }
 
 #[test]

@@ -16,6 +16,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use torch_ext::distributed::ProcessGroup;
 use uta_model::safetensors_io::write_atomically;
 
 use crate::error::Usage;
@@ -225,6 +226,10 @@ impl Column {
 
 /// Measures what is not measured yet, writes the table, and prints it.
 pub fn run(args: &TableArgs) -> anyhow::Result<()> {
+    if ProcessGroup::launched()? > 1 {
+        let message = "a table's cells are processes of their own, one after the other; start it once, without a launcher";
+        return Err(Usage(message.into()).into());
+    }
     let mut table = Table::read(&args.table)?;
     if let Some(name) = args.only.iter().find(|name| table.models.iter().all(|m| m.name != **name))
     {

@@ -9,15 +9,20 @@
 //! of a seed, a purpose and counters ([`rng`]), so a stream gives the same batches whatever the number of threads, and
 //! starts at any batch without replaying the ones before.
 
+mod color;
 mod decode;
 pub mod emoji;
+mod erasing;
 mod error;
 mod index;
 mod jpeg;
+mod mix;
 pub mod pack;
 mod pairs;
 mod parallel;
+mod pillow;
 pub mod progress;
+mod rand_augment;
 mod repair;
 mod resize;
 pub mod rng;
@@ -30,9 +35,13 @@ mod testing;
 mod tokenizer;
 mod transform;
 
+pub use color::{ColorJitter, PhotometricDistortion};
 pub use decode::{DecodeOptions, MAX_PIXELS, Rgb, decode, decode_with, dimensions};
+pub use erasing::{ErasingMode, RandomErasing};
 pub use error::{DataError, Fault};
+pub use mix::MixupMode;
 pub use pairs::PairOptions;
+pub use rand_augment::{PolicyError, RandAugment};
 pub use resize::Filter;
 pub use source::{
     Folder, Sample, Source, is_table, open, open_all, open_files, open_with, subfolders,
@@ -40,5 +49,5 @@ pub use source::{
 pub use stream::{Batch, Item, Rejected, Share, Stream, StreamOptions, Sweep, sweep};
 pub use tokenizer::Tokenizer;
 pub use transform::{
-    ColorJitter, Convention, CropBox, EvalTransform, Fit, TrainTransform, resample,
+    Convention, CropBox, EvalTransform, Fit, Interpolation, TrainTransform, resample,
 };

@@ -21,6 +21,8 @@ pub enum Purpose {
     Init = 6,
     /// What stands in for an unusable sample.
     Replace = 7,
+    /// How the images of a batch are mixed.
+    Mix = 8,
 }
 
 /// A generator keyed by (seed, purpose, counters): SplitMix64 started at a hash of the key.
@@ -78,5 +80,39 @@ impl Rng {
                 return (product >> 64) as u64;
             }
         }
+    }
+
+    /// A generator of its own for `part`, without a draw taken from this one: how many draws the part takes, or whether it is
+    /// there at all, changes nothing else.
+    pub fn fork(&self, part: u64) -> Rng {
+        Rng { state: mix(self.state ^ mix(part.wrapping_add(STEP))) }
+    }
+
+    /// Of the standard normal distribution (Box and Muller, 1958). Here and below own arithmetic and no crate's: a resumed run
+    /// must draw the same after an update.
+    pub fn normal(&mut self) -> f64 {
+        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
+        radius * (std::f64::consts::TAU * self.uniform()).cos()
+    }
+
+    /// Of the Beta distribution, a quotient of two Gamma variates; `a` and `b` are above 0.
+    pub fn beta(&mut self, a: f64, b: f64) -> f64 {
+        let (x, y) = (self.ln_gamma_variate(a), self.ln_gamma_variate(b));
+        1.0 / (1.0 + (y - x).exp())
+    }
+
+    /// The logarithm of a variate of Gamma(`shape`, 1), which may itself be too small for a float (Marsaglia and Tsang, 2000,
+    /// at `shape` + 1, and their way down from there).
+    fn ln_gamma_variate(&mut self, shape: f64) -> f64 {
+        let d = shape + 2.0 / 3.0;
+        let cube = loop {
+            let x = self.normal();
+            let cube = (1.0 + x / (9.0 * d).sqrt()).powi(3);
+            let u = 1.0 - self.uniform();
+            if cube > 0.0 && u.ln() < 0.5 * x * x + d * (1.0 - cube + cube.ln()) {
+                break cube;
+            }
+        };
+        (d * cube).ln() + (1.0 - self.uniform()).ln() / shape
     }
 }

@@ -1,8 +1,13 @@
-//! Small pictures for the tests.
+//! Small pictures, and what the scripts of `tests/golden` wrote, for the tests.
+#![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::io::Cursor;
+use std::path::Path;
 
 use image::{ImageFormat, Rgb, RgbImage};
+use serde_json::Value;
 
 /// A PNG of one colour.
 pub(crate) fn png(width: u32, height: u32, colour: [u8; 3]) -> Vec<u8> {
@@ -11,4 +16,46 @@ pub(crate) fn png(width: u32, height: u32, colour: [u8; 3]) -> Vec<u8> {
         .write_to(&mut bytes, ImageFormat::Png)
         .expect("a picture in memory");
     bytes.into_inner()
+}
+
+/// A file of `tests/golden`.
+pub(crate) fn golden(name: &str) -> Vec<u8> {
+    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)).unwrap()
+}
+
+/// The same, as JSON.
+pub(crate) fn golden_json(name: &str) -> Value {
+    serde_json::from_slice(&golden(name)).unwrap()
+}
+
+/// Draws of parameters, by their names in `augment/laws.json`.
+#[derive(Default)]
+pub(crate) struct Draws(BTreeMap<String, Vec<f64>>);
+
+impl Draws {
+    pub(crate) fn add(&mut self, name: impl Into<String>, value: impl Into<f64>) {
+        self.0.entry(name.into()).or_default().push(value.into());
+    }
+
+    /// Kolmogorov's and Smirnov's test of two samples for each of `names` parameters, at one error in a thousand.
+    pub(crate) fn follow_their_laws(mut self, names: usize) {
+        let laws = golden_json("augment/laws.json");
+        assert_eq!(self.0.len(), names, "{:?}", self.0.keys());
+        for (name, draws) in &mut self.0 {
+            let (law, n) = (&laws[name], draws.len() as f64);
+            let m = law["n"].as_f64().unwrap_or_else(|| panic!("no law of {name}"));
+            draws.sort_by(f64::total_cmp);
+            let distance = |point: &Value| {
+                let [x, theirs] = [0, 1].map(|i| point[i].as_f64().unwrap());
+                // A hair more, for values that were computed in another order.
+                let below = draws.partition_point(|&draw| draw <= x + x.abs() * 1e-12);
+                (below as f64 / n - theirs).abs()
+            };
+            let furthest =
+                law["points"].as_array().unwrap().iter().map(distance).fold(0.0, f64::max);
+            let allowed = 1.95 * (1.0 / n + 1.0 / m).sqrt();
+            println!("{name:40} {furthest:.4} of {allowed:.4}");
+            assert!(furthest < allowed, "{name}: {furthest} is more than {allowed}");
+        }
+    }
 }

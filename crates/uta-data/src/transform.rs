@@ -7,11 +7,12 @@ use fast_image_resize::images::{TypedCroppedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use serde::{Deserialize, Serialize};
 
+use crate::color::{ColorJitter, PhotometricDistortion, adjust_saturation};
 use crate::decode::{Held, decode_held, decode_with};
 use crate::jpeg::Jpeg;
 use crate::resize::{self, Filter, First, Side};
 use crate::rng::Rng;
-use crate::{DataError, DecodeOptions, Rgb};
+use crate::{DataError, DecodeOptions, MixupMode, RandAugment, RandomErasing, Rgb};
 
 /// A part of an image, in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,57 +55,123 @@ impl CropBox {
     }
 }
 
-/// torchvision's `ColorJitter`: how far each factor may stray from none; 0 leaves it alone.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ColorJitter {
-    /// Brightness factor in [1 - b, 1 + b].
-    pub brightness: f64,
-    /// Contrast factor.
-    pub contrast: f64,
-    /// Saturation factor.
-    pub saturation: f64,
-    /// Hue shift in [-h, h], in turns; at most 0.5.
-    pub hue: f64,
+/// How training views are resampled, in timm's words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Interpolation {
+    /// The nearest pixel.
+    Nearest,
+    /// Linear.
+    Bilinear,
+    /// Pillow's cubic.
+    #[default]
+    Bicubic,
+    /// Bilinear or bicubic, drawn each time.
+    Random,
 }
 
-/// The training transform: random resized crop (bicubic, antialiased), flip, colours.
+impl Interpolation {
+    pub(crate) fn draw(self, rng: &mut Rng) -> Filter {
+        match self {
+            Interpolation::Nearest => Filter::Nearest,
+            Interpolation::Bilinear => Filter::Bilinear,
+            Interpolation::Bicubic => Filter::Bicubic,
+            Interpolation::Random if rng.below(2) == 0 => Filter::Bilinear,
+            Interpolation::Random => Filter::Bicubic,
+        }
+    }
+}
+
+/// What is done to training images, in this order: random resized crop, flip, RandAugment or jitter, photometric distortion,
+/// gray, erasing, and to a whole batch, mixup and CutMix. A recipe's `[data.transforms]`; each transform is a field here, in a file of its own where
+/// it is long. (Another way to frame an image, such as detection's large-scale jitter, belongs beside
+/// [`crop_box`](TrainTransform::crop_box).)
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainTransform {
     /// Side of the result, in pixels.
     pub size: u32,
+    /// What the model normalises by, of 0 to 1: the mean is the colour of places that an image doesn't cover.
+    #[serde(skip)]
+    pub mean: [f64; 3],
+    /// Its standard deviations, for noise.
+    #[serde(skip)]
+    pub std: [f64; 3],
     /// The crop's share of the image's area.
     pub scale: (f64, f64),
     /// The crop's width over its height.
     pub ratio: (f64, f64),
+    /// How crops are resized, and RandAugment moves pixels.
+    pub interpolation: Interpolation,
+    /// Whether a JPEG whose crop has at least twice `size` pixels each way is decoded at a half, a quarter or an eighth of
+    /// its size, as far as the crop stays at least `size` wide and high.
+    pub reduce: bool,
     /// Probability of a mirror image.
     pub hflip: f64,
+    /// Operations drawn from fifteen. Colours don't stray besides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rand_augment: Option<RandAugment>,
     /// How far colours stray.
     pub color_jitter: ColorJitter,
     /// Probability that colours stray at all.
     pub color_jitter_prob: f64,
+    /// Colours that stray as detectors' and segmenters' do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub photometric_distortion: Option<PhotometricDistortion>,
     /// Probability of a gray image.
     pub grayscale: f64,
-    /// Whether a JPEG whose crop has at least twice `size` pixels each way is decoded at a half, a quarter or an eighth of
-    /// its size, as far as the crop stays at least `size` wide and high.
-    pub reduce: bool,
+    /// Rectangles that are lost.
+    pub erasing: RandomErasing,
+    /// Alpha of mixup's Beta distribution; 0 mixes none.
+    pub mixup: f64,
+    /// Alpha of CutMix's; 0 cuts none.
+    pub cutmix: f64,
+    /// The least and the largest share of the side that CutMix cuts, instead of its Beta distribution.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cutmix_minmax: Option<(f64, f64)>,
+    /// Probability that images are mixed at all.
+    pub mixup_prob: f64,
+    /// Probability of CutMix, where there are both.
+    pub mixup_switch_prob: f64,
+    /// For what the way of mixing is drawn.
+    pub mixup_mode: MixupMode,
 }
 
 impl Default for TrainTransform {
-    /// EVA-02's pre-training: crops of 20 % to 100 %, flips, no colours, at 224 pixels.
+    /// EVA-02's pre-training: crops of 20 % to 100 %, flips, no colours, at 224 pixels, around CLIP's mean.
     fn default() -> TrainTransform {
         TrainTransform {
             size: 224,
+            mean: [0.48145466, 0.4578275, 0.40821073],
+            std: [0.26862954, 0.26130258, 0.27577711],
             scale: (0.2, 1.0),
             ratio: (3.0 / 4.0, 4.0 / 3.0),
+            interpolation: Interpolation::Bicubic,
+            reduce: true,
             hflip: 0.5,
+            rand_augment: None,
             color_jitter: ColorJitter::default(),
             color_jitter_prob: 1.0,
+            photometric_distortion: None,
             grayscale: 0.0,
-            reduce: true,
+            erasing: RandomErasing::default(),
+            mixup: 0.0,
+            cutmix: 0.0,
+            cutmix_minmax: None,
+            mixup_prob: 1.0,
+            mixup_switch_prob: 0.5,
+            mixup_mode: MixupMode::Batch,
         }
     }
+}
+
+/// Parts of a transform that draw from a [fork](Rng::fork) of the image's generator.
+#[repr(u64)]
+enum Part {
+    Filter,
+    RandAugment,
+    Erasing,
+    Distortion,
 }
 
 impl TrainTransform {
@@ -113,53 +180,57 @@ impl TrainTransform {
     /// # Errors
     /// Names the first field out of its range.
     pub fn validate(&self) -> Result<(), DataError> {
-        let check = |good: bool, field: &'static str, value: String, reason: &str| match good {
-            true => Ok(()),
-            false => Err(DataError::Option { field, value, reason: reason.to_owned() }),
-        };
-        let probability = |p: f64| (0.0..=1.0).contains(&p);
-        let spread = |x: f64| x.is_finite() && x >= 0.0;
-        let (low, high) = self.scale;
-        let value = format!("[{low}, {high}]");
-        check(
-            0.0 < low && low <= high && high <= 1.0,
-            "scale",
-            value,
-            "needs 0 < low <= high <= 1",
-        )?;
-        let (low, high) = self.ratio;
-        let value = format!("[{low}, {high}]");
-        check(
-            0.0 < low && low <= high && high.is_finite(),
-            "ratio",
-            value,
-            "needs 0 < low <= high",
-        )?;
         check_size(self.size)?;
-        check(probability(self.hflip), "hflip", self.hflip.to_string(), "is a probability")?;
-        check(
-            probability(self.grayscale),
-            "grayscale",
-            self.grayscale.to_string(),
-            "is a probability",
-        )?;
-        let p = self.color_jitter_prob;
-        check(probability(p), "color_jitter_prob", p.to_string(), "is a probability")?;
-        let ColorJitter { brightness, contrast, saturation, hue } = self.color_jitter;
-        check(
-            spread(brightness),
-            "color_jitter.brightness",
-            brightness.to_string(),
-            "is 0 or more",
-        )?;
-        check(spread(contrast), "color_jitter.contrast", contrast.to_string(), "is 0 or more")?;
-        check(
-            spread(saturation),
-            "color_jitter.saturation",
-            saturation.to_string(),
-            "is 0 or more",
-        )?;
-        check((0.0..=0.5).contains(&hue), "color_jitter.hue", hue.to_string(), "is 0 to 0.5")
+        let jitter = self.color_jitter;
+        let photometric = self.photometric_distortion.unwrap_or_default();
+        for (field, p) in [
+            ("photometric_distortion.prob", photometric.prob),
+            ("hflip", self.hflip),
+            ("grayscale", self.grayscale),
+            ("color_jitter_prob", self.color_jitter_prob),
+            ("erasing.prob", self.erasing.prob),
+            ("mixup_prob", self.mixup_prob),
+            ("mixup_switch_prob", self.mixup_switch_prob),
+        ] {
+            check((0.0..=1.0).contains(&p), field, p, "is a probability")?;
+        }
+        for (field, x) in [
+            ("color_jitter.brightness", jitter.brightness),
+            ("color_jitter.contrast", jitter.contrast),
+            ("color_jitter.saturation", jitter.saturation),
+            ("photometric_distortion.brightness", photometric.brightness),
+            ("mixup", self.mixup),
+            ("cutmix", self.cutmix),
+        ] {
+            check(x.is_finite() && x >= 0.0, field, x, "is 0 or more")?;
+        }
+        for (field, (low, high), most) in [
+            ("scale", self.scale, 1.0),
+            ("ratio", self.ratio, f64::MAX),
+            ("photometric_distortion.contrast", photometric.contrast, f64::MAX),
+            ("photometric_distortion.saturation", photometric.saturation, f64::MAX),
+            ("erasing.area", self.erasing.area, 1.0),
+            ("erasing.aspect", self.erasing.aspect, f64::MAX),
+            ("cutmix_minmax", self.cutmix_minmax.unwrap_or((1.0, 1.0)), 1.0),
+        ] {
+            let needed = match most {
+                1.0 => "needs 0 < low <= high <= 1",
+                _ => "needs 0 < low <= high",
+            };
+            let good = 0.0 < low && low <= high && high <= most;
+            check(good, field, format!("[{low}, {high}]"), needed)?;
+        }
+        check((0.0..=0.5).contains(&jitter.hue), "color_jitter.hue", jitter.hue, "is 0 to 0.5")?;
+        let hue = photometric.hue;
+        check(hue <= 90, "photometric_distortion.hue", hue, "is 0 to 90 steps of 2 degrees")?;
+        let count = self.erasing.count;
+        check((1..=64).contains(&count), "erasing.count", count, "is 1 to 64")?;
+        if let Some(policy) = self.rand_augment {
+            let reason =
+                "changes colours, and timm leaves color_jitter out beside it: give one of them";
+            check(jitter == ColorJitter::default(), "rand_augment", policy, reason)?;
+        }
+        Ok(())
     }
 
     /// Draws a view of an image: `[size, size, 3]` bytes.
@@ -242,29 +313,49 @@ impl TrainTransform {
         Ok(crops)
     }
 
-    /// The second half of [`views`](TrainTransform::views): resizes a crop, flips it, changes its colours.
+    /// The second half of [`views`](TrainTransform::views): resizes a crop, and does to it what is drawn.
     ///
     /// # Errors
     /// When the crop is empty or reaches beyond the image.
     pub fn finish(&self, image: &Rgb, crop: CropBox, rng: &mut Rng) -> Result<Vec<u8>, DataError> {
-        let mut view = resample(image, crop, self.size)?;
+        let mut view = self.resize(image, crop, rng)?;
         self.adjust(&mut view, rng);
         Ok(view)
     }
 
-    /// What is done to a resized crop `[size, size, 3]`: flips it, changes its colours.
+    /// A crop resized: `[size, size, 3]`.
+    ///
+    /// # Errors
+    /// When the crop is empty or reaches beyond the image.
+    pub fn resize(&self, image: &Rgb, crop: CropBox, rng: &Rng) -> Result<Vec<u8>, DataError> {
+        let filter = self.interpolation.draw(&mut rng.fork(Part::Filter as u64));
+        resample(image, crop, self.size, filter)
+    }
+
+    /// What is done to a resized crop `[size, size, 3]`: flip, RandAugment or colours, erasing.
     pub fn adjust(&self, view: &mut [u8], rng: &mut Rng) {
+        let fork = |part: Part| rng.fork(part as u64);
+        let (mut operations, mut erasing) = (fork(Part::RandAugment), fork(Part::Erasing));
+        let mut distortion = fork(Part::Distortion);
         // Every draw is taken whether or not it is used, so that switching one off leaves the others as they are.
         let (flip, jitter, gray) = (rng.uniform(), rng.uniform(), rng.uniform());
         if flip < self.hflip {
             mirror(view, self.size);
         }
+        if let Some(policy) = &self.rand_augment {
+            let fill = self.mean.map(|mean| (255.0 * mean).round_ties_even() as u8);
+            policy.apply(view, self.size as usize, self.interpolation, fill, &mut operations);
+        }
         if self.color_jitter != ColorJitter::default() && jitter < self.color_jitter_prob {
             self.color_jitter.apply(view, rng);
+        }
+        if let Some(photometric) = &self.photometric_distortion {
+            photometric.apply(view, &mut distortion);
         }
         if gray < self.grayscale {
             adjust_saturation(view, 0.0);
         }
+        self.erasing.apply(view, self.size, self.mean, self.std, &mut erasing);
     }
 
     /// The crop of a width x height image: torchvision's `RandomResizedCrop.get_params`.
@@ -302,15 +393,20 @@ impl TrainTransform {
     }
 }
 
-fn check_size(size: u32) -> Result<(), DataError> {
-    if (1..=8192).contains(&size) {
+fn check(
+    good: bool,
+    field: &'static str,
+    value: impl fmt::Display,
+    reason: &str,
+) -> Result<(), DataError> {
+    if good {
         return Ok(());
     }
-    Err(DataError::Option {
-        field: "size",
-        value: size.to_string(),
-        reason: "is 1 to 8192 pixels".into(),
-    })
+    Err(DataError::Option { field, value: value.to_string(), reason: reason.to_owned() })
+}
+
+fn check_size(size: u32) -> Result<(), DataError> {
+    check((1..=8192).contains(&size), "size", size, "is 1 to 8192 pixels")
 }
 
 /// How an image is brought to the size of the view, before its centre is cut out or what it lacks is filled.
@@ -444,7 +540,7 @@ impl EvalTransform {
                 let (pixels, _) = image.pixels.as_chunks::<3>();
                 resize::exact(pixels, sides, self.filter, self.first()).into_flattened()
             }
-            Held::Nearest => nearest(&image, sides),
+            Held::Nearest => nearest(&image, [0; 2], sides),
             Held::Alpha(alpha) => {
                 let (pixels, _) = image.pixels.as_chunks::<3>();
                 let weighted = pixels.iter().zip(&alpha);
@@ -480,7 +576,7 @@ impl EvalTransform {
 
     fn resized(&self, image: &Rgb, sides: [Side; 2]) -> Result<Vec<u8>, DataError> {
         match self.filter {
-            Filter::Nearest => Ok(nearest(image, sides)),
+            Filter::Nearest => Ok(nearest(image, [0; 2], sides)),
             filter => resize::rgb(&pixels_of(image)?, sides, filter, self.first()),
         }
     }
@@ -542,11 +638,12 @@ impl EvalTransform {
     }
 }
 
-/// The view by the nearest pixels.
-fn nearest(image: &Rgb, [x, y]: [Side; 2]) -> Vec<u8> {
+/// The view by the nearest pixels of a part of the image that begins at `left` and `top`.
+fn nearest(image: &Rgb, [left, top]: [u32; 2], [x, y]: [Side; 2]) -> Vec<u8> {
     let (pixels, _) = image.pixels.as_chunks::<3>();
-    let columns: Vec<usize> = x.nearest().collect();
+    let columns: Vec<usize> = x.nearest().map(|x| left as usize + x).collect();
     y.nearest()
+        .map(|y| top as usize + y)
         .flat_map(|y| columns.iter().map(move |x| y * image.width as usize + x))
         .flat_map(|i| pixels[i])
         .collect()
@@ -579,18 +676,26 @@ fn over(channel: u8, alpha: u8) -> u8 {
     }
 }
 
-/// `crop` of the image at `size` x `size`, bicubic and antialiased, as Pillow's `image.crop(..).resize(..)`: nothing
-/// outside the crop is looked at. Rows come first, as the published networks saw their images.
+/// `crop` of the image at `size` x `size`, as Pillow's `image.crop(..).resize(..)`: nothing outside the crop is looked at.
+/// Rows come first, as the published networks saw their images.
 ///
 /// # Errors
 /// When the crop is empty or reaches beyond the image.
-pub fn resample(image: &Rgb, crop: CropBox, size: u32) -> Result<Vec<u8>, DataError> {
+pub fn resample(
+    image: &Rgb,
+    crop: CropBox,
+    size: u32,
+    filter: Filter,
+) -> Result<Vec<u8>, DataError> {
     let CropBox { left, top, width, height } = crop;
     let view = TypedCroppedImage::new(pixels_of(image)?, left, top, width, height)
         .map_err(|e| DataError::Image(format!("crop {crop:?}: {e}")))?;
     let sides =
         [width, height].map(|source| Side { source, full: size.into(), start: 0, len: size });
-    resize::rgb(&view, sides, Filter::Bicubic, First::Rows)
+    match filter {
+        Filter::Nearest => Ok(nearest(image, [left, top], sides)),
+        filter => resize::rgb(&view, sides, filter, First::Rows),
+    }
 }
 
 fn empty_image(image: &Rgb) -> DataError {
@@ -609,132 +714,12 @@ fn mirror(view: &mut [u8], size: u32) {
     }
 }
 
-impl ColorJitter {
-    /// Draws the order and the factors, as torchvision does, and applies them in place.
-    fn apply(&self, view: &mut [u8], rng: &mut Rng) {
-        let mut order = [0, 1, 2, 3];
-        for last in (1..order.len()).rev() {
-            order.swap(last, rng.below(last as u64 + 1) as usize);
-        }
-        let mut around_one = |spread: f64| rng.range((1.0 - spread).max(0.0), 1.0 + spread);
-        let factors =
-            [around_one(self.brightness), around_one(self.contrast), around_one(self.saturation)];
-        let shift = rng.range(-self.hue, self.hue);
-        for which in order {
-            match which {
-                0 if self.brightness > 0.0 => adjust_brightness(view, factors[0]),
-                1 if self.contrast > 0.0 => adjust_contrast(view, factors[1]),
-                2 if self.saturation > 0.0 => adjust_saturation(view, factors[2]),
-                3 if self.hue > 0.0 => adjust_hue(view, shift as f32),
-                _ => {}
-            }
-        }
-    }
-}
-
-// What follows is torchvision's arithmetic on uint8 tensors (transforms/_functional_tensor.py), in f32 and rounded towards
-// zero at the same places.
-
-fn blend(a: u8, b: f32, factor: f64) -> u8 {
-    // The factors are Python's, in f64, before they meet the tensor. `as` saturates, like clamp.
-    (factor as f32 * f32::from(a) + (1.0 - factor) as f32 * b) as u8
-}
-
-fn luma([r, g, b]: [u8; 3]) -> u8 {
-    (0.2989 * f32::from(r) + 0.587 * f32::from(g) + 0.114 * f32::from(b)) as u8
-}
-
-fn adjust_brightness(view: &mut [u8], factor: f64) {
-    view.iter_mut().for_each(|channel| *channel = blend(*channel, 0.0, factor));
-}
-
-fn adjust_contrast(view: &mut [u8], factor: f64) {
-    let (pixels, _) = view.as_chunks::<3>();
-    let mean = pixels.iter().map(|&p| f64::from(luma(p))).sum::<f64>() / pixels.len() as f64;
-    view.iter_mut().for_each(|channel| *channel = blend(*channel, mean as f32, factor));
-}
-
-/// Factor 0 is torchvision's `Grayscale(3)`.
-fn adjust_saturation(view: &mut [u8], factor: f64) {
-    let (pixels, _) = view.as_chunks_mut::<3>();
-    for pixel in pixels {
-        let gray = f32::from(luma(*pixel));
-        *pixel = pixel.map(|channel| blend(channel, gray, factor));
-    }
-}
-
-fn adjust_hue(view: &mut [u8], shift: f32) {
-    let (pixels, _) = view.as_chunks_mut::<3>();
-    for pixel in pixels {
-        let [r, g, b] = pixel.map(|channel| f32::from(channel) / 255.0);
-        let (max, min) = (r.max(g).max(b), r.min(g).min(b));
-        let range = max - min;
-        let saturation = if range == 0.0 { 0.0 } else { range / max };
-        let divisor = if range == 0.0 { 1.0 } else { range };
-        let (rc, gc, bc) = ((max - r) / divisor, (max - g) / divisor, (max - b) / divisor);
-        let sixth = if max == r {
-            bc - gc
-        } else if max == g {
-            2.0 + rc - bc
-        } else {
-            4.0 + gc - rc
-        };
-        let hue = (sixth / 6.0 + 1.0) % 1.0;
-        let hue = (hue + shift).rem_euclid(1.0);
-        let (value, sector) = (max, (hue * 6.0).floor());
-        let fraction = hue * 6.0 - sector;
-        let p = (value * (1.0 - saturation)).clamp(0.0, 1.0);
-        let q = (value * (1.0 - saturation * fraction)).clamp(0.0, 1.0);
-        let t = (value * (1.0 - saturation * (1.0 - fraction))).clamp(0.0, 1.0);
-        let rgb = match sector as u32 % 6 {
-            0 => [value, t, p],
-            1 => [q, value, p],
-            2 => [p, value, t],
-            3 => [p, q, value],
-            4 => [t, p, value],
-            _ => [value, p, q],
-        };
-        // torchvision's convert_image_dtype: just below 256, so that 1.0 gives 255.
-        *pixel = rgb.map(|channel| (channel * (256.0 - 1e-3)) as u8);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::fs;
-    use std::path::Path;
-
     use super::*;
     use crate::rng::Purpose;
-
-    /// What `tests/golden/data.py` wrote.
-    fn golden(name: &str) -> Vec<u8> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/data");
-        fs::read(folder.join(name)).unwrap()
-    }
-
-    #[test]
-    fn colours_stray_as_torchvisions_do_on_bytes() {
-        let check = |name: &str, adjust: &dyn Fn(&mut [u8])| {
-            let mut view = golden("resize/eval-32.rgb");
-            adjust(&mut view);
-            let theirs = golden(&format!("jitter/{name}.rgb"));
-            let off = view.iter().zip(&theirs).filter(|(a, b)| a != b).count();
-            let worst = view.iter().zip(&theirs).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
-            // Rounding towards zero at an exact integer may fall either way in f32.
-            assert!(worst <= 1 && off * 200 <= view.len(), "{name}: {off} off, by up to {worst}");
-        };
-        check("brightness-1.4", &|v| adjust_brightness(v, 1.4));
-        check("brightness-0.6", &|v| adjust_brightness(v, 0.6));
-        check("contrast-1.4", &|v| adjust_contrast(v, 1.4));
-        check("contrast-0.6", &|v| adjust_contrast(v, 0.6));
-        check("saturation-1.4", &|v| adjust_saturation(v, 1.4));
-        check("saturation-0.6", &|v| adjust_saturation(v, 0.6));
-        check("saturation-0", &|v| adjust_saturation(v, 0.0));
-        check("hue-0.2", &|v| adjust_hue(v, 0.2));
-        check("hue--0.1", &|v| adjust_hue(v, -0.1));
-    }
+    use crate::testing::Draws;
 
     /// A ramp: red grows to the right, green downwards.
     fn ramp(width: u32, height: u32) -> Rgb {
@@ -800,6 +785,40 @@ mod tests {
     }
 
     #[test]
+    fn crops_are_drawn_as_torchvision_draws_them() {
+        let transform = TrainTransform { scale: (0.08, 1.0), ..TrainTransform::default() };
+        let mut draws = Draws::default();
+        for i in 0..20_000 {
+            let crop = transform.crop_box(500, 375, &mut Rng::new(3, Purpose::Augment, &[i]));
+            draws.add("crop area", crop.width * crop.height);
+            draws.add("crop aspect", f64::from(crop.width) / f64::from(crop.height));
+            draws.add("crop left", crop.left);
+            draws.add("crop top", crop.top);
+        }
+        draws.follow_their_laws(4);
+    }
+
+    #[test]
+    fn one_transform_more_leaves_what_the_others_draw() {
+        let image = ramp(32, 24);
+        let base = TrainTransform { size: 16, grayscale: 0.5, ..TrainTransform::default() };
+        let view = |transform: &TrainTransform, i: u64| {
+            transform.apply(&image, &mut Rng::new(1, Purpose::Augment, &[i])).unwrap()
+        };
+        // A policy that draws much and does nothing, and an eraser that erases nothing.
+        let policy = Some("rand-n9-p0".parse().unwrap());
+        let erasing = RandomErasing { prob: 1.0, area: (1e-9, 1e-9), ..Default::default() };
+        let more = TrainTransform { rand_augment: policy, erasing, ..base.clone() };
+        assert!((0..50).all(|i| view(&base, i) == view(&more, i)));
+        let policy = Some("rand-m9-mstd0.5-inc1".parse().unwrap());
+        let strong = TrainTransform { rand_augment: policy, ..base.clone() };
+        let changed = (0..400).filter(|&i| view(&base, i) != view(&strong, i)).count();
+        // A quarter of the images draws no operation, and some operations leave a ramp as it is.
+        assert!((200..320).contains(&changed), "{changed} of 400");
+        assert!((0..50).all(|i| view(&strong, i) == view(&strong, i)));
+    }
+
+    #[test]
     fn the_centre_of_an_image_of_any_size_is_within_it() {
         for size in [48, 224, 336] {
             let transform = EvalTransform::new(size);
@@ -847,6 +866,9 @@ mod tests {
     fn values_out_of_range_are_named() {
         let good = TrainTransform::default();
         assert!(good.validate().is_ok());
+        let erasing = |prob, count| RandomErasing { prob, count, ..Default::default() };
+        let rand_augment = Some(RandAugment::default());
+        let color_jitter = ColorJitter { hue: 0.1, ..ColorJitter::default() };
         for (bad, field) in [
             (TrainTransform { size: 0, ..good.clone() }, "size"),
             (TrainTransform { scale: (0.0, 1.0), ..good.clone() }, "scale"),
@@ -854,6 +876,12 @@ mod tests {
             (TrainTransform { ratio: (-1.0, 1.0), ..good.clone() }, "ratio"),
             (TrainTransform { hflip: 1.5, ..good.clone() }, "hflip"),
             (TrainTransform { grayscale: f64::NAN, ..good.clone() }, "grayscale"),
+            (TrainTransform { mixup: -0.1, ..good.clone() }, "mixup"),
+            (TrainTransform { cutmix: f64::INFINITY, ..good.clone() }, "cutmix"),
+            (TrainTransform { cutmix_minmax: Some((0.5, 1.5)), ..good.clone() }, "cutmix_minmax"),
+            (TrainTransform { erasing: erasing(1.5, 1), ..good.clone() }, "erasing.prob"),
+            (TrainTransform { erasing: erasing(0.5, 0), ..good.clone() }, "erasing.count"),
+            (TrainTransform { rand_augment, color_jitter, ..good.clone() }, "rand_augment"),
         ] {
             let e = bad.validate().unwrap_err().to_string();
             assert!(e.starts_with(field), "{e}");

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use uta_data::rng::{Purpose, Rng};
-use uta_data::{CropBox, EvalTransform, Rgb, Tokenizer, TrainTransform, decode, resample};
+use uta_data::{CropBox, EvalTransform, Filter, Rgb, Tokenizer, TrainTransform, decode, resample};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/data").join(name)
@@ -71,11 +71,29 @@ fn resized_crops_are_torchvisions_within_a_level() {
     for [left, top, width, height, size] in
         [[0, 0, 97, 61, 32], [13, 7, 40, 50, 32], [60, 20, 21, 17, 40]]
     {
-        let ours = resample(&picture(), CropBox { left, top, width, height }, size).unwrap();
+        let ours =
+            resample(&picture(), CropBox { left, top, width, height }, size, Filter::Bicubic)
+                .unwrap();
         let name = format!("resize/crop-{left}-{top}-{width}-{height}-{size}.rgb");
         let (largest, mean) = difference(&ours, &fs::read(golden(&name)).unwrap());
         println!("{name}: {largest} {mean:.4}");
         assert!(largest <= 1 && mean < 0.05, "{name}: {largest} levels, {mean} mean");
+    }
+}
+
+#[test]
+fn crops_are_pillows_by_every_filter_that_a_recipe_knows() {
+    for (name, filter, allowed) in [
+        ("nearest", Filter::Nearest, 0),
+        ("bilinear", Filter::Bilinear, 1),
+        ("bicubic", Filter::Bicubic, 1),
+    ] {
+        let crop = CropBox { left: 13, top: 7, width: 40, height: 50 };
+        let ours = resample(&picture(), crop, 32, filter).unwrap();
+        let theirs = golden(&format!("../augment/crop-{name}.rgb"));
+        let (largest, mean) = difference(&ours, &fs::read(theirs).unwrap());
+        println!("{name}: {largest} {mean:.4}");
+        assert!(largest <= allowed && mean < 0.05, "{name}: {largest} levels, {mean} mean");
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use uta_data::rng::{Purpose, Rng};
-use uta_data::{Rgb, Stream, StreamOptions, TrainTransform, open, open_with, resample};
+use uta_data::{Rgb, Stream, StreamOptions, TrainTransform, open, open_with};
 use uta_train::Recipe;
 
 use crate::data::print;
@@ -121,7 +121,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let crops = transform.decode(&sample.image, &options.decode, &mut rngs, &mut image);
         let Ok(crops) = crops else { continue };
         let decoded = Instant::now();
-        let mut view = resample(&image, crops[0], transform.size)?;
+        let mut view = transform.resize(&image, crops[0], &rngs[0])?;
         let cropped = Instant::now();
         transform.adjust(&mut view, &mut rngs[0]);
         normalise(&view, &mut planes);

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use torch_ext::Precision;
 use uta_data::{DecodeOptions, MAX_PIXELS, PairOptions, TrainTransform};
-use uta_model::{TextConfig, VitConfig};
+use uta_model::{ClipConfig, TextConfig, VitConfig};
 
 use crate::mask::MaskKind;
 
@@ -497,7 +497,9 @@ impl Recipe {
             self.data.image_size == size,
             &format!("the model's image_size, {size} (change model.image_size too)"),
         )?;
-        self.data.transforms.size = size;
+        let config = ClipConfig::new(self.model.vision.clone(), None);
+        let transforms = &mut self.data.transforms;
+        (transforms.size, transforms.mean, transforms.std) = (size, config.mean, config.std);
         self.data.transforms.validate().map_err(|e| format!("data.transforms: {e}"))?;
         require("data.train", "[]", !self.data.train.is_empty(), "at least one path")?;
         in_range("data.max_rejected", self.data.max_rejected, 0.0, 1.0)?;
@@ -510,6 +512,14 @@ impl Recipe {
         require("data.prefetch", 0, self.data.prefetch > 0, "1 or more")?;
         if self.data.workers == 0 {
             self.data.workers = std::thread::available_parallelism().map_or(1, usize::from);
+        }
+
+        // Neither task reads classes.
+        if self.data.transforms.mixes() {
+            let task = self.task;
+            return Err(format!(
+                "data.transforms: task \"{task}\" has no classes to mix: leave mixup and cutmix out"
+            ));
         }
 
         in_range("mask.ratio", self.mask.ratio, 0.0, 0.95)?;
@@ -795,6 +805,49 @@ mod tests {
             let e = load(SMALL, &[set]).unwrap_err().to_string();
             assert!(e.contains(words), "{set}: {e}");
         }
+    }
+
+    #[test]
+    fn transforms_are_written_as_timm_users_write_them() {
+        let recipe = load(
+            SMALL,
+            &[
+                "data.transforms.rand_augment=rand-m9-mstd0.5-inc1",
+                "data.transforms.interpolation=random",
+                "data.transforms.erasing={ prob = 0.25, mode = \"pixel\" }",
+            ],
+        )
+        .unwrap();
+        let transforms = &recipe.data.transforms;
+        assert_eq!(transforms.rand_augment.unwrap().magnitude, 9);
+        assert_eq!((transforms.erasing.prob, transforms.erasing.count), (0.25, 1));
+        assert_eq!(Recipe::from_table(recipe.to_toml().parse().unwrap()).unwrap(), recipe);
+        for (set, words) in [
+            (
+                "rand_augment=rand-x3",
+                "data.transforms.rand_augment: \"rand-x3\": \"x3\" is not known",
+            ),
+            (
+                "erasing={ prob = 0.25, mode = \"noise\" }",
+                "expected one of `const`, `rand`, `pixel`",
+            ),
+            ("erasing={ probability = 0.25 }", "did you mean `prob`"),
+            ("interpolation=area", "`nearest`, `bilinear`, `bicubic`, `random`"),
+            ("color_jitter=\"much\"", "expected a number, or a table of brightness"),
+            ("color_jitter={ hu = 0.1 }", "did you mean `hue`"),
+            ("color_jitter=0.4", "rand_augment"),
+            ("mixup=0.8", "task \"align\" has no classes to mix"),
+            ("cutmix=1.0", "task \"align\" has no classes to mix"),
+            ("mixup=-1", "mixup = -1: is 0 or more"),
+        ] {
+            let set = format!("data.transforms.{set}");
+            let e = load(SMALL, &["data.transforms.rand_augment=rand", &set]).unwrap_err();
+            let e = e.to_string();
+            assert!(e.contains(words) && !e.contains('\n'), "{set}: {e}");
+        }
+        let jitter = load(SMALL, &["data.transforms.color_jitter=0.4"]).unwrap();
+        let jitter = jitter.data.transforms.color_jitter;
+        assert_eq!((jitter.contrast, jitter.hue), (0.4, 0.0));
     }
 
     #[test]

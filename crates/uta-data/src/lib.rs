@@ -16,6 +16,7 @@ mod erasing;
 mod error;
 mod index;
 mod jpeg;
+mod listing;
 mod mix;
 pub mod pack;
 mod pairs;

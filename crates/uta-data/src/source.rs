@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use crate::decode::{self, is_image};
+use crate::decode;
+use crate::listing::Listing;
 use crate::pairs::{self, PairOptions, Pairs};
 use crate::shards::Shards;
 use crate::{DataError, MAX_PIXELS};
@@ -209,8 +210,7 @@ pub fn open_files(mut paths: Vec<PathBuf>) -> Result<Arc<dyn Source>, DataError>
         let spec = path.display().to_string();
         return Err(DataError::NotFound { spec, reason: absent(path) });
     }
-    let files = paths.into_iter().map(|path| (path, None)).collect();
-    Ok(Arc::new(Folder { root: PathBuf::new(), files, names: None, problems: vec![] }))
+    Ok(Arc::new(Files(paths)))
 }
 
 /// Several sources end to end.
@@ -261,16 +261,17 @@ impl Source for Several {
     }
 }
 
-/// A folder of images, or of class folders; at any depth below. Who knows the classes better writes them into `files` and
-/// `names`.
+/// A folder of images, or of class folders; at any depth below. Who knows the classes better says so by
+/// [`relabel`](Folder::relabel) and `names`.
 #[derive(Debug)]
 pub struct Folder {
     /// Where it is.
     pub root: PathBuf,
-    /// Every image: its path below the root, and its class.
-    pub files: Vec<(PathBuf, Option<u32>)>,
     /// What the classes are called, by index.
     pub names: Option<Vec<String>>,
+    files: Listing,
+    /// The class of every image.
+    classes: Vec<Option<u32>>,
     /// What was left out.
     problems: Vec<String>,
 }
@@ -282,26 +283,17 @@ impl Folder {
     /// # Errors
     /// When there are none, saying what was looked for and what was found.
     pub fn open(root: &Path) -> Result<Folder, DataError> {
-        let (mut files, mut tars, mut unread, mut others) = (vec![], vec![], vec![], 0);
-        let real = root.canonicalize().map_err(DataError::io("list", root))?;
-        walk(root, root, &mut vec![real], &mut |path| match path
-            .extension()
-            .and_then(|e| e.to_str())
-        {
-            Some(extension) if is_image(extension) => files.push(path.to_owned()),
-            Some("tar") => tars.push(path.to_owned()),
-            Some(extension) if UNREAD.iter().any(|e| e.eq_ignore_ascii_case(extension)) => {
-                unread.push(path.to_owned());
-            }
-            _ => others += 1,
-        })?;
-        if files.is_empty() {
-            let found = match tars.first().and_then(|tar| tar.parent()) {
+        let files = Listing::of(root)?;
+        if files.len() == 0 {
+            let found = match files.tars.first().and_then(|tar| tar.parent()) {
                 Some(below) => {
-                    let (count, below) = (tars.len(), root.join(below));
+                    let (count, below) = (files.tars.len(), root.join(below));
                     format!("{count} shards in folders below: name one, like {}", below.display())
                 }
-                None => format!("{} other files", others + unread.len()),
+                None => {
+                    let unread = files.unread.as_ref().map_or(0, |(count, _)| *count);
+                    format!("{} other files", files.others + unread)
+                }
             };
             return Err(DataError::Empty {
                 path: root.to_owned(),
@@ -312,30 +304,33 @@ impl Folder {
                 found,
             });
         }
-        files.sort();
-        let class = |path: &Path| {
-            let mut parts = path.components();
-            let first = parts.next()?;
-            parts.next().map(|_| first.as_os_str().to_string_lossy().into_owned())
-        };
         // Class folders only where no picture lies outside of them.
-        let names = files.iter().all(|path| class(path).is_some()).then(|| subfolders(root));
-        let names = names.transpose()?;
-        let files = files
-            .into_iter()
-            .map(|path| {
-                let index =
-                    names.as_ref().and_then(|names| names.binary_search(&class(&path)?).ok());
-                (path, index.map(|i| i as u32))
-            })
-            .collect();
-        let problems = unread.first().map(|first| {
-            let (n, first) = (unread.len(), root.join(first));
-            format!("{n} pictures of a kind that isn't read: {}", first.display())
+        let names = files.in_folders().then(|| subfolders(root)).transpose()?;
+        let class = |(folder, _): &(PathBuf, _)| {
+            let first = folder.components().next()?.as_os_str().to_string_lossy();
+            let place = names.as_ref()?.binary_search_by(|name| name.as_str().cmp(&first));
+            place.ok().map(|i| i as u32)
+        };
+        let of_folders: Vec<Option<u32>> = files.folders.iter().map(class).collect();
+        let classes = (0..files.len()).map(|i| of_folders[files.folder(i)]).collect();
+        let problems = files.unread.as_ref().map(|(count, first)| {
+            format!("{count} pictures of a kind that isn't read: {}", root.join(first).display())
         });
         let problems: Vec<String> = problems.into_iter().collect();
         problems.iter().for_each(|problem| tracing::warn!("left out: {problem}"));
-        Ok(Folder { root: root.to_owned(), files, names, problems })
+        Ok(Folder { root: root.to_owned(), names, files, classes, problems })
+    }
+
+    /// Shows `relabel` the path below the root and the class of each image, to change the class, and leaves out the images
+    /// of which it says false.
+    pub fn relabel(&mut self, mut relabel: impl FnMut(&Path, &mut Option<u32>) -> bool) {
+        let Folder { files, classes, .. } = self;
+        let mut kept = classes.iter_mut().enumerate();
+        let kept: Vec<bool> =
+            kept.by_ref().map(|(i, class)| relabel(&files.path(i), class)).collect();
+        files.retain(&kept);
+        let mut kept = kept.into_iter();
+        classes.retain(|_| kept.next().unwrap_or(true));
     }
 }
 
@@ -345,27 +340,15 @@ impl Source for Folder {
     }
 
     fn read(&self, i: usize) -> Result<Sample, DataError> {
-        let (below, class) = &self.files[i];
-        let path = self.root.join(below);
-        let image = image_file(&path, || self.key(i))?;
-        let mut sample = Sample { key: self.key(i), image, class: *class, ..Sample::default() };
-        for extension in ["txt", "json"] {
-            let beside = path.with_extension(extension);
-            match fs::read(&beside) {
-                Ok(contents) => sample.add(extension, &contents)?,
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                Err(e) => return Err(DataError::io("read", &beside)(e)),
-            }
-        }
-        Ok(sample)
+        read_file(&self.root.join(self.files.path(i)), self.key(i), self.classes[i])
     }
 
     fn key(&self, i: usize) -> String {
-        self.files[i].0.with_extension("").to_string_lossy().into_owned()
+        self.files.path(i).with_extension("").to_string_lossy().into_owned()
     }
 
     fn name(&self, i: usize) -> String {
-        self.files[i].0.to_string_lossy().into_owned()
+        self.files.path(i).to_string_lossy().into_owned()
     }
 
     fn class_names(&self) -> Option<&[String]> {
@@ -376,9 +359,6 @@ impl Source for Folder {
         self.problems.clone()
     }
 }
-
-/// Endings of pictures that other programs read and this one doesn't: such files are told of, not passed over.
-const UNREAD: [&str; 9] = ["bmp", "tif", "tiff", "ppm", "pgm", "heic", "avif", "jp2", "jxl"];
 
 /// The names of the folders just below `dir`, sorted, hidden ones left out.
 ///
@@ -401,6 +381,46 @@ pub(crate) fn image_file(path: &Path, key: impl FnOnce() -> String) -> Result<Ve
     Err(DataError::Sample { key: key(), reason })
 }
 
+/// Image files named one by one.
+struct Files(Vec<PathBuf>);
+
+impl Source for Files {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn read(&self, i: usize) -> Result<Sample, DataError> {
+        read_file(&self.0[i], self.key(i), None)
+    }
+
+    fn key(&self, i: usize) -> String {
+        self.0[i].with_extension("").to_string_lossy().into_owned()
+    }
+
+    fn name(&self, i: usize) -> String {
+        self.0[i].to_string_lossy().into_owned()
+    }
+
+    fn class_names(&self) -> Option<&[String]> {
+        None
+    }
+}
+
+/// An image file and what lies beside it.
+fn read_file(path: &Path, key: String, class: Option<u32>) -> Result<Sample, DataError> {
+    let image = image_file(path, || key.clone())?;
+    let mut sample = Sample { key, image, class, ..Sample::default() };
+    for extension in ["txt", "json"] {
+        let beside = path.with_extension(extension);
+        match fs::read(&beside) {
+            Ok(contents) => sample.add(extension, &contents)?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(DataError::io("read", &beside)(e)),
+        }
+    }
+    Ok(sample)
+}
+
 fn has_extension(path: &Path, wanted: &str) -> bool {
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case(wanted))
 }
@@ -416,29 +436,6 @@ fn listing(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
     }
     paths.sort();
     Ok(paths)
-}
-
-/// Calls `each` with every file below `root`, as a path relative to it. `above` holds the real paths of the folders that
-/// the walk is in: links are followed, but not back to one of these.
-fn walk(
-    root: &Path,
-    dir: &Path,
-    above: &mut Vec<PathBuf>,
-    each: &mut impl FnMut(&Path),
-) -> Result<(), DataError> {
-    for path in listing(dir)? {
-        if path.is_dir() {
-            let real = path.canonicalize().map_err(DataError::io("list", &path))?;
-            if !above.contains(&real) {
-                above.push(real);
-                walk(root, &path, above, each)?;
-                above.pop();
-            }
-        } else if let Ok(below) = path.strip_prefix(root) {
-            each(below);
-        }
-    }
-    Ok(())
 }
 
 /// The paths that a spec means: itself where it exists, else its braces and then its wildcards expanded.

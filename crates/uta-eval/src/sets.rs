@@ -366,8 +366,7 @@ fn label_folders(folder: &mut Folder, set: NamedSet) -> Result<usize, EvalError>
     let lacking: Vec<String> =
         classes.iter().map(|(f, _)| f.clone()).filter(|f| !present.contains(f.as_str())).collect();
     let mut others = HashSet::new();
-    let mut files = std::mem::take(&mut folder.files);
-    files.retain_mut(|(path, class)| {
+    folder.relabel(|path, class| {
         let mut parts = path.components().map(|part| part.as_os_str().to_string_lossy());
         let first = parts.next().unwrap_or_default();
         *class = labels.get(first.as_ref()).copied();
@@ -377,7 +376,6 @@ fn label_folders(folder: &mut Folder, set: NamedSet) -> Result<usize, EvalError>
         }
         !other
     });
-    folder.files = files;
     let mut others: Vec<String> = others.into_iter().collect();
     others.sort();
     let strange = set != NamedSet::ObjectNet && !others.is_empty();
@@ -448,19 +446,25 @@ fn label_flat(folder: &mut Folder) -> Result<(PathBuf, Vec<String>), EvalError> 
                 LIST_PLACES[1],
                 LIST_ABOVE - 1
             ),
-            found: format!("{} pictures and no such list", folder.files.len()),
+            found: format!("{} pictures and no such list", folder.len()),
         });
     };
     let labels = read_labels(&list)?;
     let mut absent: BTreeSet<usize> = labels.keys().copied().collect();
-    for (path, class) in &mut folder.files {
+    let mut unlabelled = None;
+    folder.relabel(|path, class| {
         let name = path.to_string_lossy();
-        let Some(number) = number(&name) else { continue };
+        let Some(number) = number(&name) else { return true };
         absent.remove(&number);
-        *class = Some(*labels.get(&number).ok_or_else(|| EvalError::Prompts {
-            path: shown(&list),
-            message: format!("has no label for {name}; it is another set's list"),
-        })?);
+        *class = labels.get(&number).copied();
+        if class.is_none() {
+            unlabelled.get_or_insert(name.into_owned());
+        }
+        true
+    });
+    if let Some(name) = unlabelled {
+        let message = format!("has no label for {name}; it is another set's list");
+        return Err(EvalError::Prompts { path: shown(&list), message });
     }
     let name = |number: usize| format!("ILSVRC2012_val_{number:08}");
     Ok((list, absent.into_iter().map(name).collect()))

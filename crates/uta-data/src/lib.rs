@@ -18,6 +18,7 @@ mod index;
 mod jpeg;
 mod listing;
 mod mix;
+mod order;
 pub mod pack;
 mod pairs;
 mod parallel;
@@ -28,6 +29,7 @@ mod repair;
 mod resize;
 pub mod rng;
 pub mod shards;
+mod sidecar;
 mod source;
 pub mod stats;
 mod stream;
@@ -41,11 +43,13 @@ pub use decode::{DecodeOptions, MAX_PIXELS, Rgb, decode, decode_with, dimensions
 pub use erasing::{ErasingMode, RandomErasing};
 pub use error::{DataError, Fault};
 pub use mix::MixupMode;
+pub use order::{Draw, Order, OrderKind, Part};
 pub use pairs::PairOptions;
 pub use rand_augment::{PolicyError, RandAugment};
 pub use resize::Filter;
 pub use source::{
-    Folder, Sample, Source, is_table, open, open_all, open_files, open_with, subfolders,
+    Folder, Sample, Set, Source, is_table, open, open_all, open_files, open_sets, open_with,
+    subfolders,
 };
 pub use stream::{Batch, Item, Rejected, Share, Stream, StreamOptions, Sweep, sweep};
 pub use tokenizer::Tokenizer;

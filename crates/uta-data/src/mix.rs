@@ -183,7 +183,7 @@ mod tests {
     fn batch(size: usize, pixels: Vec<u8>, classes: &[Option<u32>]) -> Batch {
         let item = |(i, &class): (usize, &Option<u32>)| Item {
             key: format!("image {i}"),
-            caption: None,
+            captions: vec![],
             class,
             position: i as u64,
             index: i,

@@ -16,7 +16,7 @@ use serde::Serialize;
 use tar::{Archive, EntryType};
 
 use crate::decode::{EXTENSIONS, is_image};
-use crate::{DataError, Sample, Source, index, source};
+use crate::{DataError, Part, Sample, Source, index, source};
 
 /// Tar's unit: a header is one block, contents are padded to whole ones.
 const BLOCK: u64 = 512;
@@ -318,6 +318,14 @@ impl Source for Shards {
 
     fn shard(&self, i: usize) -> Option<String> {
         Some(self.paths[self.spans[i].shard as usize].display().to_string())
+    }
+
+    fn parts(&self) -> Vec<Part> {
+        let mut shards = vec![0; self.paths.len()];
+        self.spans.iter().for_each(|span| shards[span.shard as usize] += 1);
+        // A shard of which nothing can be used is no shard to visit.
+        shards.retain(|&samples| samples > 0);
+        vec![Part { samples: self.len(), weight: 1.0, shards }]
     }
 
     fn class_names(&self) -> Option<&[String]> {

@@ -1,13 +1,18 @@
 //! Where samples come from: shards, image folders, class folders, pair tables, behind one trait with random access.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::decode;
 use crate::listing::Listing;
+use crate::order::Part;
 use crate::pairs::{self, PairOptions, Pairs};
 use crate::shards::Shards;
 use crate::{DataError, MAX_PIXELS};
@@ -86,6 +91,16 @@ pub trait Source: Send + Sync {
     /// What the classes are called, by index, where the source knows.
     fn class_names(&self) -> Option<&[String]>;
 
+    /// Which samples are drawn alike.
+    fn parts(&self) -> Vec<Part> {
+        vec![Part { samples: self.len(), weight: 1.0, shards: vec![] }]
+    }
+
+    /// How many samples an epoch of training draws: all, unless some weigh more or less.
+    fn epoch(&self) -> usize {
+        self.parts().iter().map(|part| part.drawn() as usize).sum()
+    }
+
     /// What was found wrong when the source was opened, a line each; such parts are left out.
     fn problems(&self) -> Vec<String> {
         Vec::new()
@@ -115,15 +130,95 @@ pub fn open_all(specs: &[String]) -> Result<Arc<dyn Source>, DataError> {
 /// # Errors
 /// As [`open_all`].
 pub fn open_with(specs: &[String], options: &PairOptions) -> Result<Arc<dyn Source>, DataError> {
+    let sets: Vec<Set> = specs.iter().map(|spec| Set::from(spec.as_str())).collect();
+    open_sets(&sets, options)
+}
+
+/// A set to train on among others: in a recipe its spec, or `{ data = SPEC, weight = 2.0, pairs = { ... } }`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Set {
+    /// What [`open`] takes.
+    pub data: String,
+    /// How often each of its samples comes in an epoch, above 0.
+    pub weight: f64,
+    /// How its tables of pairs are read, where they are no ones like the others.
+    pub pairs: Option<PairOptions>,
+}
+
+impl From<&str> for Set {
+    fn from(spec: &str) -> Set {
+        Set { data: spec.to_owned(), weight: 1.0, pairs: None }
+    }
+}
+
+/// [`Set`] as a table.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SetTable {
+    data: String,
+    #[serde(default = "one")]
+    weight: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pairs: Option<PairOptions>,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+impl<'de> Deserialize<'de> for Set {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Set, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = Set;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a path, or { data = path, weight = number, pairs = { ... } }")
+            }
+
+            fn visit_str<E>(self, spec: &str) -> Result<Set, E> {
+                Ok(Set::from(spec))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Set, A::Error> {
+                let table = SetTable::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(Set { data: table.data, weight: table.weight, pairs: table.pairs })
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+impl Serialize for Set {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Set { data, weight, pairs } = self.clone();
+        if weight == 1.0 && pairs.is_none() {
+            return serializer.serialize_str(&data);
+        }
+        SetTable { data, weight, pairs }.serialize(serializer)
+    }
+}
+
+/// Opens several sets as one source, in their order. `options` are for those without their own.
+///
+/// # Errors
+/// As [`open_all`]; when a weight is none.
+pub fn open_sets(sets: &[Set], options: &PairOptions) -> Result<Arc<dyn Source>, DataError> {
     let mut sources = vec![];
-    for spec in specs {
-        let paths = expand(spec)?;
+    for Set { data, weight, pairs } in sets {
+        // Far above any use, and far below what a count of samples holds.
+        if !(*weight > 0.0 && *weight <= 1e6) {
+            let reason = format!("of {data}: must be above 0, and at most a million");
+            return Err(DataError::Option { field: "weight", value: weight.to_string(), reason });
+        }
+        let paths = expand(data)?;
         if paths.iter().all(|path| path.is_file() && is_table(path)) {
             for path in paths {
-                sources.push((spec, Arc::new(Pairs::open(&path, options)?) as Arc<dyn Source>));
+                let pairs = Pairs::open(&path, pairs.as_ref().unwrap_or(options))?;
+                sources.push((data, *weight, Arc::new(pairs) as Arc<dyn Source>));
             }
         } else {
-            sources.push((spec, pictures(spec, paths)?));
+            sources.push((data, *weight, pictures(data, paths)?));
         }
     }
     join(sources)
@@ -173,12 +268,12 @@ fn tars(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
     Ok(listing(dir)?.into_iter().filter(|path| has_extension(path, "tar")).collect())
 }
 
-/// Sources end to end, each with the spec it is from.
-fn join(mut sources: Vec<(&String, Arc<dyn Source>)>) -> Result<Arc<dyn Source>, DataError> {
-    if sources.len() == 1 {
-        return Ok(sources.remove(0).1);
+/// Sources end to end, each with the spec it is from and its weight.
+fn join(mut sources: Vec<(&String, f64, Arc<dyn Source>)>) -> Result<Arc<dyn Source>, DataError> {
+    if let [(_, 1.0, _)] = sources.as_slice() {
+        return Ok(sources.remove(0).2);
     }
-    let named = sources.iter().filter_map(|(spec, source)| Some((spec, source.class_names()?)));
+    let named = sources.iter().filter_map(|(spec, _, source)| Some((spec, source.class_names()?)));
     let named: Vec<_> = named.collect();
     if let Some(pair) = named.windows(2).find(|pair| pair[0].1 != pair[1].1) {
         let [first, second] = [pair[0].0, pair[1].0].map(|spec| spec.to_string());
@@ -188,7 +283,8 @@ fn join(mut sources: Vec<(&String, Arc<dyn Source>)>) -> Result<Arc<dyn Source>,
         let reason = "give at least one path".into();
         return Err(DataError::NotFound { spec: "(nothing)".into(), reason });
     }
-    let sources: Vec<Arc<dyn Source>> = sources.into_iter().map(|(_, source)| source).collect();
+    let weighted = sources.into_iter().map(|(_, weight, source)| (source, weight));
+    let (sources, weights): (Vec<Arc<dyn Source>>, Vec<f64>) = weighted.unzip();
     let starts = sources
         .iter()
         .scan(0, |end, source| {
@@ -197,7 +293,7 @@ fn join(mut sources: Vec<(&String, Arc<dyn Source>)>) -> Result<Arc<dyn Source>,
             Some(start)
         })
         .collect();
-    Ok(Arc::new(Several { sources, starts }))
+    Ok(Arc::new(Several { sources, weights, starts }))
 }
 
 /// Image files one by one, in the order of their paths; their classes are not looked for.
@@ -216,6 +312,7 @@ pub fn open_files(mut paths: Vec<PathBuf>) -> Result<Arc<dyn Source>, DataError>
 /// Several sources end to end.
 struct Several {
     sources: Vec<Arc<dyn Source>>,
+    weights: Vec<f64>,
     /// Where each begins.
     starts: Vec<usize>,
 }
@@ -254,6 +351,16 @@ impl Source for Several {
 
     fn class_names(&self) -> Option<&[String]> {
         self.sources.iter().find_map(|source| source.class_names())
+    }
+
+    fn parts(&self) -> Vec<Part> {
+        let weighted = self.sources.iter().zip(&self.weights);
+        weighted
+            .flat_map(|(source, weight)| {
+                let parts = source.parts().into_iter();
+                parts.map(move |part| Part { weight: part.weight * weight, ..part })
+            })
+            .collect()
     }
 
     fn problems(&self) -> Vec<String> {
@@ -447,6 +554,10 @@ fn expand(spec: &str) -> Result<Vec<PathBuf>, DataError> {
     if spec.contains("://") || spec.starts_with("pipe:") {
         return Err(missing("only files and folders of this machine are read".into()));
     }
+    if spec.contains("::") {
+        let told = "sets are not joined by ::, but named one after the other (data.train = [...])";
+        return Err(missing(told.into()));
+    }
     let mut paths = vec![];
     for plain in braces(spec).map_err(missing)? {
         if Path::new(&plain).exists() {
@@ -610,6 +721,38 @@ mod tests {
         let e = source.read(2).unwrap_err().to_string();
         assert!(e.contains("s-000001.tar"), "{e}");
         assert!(source.read(0).is_ok());
+    }
+
+    #[test]
+    fn sets_are_written_as_paths_or_as_tables_with_weights_and_read_as_such() {
+        let written = r#"["a.tar",{"data":"b.tsv","weight":2.5,"pairs":{"image_key":"url"}}]"#;
+        let sets: Vec<Set> = serde_json::from_str(written).unwrap();
+        assert_eq!(sets[0], Set::from("a.tar"));
+        assert_eq!((sets[1].data.as_str(), sets[1].weight), ("b.tsv", 2.5));
+        assert_eq!(serde_json::to_string(&sets).unwrap(), written);
+        let e = serde_json::from_str::<Set>(r#"{"data":"a","wieght":1}"#).unwrap_err().to_string();
+        assert!(e.contains("`wieght`") && e.contains("`weight`"), "{e}");
+
+        let dir = tempfile::tempdir().unwrap();
+        let mut specs = vec![];
+        for (name, samples) in [("a", 4), ("b", 3)] {
+            let mut writer = ShardWriter::create(dir.path(), name, Limit::default()).unwrap();
+            for i in 0..samples {
+                writer.write(&format!("{name}{i}"), &[("png", &png(2, 2, [0; 3]))]).unwrap();
+            }
+            specs.push(writer.finish().unwrap().remove(0).display().to_string());
+        }
+        let set = |spec: &String, weight| Set { weight, ..Set::from(spec.as_str()) };
+        let sets = [set(&specs[0], 0.5), set(&specs[1], 2.0)];
+        let source = open_sets(&sets, &PairOptions::default()).unwrap();
+        assert_eq!((source.len(), source.epoch()), (7, 8));
+        assert_eq!(source.parts()[1], Part { samples: 3, weight: 2.0, shards: vec![3] });
+        let alone = open_sets(&sets[1..], &PairOptions::default()).unwrap();
+        assert_eq!((alone.len(), alone.epoch()), (3, 6));
+        let e = open_sets(&[set(&specs[0], 0.0)], &PairOptions::default()).err().unwrap();
+        assert!(e.to_string().contains("weight = 0: of"), "{e}");
+        let e = open(&specs.join("::")).err().unwrap().to_string();
+        assert!(e.contains("not joined by ::"), "{e}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::order::{Draw, Order, OrderKind};
 use crate::parallel::Ordered;
 use crate::rng::{Purpose, Rng};
 use crate::{DataError, DecodeOptions, EvalTransform, Fault, Source, TrainTransform};
@@ -25,6 +26,10 @@ pub struct StreamOptions {
     pub repeats: usize,
     /// Seed of order, augmentation and captions.
     pub seed: u64,
+    /// How the samples are shuffled.
+    pub order: OrderKind,
+    /// Samples that are shuffled among each other in the streaming order, at least 1.
+    pub shuffle_buffer: usize,
     /// Decoding threads, at least 1. The batches don't depend on it.
     pub workers: usize,
     /// Batches decoded ahead, at least 1. Bounds the memory.
@@ -47,6 +52,8 @@ impl Default for StreamOptions {
             batch: 256,
             repeats: 1,
             seed: 0,
+            order: OrderKind::Indexed,
+            shuffle_buffer: 50_000,
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             prefetch: 2,
             rank: 0,
@@ -79,6 +86,7 @@ impl StreamOptions {
             ("repeats", repeats),
             ("workers", workers),
             ("prefetch", prefetch),
+            ("shuffle_buffer", self.shuffle_buffer),
             ("world", world),
         ];
         if let Some((field, _)) = counts.into_iter().find(|&(_, count)| count == 0) {
@@ -198,13 +206,14 @@ struct Filled {
 
 /// An endless, shuffled, resumable stream of training batches.
 ///
-/// Sample p of the stream is sample `permutation(seed, p / n)[p % n]`, whatever the number of ranks and threads; rank r
-/// takes its slice of every global batch. Each gives `repeats` images.
+/// Which sample comes when, the [`Order`] says; rank r takes its slice of every global batch. Each sample gives `repeats`
+/// images.
 pub struct Stream {
     filled: Ordered<Result<Filled, DataError>>,
     options: StreamOptions,
     size: u32,
-    samples: u64,
+    /// Samples in an epoch.
+    epoch: u64,
     next: u64,
     /// Unusable samples met at each of the last global batches.
     recent: VecDeque<usize>,
@@ -216,7 +225,7 @@ impl Stream {
     /// Starts the threads; the first batch will be number `first_batch`.
     ///
     /// # Errors
-    /// An option out of range; captions needed and none found.
+    /// An option out of range; captions needed and none found; too few shards to stream.
     pub fn new(
         source: Arc<dyn Source>,
         transform: TrainTransform,
@@ -232,15 +241,22 @@ impl Stream {
         if options.captions {
             require_captions(source.as_ref())?;
         }
-        let (size, samples) = (transform.size, source.len() as u64);
+        let (batch, seed) = (options.samples(), options.seed);
+        let order = match options.order {
+            OrderKind::Indexed => Order::new(source.as_ref(), seed),
+            OrderKind::Streaming => {
+                let (buffer, world) = (options.shuffle_buffer as u64, options.world as u64);
+                Order::streaming(source.as_ref(), seed, buffer, batch, world)?
+            }
+        };
+        let (size, epoch) = (transform.size, order.epoch());
         let o = options.clone();
-        let batch = o.samples();
-        let fill = move |local| fill(source.as_ref(), &transform, &o, o.position(local));
+        let fill = move |local| fill(source.as_ref(), &order, &transform, &o, o.position(local));
         let ahead = options.prefetch as u64 * batch;
         let range = first_batch * batch..u64::MAX;
         let filled = Ordered::new(options.workers, ahead, range, fill);
         let (recent, faults) = (VecDeque::new(), BTreeMap::new());
-        Ok(Stream { filled, options, size, samples, next: first_batch, recent, faults })
+        Ok(Stream { filled, options, size, epoch, next: first_batch, recent, faults })
     }
 
     /// The next batch of a process alone.
@@ -268,7 +284,7 @@ impl Stream {
             batch.rejected.extend(filled.rejected);
         }
         self.next += 1;
-        batch.epoch = self.next as f64 * self.global() as f64 / self.samples as f64;
+        batch.epoch = self.next as f64 * self.global() as f64 / self.epoch as f64;
         Ok(batch)
     }
 
@@ -318,21 +334,20 @@ fn too_many(
 /// Reads, decodes and augments sample `position` of the stream, or the first usable one of those drawn in its place.
 fn fill(
     source: &dyn Source,
+    order: &Order,
     transform: &TrainTransform,
     options: &StreamOptions,
     position: u64,
 ) -> Result<Filled, DataError> {
-    let n = source.len() as u64;
-    let epoch = position / n;
-    let mut index = permuted(options.seed, epoch, position % n, n);
+    let mut draw = order.at(position);
     let mut rejected: Vec<Rejected> = vec![];
     for attempt in 0..MAX_ATTEMPTS {
-        let i = index as usize;
-        match guarded(|| views(source, transform, options, epoch, position, i)) {
+        match guarded(|| views(source, transform, options, position, draw)) {
             Ok(views) => return Ok(Filled { views, rejected }),
             Err(e) => {
-                rejected.push(Rejected::new(source, i, &e));
-                index = Rng::new(options.seed, Purpose::Replace, &[position, attempt]).below(n);
+                rejected.push(Rejected::new(source, draw.index, &e));
+                let mut rng = Rng::new(options.seed, Purpose::Replace, &[position, attempt]);
+                draw.index = rng.below(source.len() as u64) as usize;
             }
         }
     }
@@ -352,9 +367,8 @@ fn views(
     source: &dyn Source,
     transform: &TrainTransform,
     options: &StreamOptions,
-    epoch: u64,
     position: u64,
-    index: usize,
+    Draw { index, pass }: Draw,
 ) -> Result<Vec<(Item, Vec<u8>)>, DataError> {
     let sample = source.read(index)?;
     if options.captions && sample.captions.is_empty() {
@@ -362,8 +376,8 @@ fn views(
     }
     let repeats = options.repeats as u64;
     let rng = |purpose, repeat| match repeat {
-        0 => Rng::new(options.seed, purpose, &[epoch, index as u64]),
-        repeat => Rng::new(options.seed, purpose, &[epoch, index as u64, repeat]),
+        0 => Rng::new(options.seed, purpose, &[pass, index as u64]),
+        repeat => Rng::new(options.seed, purpose, &[pass, index as u64, repeat]),
     };
     let mut rngs: Vec<Rng> = (0..repeats).map(|repeat| rng(Purpose::Augment, repeat)).collect();
     let views = transform.views(&sample.image, &options.decode, &mut rngs)?;
@@ -386,25 +400,6 @@ fn require_captions(source: &dyn Source) -> Result<(), DataError> {
     let looked_at = source.len().min(100);
     let found = (0..looked_at).any(|i| source.read(i).is_ok_and(|s| !s.captions.is_empty()));
     if found { Ok(()) } else { Err(DataError::NoCaptions { looked_at, key: source.key(0) }) }
-}
-
-/// Element `i` of a permutation of 0..n that depends on (seed, epoch) only and takes no memory: a four-round Feistel
-/// network over the smallest even number of bits that holds n, walked until it lands below n.
-fn permuted(seed: u64, epoch: u64, i: u64, n: u64) -> u64 {
-    let half = (64 - (n - 1).leading_zeros()).div_ceil(2).max(1);
-    let mask = (1u64 << half) - 1;
-    let mut x = i;
-    loop {
-        let (mut left, mut right) = (x >> half, x & mask);
-        for round in 0..4 {
-            let turned = Rng::new(seed, Purpose::Order, &[epoch, round, right]).next_u64() & mask;
-            (left, right) = (right, left ^ turned);
-        }
-        x = left << half | right;
-        if x < n {
-            return x;
-        }
-    }
 }
 
 /// Which batches of a sweep are this process's: every `world`-th, from number `rank` on.
@@ -499,9 +494,9 @@ mod tests {
 
     use super::*;
     use crate::testing::png;
-    use crate::{ColorJitter, Sample};
+    use crate::{ColorJitter, Part, Sample};
 
-    /// Pictures whose colour is their number; some of them broken.
+    /// Pictures whose colour is their number, in shards of ten; some of them broken.
     struct Colours {
         n: usize,
         broken: BTreeSet<usize>,
@@ -532,6 +527,9 @@ mod tests {
         fn key(&self, i: usize) -> String {
             format!("c{i}")
         }
+        fn parts(&self) -> Vec<Part> {
+            vec![Part { samples: self.n, weight: 1.0, shards: vec![10; self.n / 10] }]
+        }
         fn class_names(&self) -> Option<&[String]> {
             None
         }
@@ -551,54 +549,48 @@ mod tests {
     }
 
     #[test]
-    fn every_epoch_holds_each_sample_once_in_another_order() {
-        for n in [1u64, 2, 3, 7, 64, 100, 1000] {
-            let epoch = |e| (0..n).map(|i| permuted(3, e, i, n)).collect::<Vec<_>>();
-            assert_eq!(epoch(0).iter().collect::<BTreeSet<_>>().len() as u64, n);
-            assert!(n < 7 || epoch(0) != epoch(1));
-        }
-    }
-
-    #[test]
     fn ten_million_samples_come_once_an_epoch_the_same_for_any_number_of_ranks_and_wherever_resumed()
      {
-        let n = 10_000_000u64;
-        for epoch in [0, 1] {
-            let mut seen = vec![false; n as usize];
-            for i in 0..n {
-                let sample = permuted(7, epoch, i, n) as usize;
-                assert!(!std::mem::replace(&mut seen[sample], true), "{sample} twice in {epoch}");
+        let n = 10_000_000;
+        let source = colours(n, &[]);
+        let order = Order::new(source.as_ref(), 9);
+        for epoch in 0..2 {
+            let mut seen = vec![false; n];
+            for i in 0..n as u64 {
+                let Draw { index, pass } = order.at(epoch * n as u64 + i);
+                assert!(!std::mem::replace(&mut seen[index], true), "{index} twice in {epoch}");
+                assert_eq!(pass, epoch);
             }
             // As many as there are, none twice: each once.
         }
-        // What a rank reads from any batch on is the same part of the one order.
-        let global = 4096 * 3;
+        // The ranks' places, batch by batch, are all places in their order.
+        let global = 24;
         for world in [1, 2, 3, 8] {
-            let options = |rank| StreamOptions { batch: global / world, rank, world, ..options() };
+            let batch = global / world;
+            let rank = |rank| StreamOptions { batch, rank, world, ..options() };
+            let ranks: Vec<StreamOptions> = (0..world).map(rank).collect();
             let mut next = 0;
-            for step in 0..2 * n / global as u64 {
-                for rank in 0..world {
-                    let (options, batch) = (options(rank), (global / world) as u64);
-                    for local in [step * batch, step * batch + batch / 2, (step + 1) * batch - 1] {
-                        let position = options.position(local);
-                        assert_eq!(position, next + local - step * batch);
+            for step in 0..n / global {
+                for rank in &ranks {
+                    for local in step * batch..(step + 1) * batch {
+                        assert_eq!(rank.position(local as u64), next);
+                        next += 1;
                     }
-                    next += batch;
                 }
             }
         }
-        let source = colours(200, &[]);
+        let start = |batch, rank, world, first| {
+            stream(source.clone(), StreamOptions { batch, rank, world, ..options() }, first)
+        };
         for i in 0..20 {
-            let first = Rng::new(5, Purpose::Order, &[i]).below(100_000);
+            let first = Rng::new(5, Purpose::Order, &[i]).below(3 * n as u64 / 24);
             let world = [1, 2, 3, 8][i as usize % 4];
-            let start = |batch, rank, world| {
-                stream(source.clone(), StreamOptions { batch, rank, world, ..options() }, first)
-            };
-            let whole = start(24, 0, 1).next_batch().unwrap().items;
-            let ranks = (0..world).map(|rank| start(24 / world, rank, world).next_batch().unwrap());
+            let whole = start(24, 0, 1, first).next_batch().unwrap().items;
+            let ranks =
+                (0..world).map(|rank| start(24 / world, rank, world, first).next_batch().unwrap());
             assert_eq!(ranks.flat_map(|batch| batch.items).collect::<Vec<_>>(), whole);
-            let order = |i: u64| permuted(9, i / 200, i % 200, 200) as usize;
-            let expected: Vec<usize> = (24 * first..24 * first + 24).map(order).collect();
+            let expected: Vec<usize> =
+                (24 * first..24 * first + 24).map(|place| order.at(place).index).collect();
             assert_eq!(whole.iter().map(|item| item.index).collect::<Vec<_>>(), expected);
         }
     }
@@ -627,6 +619,39 @@ mod tests {
             both.extend(b.next_batch().unwrap().items);
             assert_eq!(both, whole.items);
         }
+    }
+
+    #[test]
+    fn a_streaming_run_goes_on_exactly_where_it_was_and_reads_each_sample_once() {
+        let source = colours(60, &[]);
+        let options = |rank| StreamOptions {
+            batch: 3,
+            rank,
+            world: 2,
+            order: OrderKind::Streaming,
+            shuffle_buffer: 15,
+            ..options()
+        };
+        let mut seen = vec![];
+        for rank in 0..2 {
+            let mut whole = stream(source.clone(), options(rank), 0);
+            let batches: Vec<Batch> = (0..30).map(|_| whole.next_batch().unwrap()).collect();
+            for first in [1, 7, 10, 23] {
+                let one_thread = StreamOptions { workers: 1, prefetch: 1, ..options(rank) };
+                let mut later = stream(source.clone(), one_thread, first);
+                for batch in &batches[first as usize..] {
+                    assert_eq!(&later.next_batch().unwrap(), batch);
+                }
+            }
+            // Ten batches of three from two ranks are an epoch.
+            assert_eq!(batches[9].epoch, 1.0);
+            seen.extend(batches[..10].iter().flat_map(|b| &b.items).map(|item| item.index));
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, (0..60).collect::<Vec<_>>());
+        let options = StreamOptions { rank: 0, world: 7, ..options(0) };
+        let e = Stream::new(source, TrainTransform::default(), options, 0).err().unwrap();
+        assert!(e.to_string().contains("6 shards are too few for 7 processes"), "{e}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use torch_ext::Precision;
-use uta_data::{DecodeOptions, MAX_PIXELS, PairOptions, TrainTransform};
+use uta_data::{DecodeOptions, MAX_PIXELS, OrderKind, PairOptions, Set, TrainTransform};
 use uta_model::{ClipConfig, TextConfig, VitConfig};
 
 use crate::mask::MaskKind;
@@ -147,8 +147,9 @@ pub struct Teacher {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Data {
-    /// Shards (globs and brace lists too) or folders to train on.
-    pub train: Vec<String>,
+    /// Shards (globs and brace lists too), folders or tables of pairs to train on; with a weight as
+    /// `{ data = "a.tar", weight = 2.0 }`.
+    pub train: Vec<Set>,
     /// The same, for the validation loss.
     #[serde(default)]
     pub val: Vec<String>,
@@ -161,6 +162,12 @@ pub struct Data {
     /// Batches decoded ahead.
     #[serde(default = "two")]
     pub prefetch: usize,
+    /// Whether a sample may lie anywhere (`indexed`), or shards are read one after the other (`streaming`).
+    #[serde(default)]
+    pub order: OrderKind,
+    /// Samples of a process that the streaming order shuffles among each other.
+    #[serde(default = "buffer")]
+    pub shuffle_buffer: usize,
     /// Views of each sample in a batch: it is read and decoded once for all of them. An epoch then has as many times more
     /// images.
     #[serde(default = "one")]
@@ -442,6 +449,9 @@ fn one() -> usize {
 fn two() -> usize {
     2
 }
+fn buffer() -> usize {
+    50_000
+}
 fn ten() -> u64 {
     10
 }
@@ -510,6 +520,7 @@ impl Recipe {
         let divides = repeats > 0 && part.is_multiple_of(repeats);
         require("data.repeats", repeats, divides, &allowed)?;
         require("data.prefetch", 0, self.data.prefetch > 0, "1 or more")?;
+        require("data.shuffle_buffer", 0, self.data.shuffle_buffer > 0, "1 or more")?;
         if self.data.workers == 0 {
             self.data.workers = std::thread::available_parallelism().map_or(1, usize::from);
         }
@@ -859,7 +870,7 @@ mod tests {
         let recipe =
             Recipe::load(&path, &["train.samples=64".into(), "data.train=a/b".into()]).unwrap();
         assert_eq!((recipe.train.batch, recipe.train.steps), (16, None));
-        assert_eq!(recipe.data.train, ["a/b"]);
+        assert_eq!(recipe.data.train, ["a/b".into()]);
     }
 
     #[test]

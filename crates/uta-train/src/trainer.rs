@@ -18,8 +18,8 @@ use torch_ext::distributed::{Ddp, ProcessGroup, Reduce};
 use torch_ext::{Precision, autocast};
 use uta_data::rng::{Purpose, Rng};
 use uta_data::{
-    Batch, DataError, EvalTransform, PairOptions, Rejected, Share, Source, Stream, StreamOptions,
-    progress,
+    Batch, DataError, EvalTransform, PairOptions, Rejected, Set, Share, Source, Stream,
+    StreamOptions, progress,
 };
 use uta_model::Clip;
 
@@ -251,6 +251,8 @@ impl Trainer {
             batch: self.batch(),
             repeats: data.repeats,
             seed: train.seed,
+            order: data.order,
+            shuffle_buffer: data.shuffle_buffer,
             workers: data.workers,
             prefetch: data.prefetch,
             rank: self.group.rank(),
@@ -537,8 +539,8 @@ impl Parts {
         let device = crate::recipe::device(&recipe.train.device, group.local_rank())
             .map_err(|message| crate::RecipeError { origin: "train.device".into(), message })?;
         group.use_device(device)?;
-        let open = |specs: &[String], pairs: &PairOptions| -> Result<_, TrainError> {
-            let source = uta_data::open_with(specs, pairs)?;
+        let open = |sets: &[Set], pairs: &PairOptions| -> Result<_, TrainError> {
+            let source = uta_data::open_sets(sets, pairs)?;
             for problem in source.problems().iter().filter(|_| group.is_first()) {
                 tracing::warn!("{problem}");
             }
@@ -549,10 +551,12 @@ impl Parts {
             true => None,
             false => {
                 let pairs = recipe.data.val_pairs.as_ref().unwrap_or(&recipe.data.pairs);
-                Some(open(&recipe.data.val, pairs)?)
+                let sets: Vec<Set> =
+                    recipe.data.val.iter().map(|set| set.as_str().into()).collect();
+                Some(open(&sets, pairs)?)
             }
         };
-        recipe.settle(train.len());
+        recipe.settle(train.epoch());
         let task = crate::task::build(recipe, device, group)?;
         Ok(Parts { device, train, val, task })
     }

@@ -309,8 +309,8 @@ fn samples_per_epoch(args: &Args, recipe: &Recipe) -> (u64, &'static str) {
     if let Some(samples) = args.samples_per_epoch {
         return (samples, "as given");
     }
-    match uta_data::open_all(&recipe.data.train) {
-        Ok(source) if !source.is_empty() => (source.len() as u64, "counted in data.train"),
+    match uta_data::open_sets(&recipe.data.train, &recipe.data.pairs) {
+        Ok(source) if !source.is_empty() => (source.epoch() as u64, "counted in data.train"),
         _ => (IMAGENET_21K, "ImageNet-21K's, as data.train isn't there"),
     }
 }

@@ -219,7 +219,7 @@ pub fn stop_on_ctrl_c() -> anyhow::Result<Arc<AtomicBool>> {
 
 /// The recipe given beside --resume must be the run's own.
 fn same_run(mut given: Recipe, run: &Recipe, path: &Path) -> anyhow::Result<()> {
-    given.settle(uta_data::open_with(&given.data.train, &given.data.pairs)?.len());
+    given.settle(uta_data::open_sets(&given.data.train, &given.data.pairs)?.epoch());
     if given == *run {
         return Ok(());
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use uta_data::rng::{Purpose, Rng};
-use uta_data::{Rgb, Stream, StreamOptions, TrainTransform, open, open_with};
+use uta_data::{Rgb, Stream, StreamOptions, TrainTransform, open, open_sets};
 use uta_train::Recipe;
 
 use crate::data::print;
@@ -91,13 +91,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             let options = StreamOptions {
                 batch: train.batch / train.accumulate,
                 repeats: data.repeats,
+                order: data.order,
+                shuffle_buffer: data.shuffle_buffer,
                 workers: data.workers,
                 prefetch: data.prefetch,
                 decode: data.decode(),
                 max_rejected: data.max_rejected,
                 ..StreamOptions::default()
             };
-            (open_with(&data.train, &data.pairs)?, data.transforms, options)
+            (open_sets(&data.train, &data.pairs)?, data.transforms, options)
         }
         _ => {
             let options = StreamOptions { batch: 64, ..StreamOptions::default() };

@@ -1,0 +1,51 @@
+//! Files that are kept beside data, so that it opens without being read through: a line of JSON, whatever bytes follow it,
+//! and the CRC-32 of both, little-endian. One that is missing, damaged, or of another version is as none.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use flate2::Crc;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// What is kept at `path`: the line, and the bytes behind it.
+pub(crate) fn load<H: DeserializeOwned>(path: &Path) -> Option<(H, Vec<u8>)> {
+    let mut file = fs::read(path).ok()?;
+    let sum = *file.last_chunk::<4>()?;
+    file.truncate(file.len() - sum.len());
+    let mut crc = Crc::new();
+    crc.update(&file);
+    if crc.sum() != u32::from_le_bytes(sum) {
+        return None;
+    }
+    let end = file.iter().position(|&b| b == b'\n')?;
+    let header = serde_json::from_slice(&file[..end]).ok()?;
+    file.drain(..=end);
+    Some((header, file))
+}
+
+/// Writes it under another name, synced, and renamed; several processes may do so at once.
+pub(crate) fn store(path: &Path, header: &impl Serialize, body: &[&[u8]]) -> io::Result<()> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let line = serde_json::to_vec(header)?;
+    let which = COUNT.fetch_add(1, Ordering::Relaxed);
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}-{which}.tmp", std::process::id()));
+    let written = File::create(&temporary).and_then(|file| {
+        let (mut out, mut crc) = (BufWriter::new(file), Crc::new());
+        for part in [&line[..], b"\n"].iter().chain(body) {
+            crc.update(part);
+            out.write_all(part)?;
+        }
+        out.write_all(&crc.sum().to_le_bytes())?;
+        out.flush()?;
+        out.get_ref().sync_all()?;
+        fs::rename(&temporary, path)
+    });
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}

@@ -67,7 +67,7 @@ at::Tensor turned(const at::Tensor &x) {
 // dY^T X of dY [N, out] and X [N, in]. Where both are equally wide nothing is won by turning one.
 at::Tensor weight_gradient(const at::Tensor &dy, const at::Tensor &x) {
   if (dy.size(1) < x.size(1)) return at::mm(turned(dy.contiguous()), x);
-  if (dy.size(1) > x.size(1)) return at::mm(turned(x.contiguous()), dy).t();
+  if (dy.size(1) > x.size(1)) return turned(at::mm(turned(x.contiguous()), dy));
   return at::mm(dy.t(), x);
 }
 
@@ -96,9 +96,11 @@ struct Linear : torch::autograd::Function<Linear> {
 
 extern "C" {
 
-// x W^T + b in bf16, as autocast computes it; weights are f32 or bf16, and cast once while autocast is on.
+// x W^T + b in bf16, as autocast computes it; weights are f32 or bf16, and cast once.
 char *te_linear(at::Tensor *x, at::Tensor *weight, at::Tensor *bias, at::Tensor **out) {
   return guarded([&] {
+    // Without it casts would be kept beyond an update of the weights.
+    TORCH_CHECK(at::autocast::is_autocast_enabled(at::kCPU), "linear wants autocast on the CPU");
     TORCH_CHECK(x->device().is_cpu() && weight->device().is_cpu() && weight->dim() == 2 && x->dim() > 0 &&
                     x->size(-1) == weight->size(1),
                 "linear wants x [..., in] and a weight [out, in] on the CPU");

@@ -18,10 +18,10 @@ unsafe extern "C" {
 }
 
 /// `x W^T + b` in bf16, `[..., in]` to `[..., out]`, on the CPU: what autocast computes, with a faster gradient of the weight
-/// `[out, in]`. While autocast is on, a weight is cast once.
+/// `[out, in]`. Autocast must be on, and keeps the casts of the weights.
 ///
 /// # Errors
-/// When shapes or devices aren't so.
+/// When shapes or devices aren't so, or autocast is off.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
     let bias = bias.map_or(null_mut(), handle);
     // SAFETY: live tensors (or null), borrowed for the call; `out` receives a new handle.
@@ -72,6 +72,9 @@ mod tests {
                 &x.sum_dim_intlist([0i64].as_slice(), false, Kind::Float).expand([5, 4], false)
             ) < 0.05
         );
-        assert!(linear(&random(&[3, 4]), &random(&[5, 6]), None).is_err());
+        assert!(linear(&x, &w, None).is_err(), "autocast is off");
+        autocast(Device::Cpu, Precision::Bf16, || {
+            assert!(linear(&x, &random(&[5, 6]), None).is_err());
+        });
     }
 }

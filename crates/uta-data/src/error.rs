@@ -59,6 +59,14 @@ pub enum DataError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Targets that were computed once cannot be used.
+    #[error("targets {}: {reason}", path.display())]
+    Targets {
+        /// The shard, or the folder.
+        path: PathBuf,
+        /// What is wrong with them, and what to do.
+        reason: String,
+    },
     /// A table of pairs cannot be used.
     #[error("table {}: {reason}", path.display())]
     Table {
@@ -171,6 +179,8 @@ pub enum Fault {
     Caption,
     /// A class or `.json` that makes no sense.
     Metadata,
+    /// Targets that are damaged, missing, or of another picture.
+    Targets,
 }
 
 impl std::fmt::Display for Fault {
@@ -181,6 +191,7 @@ impl std::fmt::Display for Fault {
             Fault::Image => "image",
             Fault::Caption => "caption",
             Fault::Metadata => "metadata",
+            Fault::Targets => "targets",
         })
     }
 }
@@ -196,6 +207,7 @@ impl DataError {
             DataError::Shard { .. } => Fault::Shard,
             DataError::Caption { .. } => Fault::Caption,
             DataError::Sample { .. } => Fault::Metadata,
+            DataError::Targets { .. } => Fault::Targets,
             _ => Fault::Image,
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! open(spec) -> Source -> Stream (decode, augment, in threads) -> Batch       training, endless, shuffled
+//!                                                   \-> with a cache, the targets of each crop (targets)
 //!                      -> sweep  (decode, resize)              -> Batch       evaluation, every sample once, in order
 //! ```
 //!
@@ -33,6 +34,7 @@ mod sidecar;
 mod source;
 pub mod stats;
 mod stream;
+pub mod targets;
 #[cfg(test)]
 mod testing;
 mod tokenizer;

@@ -51,6 +51,16 @@ impl Rng {
         Rng { state: counters.iter().fold(head, |state, &c| absorb(state, c)) }
     }
 
+    /// What the sequence goes on from.
+    pub(crate) fn state(&self) -> u64 {
+        self.state
+    }
+
+    /// The sequence that goes on from `state`.
+    pub(crate) fn from_state(state: u64) -> Rng {
+        Rng { state }
+    }
+
     /// The next 64 random bits.
     pub fn next_u64(&mut self) -> u64 {
         self.state = self.state.wrapping_add(STEP);

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::order::{Draw, Order, OrderKind};
 use crate::parallel::Ordered;
 use crate::rng::{Purpose, Rng};
+use crate::targets::Replay;
 use crate::{DataError, DecodeOptions, EvalTransform, Fault, Source, TrainTransform};
 
 /// Unusable samples that one position may meet before the stream gives up.
@@ -121,6 +122,8 @@ pub struct Batch {
     pub pixels: Vec<u8>,
     /// What the B images are.
     pub items: Vec<Item>,
+    /// The wanted rows of each image's targets, `[B, rows, E]`, as they are stored; empty without a [`Replay`].
+    pub targets: Vec<u8>,
     /// Samples met on the way that could not be used.
     pub rejected: Vec<Rejected>,
     /// Epochs done when the global batch is, in fractions.
@@ -145,6 +148,7 @@ impl Batch {
             size,
             pixels: Vec::with_capacity(capacity * size * size * 3),
             items: Vec::with_capacity(capacity),
+            targets: vec![],
             rejected: vec![],
             epoch: 0.0,
         }
@@ -198,9 +202,13 @@ impl Rejected {
     }
 }
 
+/// An image of a batch and its pixels.
+type View = (Item, Vec<u8>);
+
 /// A sample of the stream, in as many views as it is repeated.
 struct Filled {
-    views: Vec<(Item, Vec<u8>)>,
+    views: Vec<View>,
+    targets: Vec<u8>,
     rejected: Vec<Rejected>,
 }
 
@@ -232,6 +240,20 @@ impl Stream {
         options: StreamOptions,
         first_batch: u64,
     ) -> Result<Stream, DataError> {
+        Stream::replaying(source, transform, options, first_batch, None)
+    }
+
+    /// As [`new`](Stream::new); with a `replay` the crops are those that it has targets of, which come with them.
+    ///
+    /// # Errors
+    /// As [`new`](Stream::new).
+    pub fn replaying(
+        source: Arc<dyn Source>,
+        transform: TrainTransform,
+        options: StreamOptions,
+        first_batch: u64,
+        replay: Option<Arc<Replay>>,
+    ) -> Result<Stream, DataError> {
         transform.validate()?;
         options.validate()?;
         if source.is_empty() {
@@ -251,7 +273,9 @@ impl Stream {
         };
         let (size, epoch) = (transform.size, order.epoch());
         let o = options.clone();
-        let fill = move |local| fill(source.as_ref(), &order, &transform, &o, o.position(local));
+        let fill = move |local| {
+            fill(source.as_ref(), &order, &transform, &o, replay.as_deref(), o.position(local))
+        };
         let ahead = options.prefetch as u64 * batch;
         let range = first_batch * batch..u64::MAX;
         let filled = Ordered::new(options.workers, ahead, range, fill);
@@ -281,6 +305,7 @@ impl Stream {
                 batch.pixels.extend_from_slice(&pixels);
                 batch.items.push(item);
             }
+            batch.targets.extend_from_slice(&filled.targets);
             batch.rejected.extend(filled.rejected);
         }
         self.next += 1;
@@ -337,13 +362,14 @@ fn fill(
     order: &Order,
     transform: &TrainTransform,
     options: &StreamOptions,
+    replay: Option<&Replay>,
     position: u64,
 ) -> Result<Filled, DataError> {
     let mut draw = order.at(position);
     let mut rejected: Vec<Rejected> = vec![];
     for attempt in 0..MAX_ATTEMPTS {
-        match guarded(|| views(source, transform, options, position, draw)) {
-            Ok(views) => return Ok(Filled { views, rejected }),
+        match guarded(|| views(source, transform, options, replay, (position, draw))) {
+            Ok((views, targets)) => return Ok(Filled { views, targets, rejected }),
             Err(e) => {
                 rejected.push(Rejected::new(source, draw.index, &e));
                 let mut rng = Rng::new(options.seed, Purpose::Replace, &[position, attempt]);
@@ -358,7 +384,7 @@ fn fill(
 }
 
 /// A decoder that panics on a damaged image costs that sample, not the run.
-fn guarded<T>(work: impl FnOnce() -> Result<T, DataError>) -> Result<T, DataError> {
+pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T, DataError>) -> Result<T, DataError> {
     catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err(DataError::Image("the decoder panicked on this image".into())))
 }
@@ -367,9 +393,9 @@ fn views(
     source: &dyn Source,
     transform: &TrainTransform,
     options: &StreamOptions,
-    position: u64,
-    Draw { index, pass }: Draw,
-) -> Result<Vec<(Item, Vec<u8>)>, DataError> {
+    replay: Option<&Replay>,
+    (position, Draw { index, pass }): (u64, Draw),
+) -> Result<(Vec<View>, Vec<u8>), DataError> {
     let sample = source.read(index)?;
     if options.captions && sample.captions.is_empty() {
         return Err(DataError::Caption { key: sample.key });
@@ -379,8 +405,21 @@ fn views(
         0 => Rng::new(options.seed, purpose, &[pass, index as u64]),
         repeat => Rng::new(options.seed, purpose, &[pass, index as u64, repeat]),
     };
-    let mut rngs: Vec<Rng> = (0..repeats).map(|repeat| rng(Purpose::Augment, repeat)).collect();
-    let views = transform.views(&sample.image, &options.decode, &mut rngs)?;
+    let mut targets = vec![];
+    let views = match replay {
+        Some(replay) => {
+            let view = |repeat| {
+                let crop = (index as u64, pass * repeats + repeat, position * repeats + repeat);
+                replay.view(transform, &options.decode, &sample.image, crop, &mut targets)
+            };
+            (0..repeats).map(view).collect::<Result<_, _>>()?
+        }
+        None => {
+            let mut rngs: Vec<Rng> =
+                (0..repeats).map(|repeat| rng(Purpose::Augment, repeat)).collect();
+            transform.views(&sample.image, &options.decode, &mut rngs)?
+        }
+    };
     let item = |repeat| {
         let captions = &sample.captions;
         let drawn = (!captions.is_empty())
@@ -393,7 +432,7 @@ fn views(
             index,
         }
     };
-    Ok((0..repeats).map(item).zip(views).collect())
+    Ok(((0..repeats).map(item).zip(views).collect(), targets))
 }
 
 fn require_captions(source: &dyn Source) -> Result<(), DataError> {

@@ -7,6 +7,7 @@
 //!
 //! The trainer knows no task by name: a new one implements [`Task`] and gets a [`recipe::TaskKind`].
 
+mod cache;
 mod error;
 pub mod mask;
 mod optim;
@@ -18,6 +19,7 @@ mod task;
 pub mod tensorboard;
 mod trainer;
 
+pub use cache::{CacheOptions, Made, decode as decode_targets, make as make_cache};
 pub use error::TrainError;
 pub use optim::{Ema, Optimizer, Parameter};
 pub use recipe::{Recipe, RecipeError};

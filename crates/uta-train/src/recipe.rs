@@ -141,6 +141,10 @@ pub struct Teacher {
     /// What the net is, where the file alone can't tell: a preset or a configuration file. Without a path it gets random
     /// weights, to measure speed.
     pub arch: Option<String>,
+    /// A folder of `uta cache`: targets that were computed once, so that no teacher is needed. Where `path` names one that is
+    /// there all the same, the targets must be its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<PathBuf>,
 }
 
 /// `[data]`.
@@ -571,8 +575,8 @@ impl Recipe {
 
         match self.task {
             TaskKind::Align => match &self.teacher {
-                None | Some(Teacher { path: None, arch: None }) => {
-                    return Err("teacher: task \"align\" needs teacher.path".into());
+                None | Some(Teacher { path: None, arch: None, cache: None }) => {
+                    return Err("teacher: task \"align\" needs teacher.path or teacher.cache".into());
                 }
                 Some(_) => {}
             },

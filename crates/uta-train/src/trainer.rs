@@ -262,7 +262,8 @@ impl Trainer {
             max_rejected: data.max_rejected,
         };
         let first = self.step * train.accumulate as u64;
-        Ok(Stream::new(self.train.clone(), data.transforms.clone(), options, first)?)
+        let (train, replay) = (self.train.clone(), self.task.replay());
+        Ok(Stream::replaying(train, data.transforms.clone(), options, first, replay)?)
     }
 
     /// Forward and backward of every micro-batch, then the update. Nothing here waits for the device.
@@ -558,6 +559,7 @@ impl Parts {
         };
         recipe.settle(train.epoch());
         let task = crate::task::build(recipe, device, group)?;
+        task.check_data(train.as_ref(), val.as_deref())?;
         Ok(Parts { device, train, val, task })
     }
 }

@@ -1,6 +1,7 @@
 //! `uta`: Unmasked Token Alignment from the command line. Each command is a module; this file only dispatches.
 
 mod bench;
+mod cache;
 mod chart;
 mod compute;
 mod data;
@@ -34,6 +35,7 @@ enum Commands {
     /// The method end to end on real pictures, on this machine
     Demo(demo::Args),
     Train(train::Args),
+    Cache(cache::Args),
     /// Measure a model: zero-shot, retrieval, alignment with a teacher
     #[command(subcommand)]
     Eval(eval::Eval),
@@ -52,8 +54,8 @@ enum Commands {
 impl Commands {
     /// Whether it runs a network.
     fn computes(&self) -> bool {
-        use Commands::{Bench, Demo, Embed, Eval, Train};
-        matches!(self, Demo(_) | Train(_) | Eval(_) | Embed(_) | Bench(_))
+        use Commands::{Bench, Cache, Demo, Embed, Eval, Train};
+        matches!(self, Demo(_) | Train(_) | Cache(_) | Eval(_) | Embed(_) | Bench(_))
     }
 }
 
@@ -75,6 +77,7 @@ fn main() -> ExitCode {
     let done = match command {
         Commands::Demo(args) => demo::run(args),
         Commands::Train(args) => train::run(args),
+        Commands::Cache(args) => cache::run(&args),
         Commands::Eval(args) => eval::run(args),
         Commands::Embed(args) => embed::run(&args),
         Commands::Weights(args) => weights::run(&args),

@@ -1,39 +1,67 @@
 //! Unmasked Token Alignment (paper section 2.2): the student sees `[CLS]` and the kept patches, the frozen teacher sees
 //! the whole image, and every token of the student is pulled towards the same token of the teacher.
 
+use std::sync::Arc;
+
 use tch::{Device, Kind, Tensor, no_grad};
-use uta_data::Batch;
+use uta_data::targets::{Replay, Wanted};
+use uta_data::{Batch, Source};
 use uta_model::{Clip, ClipConfig, VitConfig, same_tokens};
 
 use super::{Mode, Output, Task, initialise, load, parameters_of, to_device, upload};
+use crate::cache::Cache;
 use crate::mask::{MaskGenerator, MaskKind};
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, Teacher};
 use crate::{Parameter, RecipeError, TrainError};
 
 /// Unmasked Token Alignment; with mask kind `none`, dense feature distillation (the FD rows of Table 6).
 pub struct Align {
     /// The student's vision transformer with the teacher's text tower, so that it is a CLIP at any time.
     student: Clip,
-    teacher: Clip,
+    targets: Targets,
     masks: MaskGenerator,
     /// Random at ratio 0.5 whatever the recipe trains with (paper A.3).
     validation_masks: MaskGenerator,
     seed: u64,
 }
 
+/// Where the teacher's tokens come from.
+enum Targets {
+    Live(Box<Clip>),
+    Cached(Cache),
+}
+
+/// The teacher of a recipe: at its path, or of random weights.
+///
+/// # Errors
+/// When there is none, or it can't be loaded.
+pub(crate) fn load_teacher(teacher: &Teacher, device: Device) -> Result<Clip, TrainError> {
+    match (&teacher.path, &teacher.arch) {
+        (Some(path), arch) => Ok(load(path, arch.as_deref(), device)?),
+        (None, Some(arch)) => Ok(Clip::new(&ClipConfig::preset(arch)?, device)),
+        (None, None) => Err(wrong("teacher: needs teacher.path or teacher.arch")),
+    }
+}
+
 impl Align {
     /// # Errors
     /// When the teacher can't be loaded, or its patches or width don't fit the student's.
     pub fn new(recipe: &Recipe, device: Device) -> Result<Align, TrainError> {
-        let teacher = match &recipe.teacher {
-            Some(t) => match (&t.path, &t.arch) {
-                (Some(path), arch) => load(path, arch.as_deref(), device)?,
-                (None, Some(arch)) => Clip::new(&ClipConfig::preset(arch)?, device),
-                (None, None) => return Err(wrong("teacher: needs teacher.path or teacher.arch")),
-            },
-            None => return Err(wrong("teacher: task \"align\" needs one")),
+        let none = || wrong("teacher: task \"align\" needs one");
+        let teacher = recipe.teacher.as_ref().ok_or_else(none)?;
+        let Some(dir) = &teacher.cache else {
+            return Align::with_teacher(recipe, load_teacher(teacher, device)?, device);
         };
-        Align::with_teacher(recipe, teacher, device)
+        let (masks, validation_masks) = masks(recipe)?;
+        let stream_masks = masks.clone();
+        let seed = recipe.train.seed;
+        let cache = Cache::open(recipe, dir, |teacher| {
+            fit(&recipe.model.vision, &teacher.vision)?;
+            Ok(wanted(stream_masks, seed))
+        })?;
+        let student = student(recipe, cache.teacher(), device)?;
+        cache.copy_text(&student)?;
+        Ok(Align::assemble(student, Targets::Cached(cache), (masks, validation_masks), seed))
     }
 
     /// With a teacher that is here already.
@@ -45,26 +73,27 @@ impl Align {
         mut teacher: Clip,
         device: Device,
     ) -> Result<Align, TrainError> {
-        let vision = &recipe.model.vision;
-        fit(vision, &teacher.config.vision)?;
-        let config = ClipConfig { vision: vision.clone(), ..teacher.config.clone() };
-        let mut student = Clip::new(&config, device);
-        initialise(&student, &recipe.model.init)?;
+        fit(&recipe.model.vision, &teacher.config.vision)?;
+        let student = student(recipe, &teacher.config, device)?;
         if teacher.text.is_some() {
             student.copy_from(&teacher, "text.")?;
         }
         if let (Some(ours), Some(theirs)) = (&student.logit_scale, &teacher.logit_scale) {
             no_grad(|| ours.shallow_clone().copy_(theirs));
         }
-        freeze_text(&mut student);
         teacher.freeze(recipe.train.precision.into());
+        let targets = Targets::Live(Box::new(teacher));
+        Ok(Align::assemble(student, targets, masks(recipe)?, recipe.train.seed))
+    }
 
-        let grid = (vision.grid() as usize, vision.grid() as usize);
-        let masks = MaskGenerator::new(recipe.mask.kind, recipe.mask.ratio, grid)
-            .map_err(|e| wrong(&format!("mask: {e}")))?;
-        let validation_masks = MaskGenerator::new(MaskKind::Random, 0.5, grid)
-            .map_err(|e| wrong(&format!("mask: {e}")))?;
-        Ok(Align { student, teacher, masks, validation_masks, seed: recipe.train.seed })
+    fn assemble(
+        mut student: Clip,
+        targets: Targets,
+        (masks, validation_masks): (MaskGenerator, MaskGenerator),
+        seed: u64,
+    ) -> Align {
+        freeze_text(&mut student);
+        Align { student, targets, masks, validation_masks, seed }
     }
 
     /// The pixels of a batch as both nets see them: f32 [B, 3, S, S].
@@ -87,12 +116,30 @@ impl Align {
         Some(to_device(kept, device).view([batch.len() as i64, -1]))
     }
 
-    /// The teacher's tokens of `images` [B, 3, S, S], which it sees whole, where the student has one: [B, 1+K, E].
-    pub fn target(&self, images: &Tensor, kept: Option<&Tensor>) -> Tensor {
-        let tokens = no_grad(|| self.teacher.visual.forward_t(images, None, false)); // [B, 1+N, E]
-        match kept {
-            Some(kept) => same_tokens(&tokens, kept),
-            None => tokens,
+    /// The teacher's tokens of a batch, whose `images` [B, 3, S, S] it sees whole, where the student has one: [B, 1+K, E].
+    ///
+    /// # Errors
+    /// When they were to be read, and can't.
+    pub fn target(
+        &self,
+        batch: &Batch,
+        images: &Tensor,
+        kept: Option<&Tensor>,
+        mode: Mode,
+    ) -> Result<Tensor, TrainError> {
+        match (&self.targets, mode) {
+            (Targets::Live(teacher), _) => {
+                let tokens = no_grad(|| teacher.visual.forward_t(images, None, false)); // [B, 1+N, E]
+                Ok(match kept {
+                    Some(kept) => same_tokens(&tokens, kept),
+                    None => tokens,
+                })
+            }
+            (Targets::Cached(cache), Mode::Train) => Ok(cache.training(batch, images.device())),
+            (Targets::Cached(cache), Mode::Validate) => {
+                let wanted = wanted(self.validation_masks.clone(), self.seed);
+                cache.validation(batch, &wanted, images.device())
+            }
         }
     }
 
@@ -123,13 +170,55 @@ impl Task for Align {
     fn forward(&self, batch: &Batch, mode: Mode) -> Result<Output, TrainError> {
         let images = self.images(batch); // [B, 3, S, S]
         let kept = self.kept(batch, mode); // [B, K]
-        let target = self.target(&images, kept.as_ref()); // [B, 1+K, E]
+        let target = self.target(batch, &images, kept.as_ref(), mode)?; // [B, 1+K, E]
         Ok(self.loss(&images, kept.as_ref(), &target, mode))
+    }
+
+    fn replay(&self) -> Option<Arc<Replay>> {
+        match &self.targets {
+            Targets::Live(_) => None,
+            Targets::Cached(cache) => Some(cache.replay()),
+        }
+    }
+
+    fn check_data(&self, train: &dyn Source, val: Option<&dyn Source>) -> Result<(), TrainError> {
+        match &self.targets {
+            Targets::Live(_) => Ok(()),
+            Targets::Cached(cache) => cache.check_data(train, val),
+        }
     }
 
     fn clip(&self) -> &Clip {
         &self.student
     }
+}
+
+/// The student, a CLIP with a text tower like the teacher's.
+fn student(recipe: &Recipe, teacher: &ClipConfig, device: Device) -> Result<Clip, TrainError> {
+    let config = ClipConfig { vision: recipe.model.vision.clone(), ..teacher.clone() };
+    let student = Clip::new(&config, device);
+    initialise(&student, &recipe.model.init)?;
+    Ok(student)
+}
+
+/// For training, and for validation.
+fn masks(recipe: &Recipe) -> Result<(MaskGenerator, MaskGenerator), TrainError> {
+    let side = recipe.model.vision.grid() as usize;
+    let generator = |kind, ratio| {
+        MaskGenerator::new(kind, ratio, (side, side)).map_err(|e| wrong(&format!("mask: {e}")))
+    };
+    Ok((generator(recipe.mask.kind, recipe.mask.ratio)?, generator(MaskKind::Random, 0.5)?))
+}
+
+/// The tokens that the student has of the image at a position: `[CLS]`, and the kept patches.
+fn wanted(masks: MaskGenerator, seed: u64) -> Box<Wanted> {
+    Box::new(move |position| {
+        let patches: Vec<u64> = match masks.kept_count() == masks.patches() {
+            true => (0..masks.patches() as u64).collect(),
+            false => masks.batch(seed, &[position]).into_iter().map(|patch| patch as u64).collect(),
+        };
+        std::iter::once(0).chain(patches.into_iter().map(|patch| 1 + patch)).collect()
+    })
 }
 
 /// Cosine of each pair of tokens, in f32 whatever the precision: [B, T, E] x [B, T, E] -> [B, T].

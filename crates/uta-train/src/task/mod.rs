@@ -5,13 +5,16 @@ mod contrastive;
 
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tch::{Device, Tensor};
 use torch_ext::distributed::ProcessGroup;
-use uta_data::Batch;
+use uta_data::targets::Replay;
+use uta_data::{Batch, Source};
 use uta_model::{Clip, ModelError, Origin};
 
 pub use align::Align;
+pub(crate) use align::load_teacher;
 pub use contrastive::Contrastive;
 
 use crate::recipe::{Recipe, TaskKind};
@@ -52,6 +55,19 @@ pub trait Task {
     /// validation even with an empty batch, whose output counts for nothing.
     fn spans_ranks(&self) -> bool {
         false
+    }
+
+    /// The targets that training batches come with, where they were computed before.
+    fn replay(&self) -> Option<Arc<Replay>> {
+        None
+    }
+
+    /// Whether it can train on these sources.
+    ///
+    /// # Errors
+    /// When what was computed before is of others.
+    fn check_data(&self, _train: &dyn Source, _val: Option<&dyn Source>) -> Result<(), TrainError> {
+        Ok(())
     }
 
     /// What is evaluated and exported: image and text encoder of one space.
@@ -121,7 +137,7 @@ pub fn upload(batch: &Batch, device: Device) -> Tensor {
     to_device(Tensor::from_slice(&batch.pixels), device).view([b, s, s, 3])
 }
 
-fn to_device(tensor: Tensor, device: Device) -> Tensor {
+pub(crate) fn to_device(tensor: Tensor, device: Device) -> Tensor {
     if !device.is_cuda() {
         return tensor;
     }

@@ -5,26 +5,29 @@ use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
 use std::time::Instant;
 
+use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{OperatorTime, Precision, autocast, profile};
+use uta_data::targets::{TargetKind, TargetSet, TargetWriter, Targets, View};
 use uta_data::{Batch, Item};
 use uta_model::{Clip, ClipConfig, VitConfig};
 use uta_train::recipe::TaskKind;
-use uta_train::{Align, Mode, Optimizer, Recipe, Task};
+use uta_train::{Align, Mode, Optimizer, Recipe, Task, decode_targets};
 
 use crate::data::print;
 use crate::error::Usage;
 
-/// Images a second of a recipe's step: the frozen teacher, the student, or both
+/// Images a second of a recipe's step: the frozen teacher, the student, both, or the student with cached targets
 ///
 /// Pictures are random and nothing is read but the recipe and, where there is one, the teacher. Utilisation is the rate of
 /// the step's matrix products over that of a plain one, measured in turn with the steps.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:
   uta bench step recipes/pretrain/uta-b14-in21k.toml --batch 8
-  uta bench step recipes/pretrain/uta-b14-in21k.toml --part student --batch 32 --profile")]
+  uta bench step recipes/pretrain/uta-b14-in21k.toml --part student --batch 32 --profile
+  uta bench step recipes/pretrain/uta-b14-in21k.toml --part cached --batch 4")]
 pub struct Args {
     /// The recipe (TOML); where its teacher isn't there, one of teacher.arch with random weights stands in
     recipe: PathBuf,
@@ -61,12 +64,17 @@ enum Part {
     Student,
     /// The frozen teacher's forward pass
     Teacher,
+    /// The student with the teacher's tokens read from a cache, and in turn with them the step of teacher and student
+    Cached,
 }
 
 /// What was measured.
 #[derive(Debug, Serialize)]
 struct Report {
     images_per_second: f64,
+    /// Of the step with the teacher, measured in turn (`--part cached`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    live_images_per_second: Option<f64>,
     part: Part,
     batch: usize,
     /// Patches that the student sees of each image.
@@ -103,6 +111,7 @@ impl Display for Report {
             Part::All => "teacher and student",
             Part::Student => "student",
             Part::Teacher => "teacher",
+            Part::Cached => "student with cached targets",
         };
         writeln!(
             f,
@@ -110,6 +119,10 @@ impl Display for Report {
             self.batch, self.precision, self.threads, self.device
         )?;
         writeln!(f, "  images/s       {:.2}", self.images_per_second)?;
+        if let Some(live) = self.live_images_per_second {
+            let times = self.images_per_second / live;
+            writeln!(f, "  with teacher   {live:.2} images/s: {times:.2} times slower")?;
+        }
         writeln!(f, "  a step         {:.1} ms", 1e3 * self.seconds)?;
         writeln!(
             f,
@@ -166,22 +179,28 @@ fn measure(args: &Args, recipe: &Recipe, device: Device, batch: usize) -> anyhow
     let mut pictures = Pictures { batch, size: student.image_size as usize, step: 0 };
     let fixed = autocast(device, precision, || {
         let first = pictures.next();
-        task.target(&task.images(&first), task.kept(&first, Mode::Train).as_ref())
-    });
+        task.target(&first, &task.images(&first), task.kept(&first, Mode::Train).as_ref(), Mode::Train)
+    })?;
+    let cached = match args.part {
+        Part::Cached => Some(Cached::new(&target)?),
+        _ => None,
+    };
 
-    let mut step = || -> anyhow::Result<()> {
+    let mut step = |live: bool| -> anyhow::Result<()> {
         let batch = pictures.next();
         autocast(device, precision, || {
             let images = task.images(&batch);
             let kept = task.kept(&batch, Mode::Train);
-            let target = match args.part {
-                Part::Student => fixed.shallow_clone(),
-                _ => task.target(&images, kept.as_ref()),
+            let target = match &cached {
+                Some(cached) if !live => cached.target(&batch, kept.as_ref(), device)?,
+                _ if args.part == Part::Student => fixed.shallow_clone(),
+                _ => task.target(&batch, &images, kept.as_ref(), Mode::Train)?,
             };
             if args.part != Part::Teacher {
                 task.loss(&images, kept.as_ref(), &target, Mode::Train).loss.backward();
             }
-        });
+            Ok::<(), anyhow::Error>(())
+        })?;
         if let Some(optimizer) = &mut optimizer {
             let _norm = optimizer.step(recipe.optim.lr)?;
         }
@@ -190,19 +209,24 @@ fn measure(args: &Args, recipe: &Recipe, device: Device, batch: usize) -> anyhow
     };
     let plain = Product::new(device, precision);
     for _ in 0..2 {
-        step()?;
+        step(false)?;
         plain.seconds();
     }
-    let (mut seconds, mut ceilings) = (vec![], vec![]);
+    let (mut seconds, mut live, mut ceilings) = (vec![], vec![], vec![]);
     for _ in 0..args.steps {
         let began = Instant::now();
-        step()?;
+        step(false)?;
         seconds.push(began.elapsed().as_secs_f64());
+        if cached.is_some() {
+            let began = Instant::now();
+            step(true)?;
+            live.push(began.elapsed().as_secs_f64());
+        }
         ceilings.push(Product::FLOPS / plain.seconds());
     }
     let profile = match args.profile {
         true => {
-            let (done, operators) = profile(&mut step);
+            let (done, operators) = profile(|| step(false));
             done?;
             Some(shares(&operators))
         }
@@ -213,13 +237,14 @@ fn measure(args: &Args, recipe: &Recipe, device: Device, batch: usize) -> anyhow
     let kept = kept.map_or(student.num_patches(), |kept| kept.size()[1]);
     let macs = match args.part {
         Part::All => target.macs(target.num_patches()) + 3 * student.macs(kept),
-        Part::Student => 3 * student.macs(kept),
+        Part::Student | Part::Cached => 3 * student.macs(kept),
         Part::Teacher => target.macs(target.num_patches()),
     };
     let (seconds, ceiling) = (median(seconds), median(ceilings));
     let rate = 2.0 * macs as f64 * batch as f64 / seconds;
     Ok(Report {
         images_per_second: batch as f64 / seconds,
+        live_images_per_second: (!live.is_empty()).then(|| batch as f64 / median(live)),
         part: args.part,
         batch,
         kept: kept as usize,
@@ -284,10 +309,68 @@ impl Pictures {
             index: self.step,
             size: self.size,
             pixels: Vec::try_from(&pixels).expect("a vector of bytes"),
+            targets: vec![],
             items: (first..first + self.batch as u64).map(item).collect(),
             rejected: vec![],
             epoch: 0.0,
         }
+    }
+}
+
+/// A cache of random targets, as `uta cache` lays them out.
+struct Cached {
+    targets: Targets,
+    _dir: tempfile::TempDir,
+}
+
+impl Cached {
+    /// More images than a batch has, so that they aren't the same in every step.
+    const IMAGES: u64 = 64;
+
+    fn new(teacher: &VitConfig) -> anyhow::Result<Cached> {
+        let dir = tempfile::tempdir().context("making a temporary folder")?;
+        let set = TargetSet {
+            dir: dir.path().to_owned(),
+            name: "train",
+            mark: "bench".into(),
+            samples: Cached::IMAGES,
+            crops: 1,
+            shard_samples: Cached::IMAGES,
+            tokens: 1 + teacher.num_patches() as u64,
+            width: teacher.out as u64,
+            kind: TargetKind::I8,
+        };
+        let mut writer = TargetWriter::create(&set, 0)?;
+        for image in 0..Cached::IMAGES {
+            let numbers = [(set.tokens * set.width) as i64];
+            let rows = Tensor::randint_low(-127, 128, numbers, (Kind::Int8, Device::Cpu));
+            let mut bytes = vec![0; rows.numel()];
+            rows.copy_data_u8(&mut bytes, rows.numel());
+            writer.put(image, 0, View::new(0, &[]), &bytes)?;
+        }
+        writer.finish()?;
+        Ok(Cached { targets: Targets::open(set)?, _dir: dir })
+    }
+
+    /// The rows of a batch's kept tokens, read from the files: [B, 1+K, E].
+    fn target(
+        &self,
+        batch: &Batch,
+        kept: Option<&Tensor>,
+        device: Device,
+    ) -> anyhow::Result<Tensor> {
+        let set = self.targets.set();
+        let kept: Vec<Vec<i64>> = match kept {
+            Some(kept) => Vec::try_from(kept)?,
+            None => vec![(0..set.tokens as i64 - 1).collect(); batch.len()],
+        };
+        let mut bytes = vec![];
+        for (item, kept) in batch.items.iter().zip(kept) {
+            let rows: Vec<u64> =
+                std::iter::once(0).chain(kept.into_iter().map(|patch| 1 + patch as u64)).collect();
+            self.targets.read((item.position % Cached::IMAGES, 0), &rows, &mut bytes)?;
+        }
+        Ok(decode_targets(&bytes, batch.len(), set, device))
     }
 }
 

@@ -181,7 +181,9 @@ impl TargetSet {
         let wrong = |reason: String| DataError::Targets { path: path.clone(), reason };
         let file = match File::open(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Err(wrong("is missing: run uta cache again, which makes what isn't there".into()));
+                return Err(wrong(
+                    "is missing: run uta cache again, which makes what isn't there".into(),
+                ));
             }
             other => other.map_err(DataError::io("open", &path))?,
         };
@@ -231,7 +233,10 @@ impl TargetSet {
         let mut bytes = [[0; 8]; 3];
         place
             .file
-            .read_exact_at(bytes.as_flattened_mut(), self.places(place.shard).views + place.r * VIEW)
+            .read_exact_at(
+                bytes.as_flattened_mut(),
+                self.places(place.shard).views + place.r * VIEW,
+            )
             .map_err(DataError::io("read", self.path(place.shard)))?;
         if bytes.as_flattened() == UNUSABLE {
             return Ok(None);
@@ -404,7 +409,13 @@ impl<'a> TargetWriter<'a> {
     ///
     /// # Panics
     /// When the sample is not of this shard, or the rows have another size.
-    pub fn put(&mut self, sample: u64, crop: u64, view: View, rows: &[u8]) -> Result<(), DataError> {
+    pub fn put(
+        &mut self,
+        sample: u64,
+        crop: u64,
+        view: View,
+        rows: &[u8],
+    ) -> Result<(), DataError> {
         let set = self.set;
         assert!(set.samples_of(self.shard).contains(&sample) && crop < set.crops);
         assert_eq!(rows.len() as u64, set.tokens * set.row());
@@ -624,5 +635,264 @@ pub fn lock(dir: &Path) -> Result<File, DataError> {
             Err(DataError::Targets { path: dir.to_owned(), reason })
         }
         Err(fs::TryLockError::Error(e)) => Err(DataError::io("lock", &path)(e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::{Fault, Sample, Stream, StreamOptions};
+
+    /// Pictures whose colour is their number and a shade; number 5 is broken.
+    struct Colours(u8);
+
+    impl Source for Colours {
+        fn len(&self) -> usize {
+            11
+        }
+        fn read(&self, i: usize) -> Result<Sample, DataError> {
+            let image = match i {
+                5 => b"no picture".to_vec(),
+                _ => gradient(i as u8, self.0),
+            };
+            Ok(Sample { key: self.key(i), image, ..Sample::default() })
+        }
+        fn key(&self, i: usize) -> String {
+            format!("c{i}")
+        }
+        fn class_names(&self) -> Option<&[String]> {
+            None
+        }
+    }
+
+    /// No two crops of it are the same.
+    fn gradient(i: u8, shade: u8) -> Vec<u8> {
+        use image::{ImageFormat, Rgb, RgbImage};
+        let mut bytes = io::Cursor::new(vec![]);
+        let pixel = |x: u32, y: u32| Rgb([i, (x * 7) as u8, (y * 7) as u8 ^ shade]);
+        RgbImage::from_fn(36, 30, pixel).write_to(&mut bytes, ImageFormat::Png).unwrap();
+        bytes.into_inner()
+    }
+
+    const K: u64 = 3;
+
+    fn transform() -> TrainTransform {
+        TrainTransform { size: 8, ..TrainTransform::default() }
+    }
+
+    fn set(dir: &Path) -> TargetSet {
+        TargetSet {
+            dir: dir.to_owned(),
+            name: "train",
+            mark: "this one".into(),
+            samples: 11,
+            crops: K,
+            shard_samples: 4,
+            tokens: 5,
+            width: 6,
+            kind: TargetKind::I8,
+        }
+    }
+
+    /// What stands in row `token` of a crop.
+    fn row(sample: u64, crop: u64, token: u64) -> Vec<u8> {
+        (0..6).map(|i| (100 * crop + 40 * token + 7 * sample + i) as u8).collect()
+    }
+
+    fn write(set: &TargetSet) {
+        let cropping = Cropping::Train(transform(), 9);
+        for shard in 0..set.shards() {
+            let samples: Vec<u64> = set.samples_of(shard).collect();
+            let decode = DecodeOptions::default();
+            let source = Arc::new(Colours(0));
+            let all = crops(source, cropping.clone(), decode, K, samples.clone(), (2, 3));
+            let mut writer = TargetWriter::create(set, shard).unwrap();
+            for (sample, views) in samples.into_iter().zip(all) {
+                for (crop, (view, _)) in (0..).zip(views.into_iter().flatten()) {
+                    let rows = (0..5).flat_map(|token| row(sample, crop, token));
+                    writer.put(sample, crop, view, &rows.collect::<Vec<u8>>()).unwrap();
+                }
+            }
+            writer.finish().unwrap();
+        }
+    }
+
+    fn written() -> (tempfile::TempDir, TargetSet) {
+        let dir = tempfile::tempdir().unwrap();
+        let set = set(dir.path());
+        write(&set);
+        (dir, set)
+    }
+
+    fn options() -> StreamOptions {
+        StreamOptions {
+            batch: 5,
+            seed: 9,
+            workers: 2,
+            max_rejected: 0.5,
+            ..StreamOptions::default()
+        }
+    }
+
+    fn replaying(set: &TargetSet) -> Stream {
+        let wanted = Box::new(|position| vec![0, 1 + position % 4]);
+        let replay = Replay { targets: Targets::open(set.clone()).unwrap(), wanted };
+        let source = Arc::new(Colours(0));
+        Stream::replaying(source, transform(), options(), 0, Some(Arc::new(replay))).unwrap()
+    }
+
+    #[test]
+    fn rows_are_read_back_and_a_damaged_one_hurts_only_who_wants_it() {
+        let (_dir, set) = written();
+        assert_eq!(std::fs::read_dir(&set.dir).unwrap().count(), 3);
+        let targets = Targets::open(set.clone()).unwrap();
+        let mut rows = vec![];
+        targets.read((6, 2), &[0, 2, 3], &mut rows).unwrap();
+        assert_eq!(rows, [0, 2, 3].map(|token| row(6, 2, token)).concat());
+        // Sample 6 is the third of shard 1; its crop 2 is the ninth there.
+        let path = set.path(1);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = set.places(1).targets as usize + (8 * 5 + 1) * 6;
+        assert_eq!(bytes[at..at + 6], row(6, 2, 1));
+        bytes[at + 3] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        let targets = Targets::open(set).unwrap();
+        targets.read((6, 2), &[0, 2, 3, 4], &mut rows).unwrap();
+        let e = targets.read((6, 2), &[0, 1], &mut rows).unwrap_err().to_string();
+        assert!(e.contains("train-000001") && e.contains("sample 6, crop 2, token 1"), "{e}");
+        assert!(targets.read((11, 0), &[0], &mut rows).is_err());
+        assert!(targets.read((0, 3), &[0], &mut rows).is_err());
+    }
+
+    #[test]
+    fn a_shard_with_any_byte_changed_or_cut_or_added_is_not_whole() {
+        let (_dir, set) = written();
+        let path = set.path(2);
+        let whole = std::fs::read(&path).unwrap();
+        assert!(set.is_whole(2, true).unwrap());
+        for i in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[i] ^= 0x04;
+            std::fs::write(&path, &damaged).unwrap();
+            assert!(!set.is_whole(2, true).unwrap(), "byte {i}");
+        }
+        for length in [0, 7, 1000, whole.len() - 1] {
+            std::fs::write(&path, &whole[..length]).unwrap();
+            assert!(!set.is_whole(2, false).unwrap());
+            let e = Targets::open(set.clone()).unwrap_err().to_string();
+            assert!(e.contains("train-000002") && e.contains("cut short"), "{e}");
+        }
+        std::fs::write(&path, [&whole[..], b"x"].concat()).unwrap();
+        assert!(Targets::open(set.clone()).unwrap_err().to_string().contains("too long"));
+        std::fs::remove_file(&path).unwrap();
+        assert!(Targets::open(set.clone()).unwrap_err().to_string().contains("is missing"));
+        // One of another cache, of the very same sizes.
+        std::fs::write(&path, &whole).unwrap();
+        let other = TargetSet { mark: "that one".into(), ..set };
+        assert!(Targets::open(other).unwrap_err().to_string().contains("of another cache"));
+    }
+
+    #[test]
+    fn a_stream_replays_the_crops_of_a_live_one_with_their_targets_over_and_over() {
+        let (_dir, set) = written();
+        let mut live = Stream::new(Arc::new(Colours(0)), transform(), options(), 0).unwrap();
+        let mut replayed = replaying(&set);
+        let mut of_first = std::collections::BTreeMap::new();
+        for step in 0..20 {
+            let (ours, theirs) = (replayed.next_batch().unwrap(), live.next_batch().unwrap());
+            assert_eq!(ours.items, theirs.items);
+            let whole_epochs = (5 * step + 4) / 11 < K;
+            assert_eq!(ours.pixels == theirs.pixels, whole_epochs, "step {step}");
+            for (i, item) in ours.items.iter().enumerate() {
+                let (sample, crop) = (item.index as u64, item.position / 11 % K);
+                let rows = [row(sample, crop, 0), row(sample, crop, 1 + item.position % 4)];
+                assert_eq!(ours.targets[i * 12..][..12], rows.concat());
+                let pixels = ours.pixels[i * 192..][..192].to_vec();
+                assert_eq!(of_first.entry((sample, crop)).or_insert(pixels.clone()), &pixels);
+            }
+        }
+        // All crops of the ten pictures that aren't broken, but for a few that no stand-in was drawn for.
+        assert!(of_first.len() > 28, "{}", of_first.len());
+    }
+
+    #[test]
+    fn a_sample_with_damaged_targets_is_named_and_replaced() {
+        let (_dir, set) = written();
+        let path = set.path(0);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let first = set.places(0).targets as usize;
+        // All that there is of sample 0.
+        bytes[first..first + 3 * 5 * 6].fill(0);
+        std::fs::write(&path, &bytes).unwrap();
+        let mut stream = replaying(&set);
+        let batches: Vec<_> = (0..11).map(|_| stream.next_batch().unwrap()).collect();
+        assert!(batches.iter().all(|batch| batch.len() == 5 && batch.targets.len() == 60));
+        assert!(batches.iter().flat_map(|batch| &batch.items).all(|item| item.index != 0));
+        let rejected: Vec<_> = batches.iter().flat_map(|batch| &batch.rejected).collect();
+        let of = |key, reason: &str| {
+            let same = |r: &&&Rejected| r.key == key && r.kind == Fault::Targets;
+            rejected.iter().filter(same).filter(|r| r.reason.contains(reason)).count()
+        };
+        assert!(of("c0", "damaged") >= 4 && of("c5", "unusable when they were computed") >= 4);
+        assert_eq!(of("c0", "") + of("c5", ""), rejected.len(), "{rejected:?}");
+    }
+
+    #[test]
+    fn other_pictures_other_crops_and_another_number_are_refused() {
+        let (_dir, set) = written();
+        let targets = Targets::open(set.clone()).unwrap();
+        let decode = DecodeOptions::default();
+        let cropping = Cropping::Train(transform(), 9);
+        targets.are_of(&Colours(0), &cropping, &decode).unwrap();
+        let e = targets.are_of(&Colours(64), &cropping, &decode).unwrap_err().to_string();
+        assert!(e.contains("other train data: c0, sample 0"), "{e}");
+        let flat = TrainTransform { scale: (0.9, 1.0), ..transform() };
+        assert!(targets.are_of(&Colours(0), &Cropping::Train(flat, 9), &decode).is_err());
+        // Who has a picture and its targets is told when they don't belong together.
+        let mut rows = vec![];
+        let e = targets.read_for((1, 0), &[7; 192], &[0], &mut rows).unwrap_err().to_string();
+        assert!(e.contains("sample 1, crop 0, isn't the picture"), "{e}");
+        let e = targets.read_for((5, 0), &[7; 192], &[0], &mut rows).unwrap_err().to_string();
+        assert!(e.contains("sample 5 was unusable"), "{e}");
+        struct Fewer;
+        impl Source for Fewer {
+            fn len(&self) -> usize {
+                10
+            }
+            fn read(&self, i: usize) -> Result<Sample, DataError> {
+                Colours(0).read(i)
+            }
+            fn key(&self, i: usize) -> String {
+                Colours(0).key(i)
+            }
+            fn class_names(&self) -> Option<&[String]> {
+                None
+            }
+        }
+        let e = targets.are_of(&Fewer, &cropping, &decode).unwrap_err().to_string();
+        assert!(e.contains("11 samples there, 10 here"), "{e}");
+    }
+
+    #[test]
+    fn sizes_that_would_overflow_are_no_sane_ones() {
+        let set = set(Path::new("."));
+        assert!(set.is_sane());
+        assert!(!TargetSet { crops: 0, ..set.clone() }.is_sane());
+        assert!(!TargetSet { shard_samples: 0, ..set.clone() }.is_sane());
+        assert!(!TargetSet { shard_samples: u64::MAX, ..set.clone() }.is_sane());
+        assert!(!TargetSet { samples: 1 << 50, ..set }.is_sane());
+    }
+
+    #[test]
+    fn an_unfinished_shard_leaves_nothing_and_one_process_writes_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let set = set(dir.path());
+        drop(TargetWriter::create(&set, 0).unwrap());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        let held = lock(dir.path()).unwrap();
+        assert!(lock(dir.path()).unwrap_err().to_string().contains("another process"));
+        drop(held);
+        lock(dir.path()).unwrap();
     }
 }

@@ -22,7 +22,9 @@ use torch_ext::{Precision, autocast};
 use uta_data::targets::{
     Cropping, Replay, TargetKind, TargetSet, TargetWriter, Targets, View, Wanted, crops, lock,
 };
-use uta_data::{Batch, DecodeOptions, EvalTransform, PairOptions, Source, TrainTransform, progress};
+use uta_data::{
+    Batch, DecodeOptions, EvalTransform, PairOptions, Source, TrainTransform, progress,
+};
 use uta_model::{Clip, ClipConfig, Origin, safetensors_io};
 
 use crate::recipe::{PrecisionName, Recipe, Teacher, device};
@@ -130,11 +132,7 @@ struct Part {
 /// # Errors
 /// When the folder holds the targets of another teacher, of other crops or data, or stored otherwise; when the teacher or the
 /// data can't be read, or the disk is full.
-pub fn make(
-    recipe: &Recipe,
-    dir: &Path,
-    options: &CacheOptions,
-) -> Result<Made, TrainError> {
+pub fn make(recipe: &Recipe, dir: &Path, options: &CacheOptions) -> Result<Made, TrainError> {
     let device = device(&recipe.train.device, 0).map_err(|message| wrong("train.device", message))?;
     let data = &recipe.data;
     let train = open(&data.train, &data.pairs)?;
@@ -185,8 +183,9 @@ pub fn make(
     if begun {
         let there = Manifest::read(dir)?;
         if let Some(differs) = difference(&there, &manifest) {
-            let message =
-                format!("holds other targets: {differs}; choose another folder, or remove this one");
+            let message = format!(
+                "holds other targets: {differs}; choose another folder, or remove this one"
+            );
             return Err(TrainError::run(dir, message));
         }
         // Data of the same size may be other data.
@@ -271,7 +270,8 @@ impl Maker {
     fn fill(&mut self, part: &Part, missing: &[u64]) -> Result<(), TrainError> {
         let set = &part.set;
         let samples: Vec<u64> = missing.iter().flat_map(|&shard| set.samples_of(shard)).collect();
-        let (all, done) = (set.samples * set.crops, (set.samples - samples.len() as u64) * set.crops);
+        let (all, done) =
+            (set.samples * set.crops, (set.samples - samples.len() as u64) * set.crops);
         let bar = progress::bar(all, done, "crops");
         bar.set_prefix(set.name);
         let ahead = (2 * self.batch as u64).div_ceil(set.crops);

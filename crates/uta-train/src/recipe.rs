@@ -576,7 +576,9 @@ impl Recipe {
         match self.task {
             TaskKind::Align => match &self.teacher {
                 None | Some(Teacher { path: None, arch: None, cache: None }) => {
-                    return Err("teacher: task \"align\" needs teacher.path or teacher.cache".into());
+                    return Err(
+                        "teacher: task \"align\" needs teacher.path or teacher.cache".into()
+                    );
                 }
                 Some(_) => {}
             },

@@ -93,7 +93,10 @@ impl Display for Report {
             writeln!(f, "  unusable       {} images", made.rejected)?;
         }
         if let Some((mean, least)) = made.cosine {
-            writeln!(f, "  cosine         {mean:.6} of stored to exact tokens, {least:.6} at least")?;
+            writeln!(
+                f,
+                "  cosine         {mean:.6} of stored to exact tokens, {least:.6} at least"
+            )?;
         }
         write!(f, "use it with: uta train RECIPE --set teacher.cache={}", path.display())
     }

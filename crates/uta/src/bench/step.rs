@@ -179,7 +179,12 @@ fn measure(args: &Args, recipe: &Recipe, device: Device, batch: usize) -> anyhow
     let mut pictures = Pictures { batch, size: student.image_size as usize, step: 0 };
     let fixed = autocast(device, precision, || {
         let first = pictures.next();
-        task.target(&first, &task.images(&first), task.kept(&first, Mode::Train).as_ref(), Mode::Train)
+        task.target(
+            &first,
+            &task.images(&first),
+            task.kept(&first, Mode::Train).as_ref(),
+            Mode::Train,
+        )
     })?;
     let cached = match args.part {
         Part::Cached => Some(Cached::new(&target)?),

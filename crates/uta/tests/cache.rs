@@ -1,0 +1,320 @@
+//! `uta cache` and runs with `teacher.cache`, as their users and their accidents meet them.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::{json, mistake, uta};
+use serde_json::{Map, Value};
+
+const MODEL: &str =
+    "image_size = 16\npatch_size = 4\nwidth = 16\ndepth = 2\nheads = 2\nhidden = 32\nout = 16\n";
+
+/// A folder with 40 small captioned pictures, a teacher and a student's recipe.
+struct World {
+    dir: tempfile::TempDir,
+}
+
+impl World {
+    fn new() -> World {
+        let world = World { dir: tempfile::tempdir().unwrap() };
+        world.pictures("pictures", 0);
+        let common = "[data]\ntrain = [\"pictures\"]\nval = [\"pictures\"]\nworkers = 2\n[optim]\nlr = 1e-3\n[schedule]\nwarmup = 4\n\
+             [checkpoint]\nevery = 3\n[train]\nsteps = 24\nbatch = 8\nlog_every = 1\ndevice = \"cpu\"\nseed = 5\n";
+        let text = "[model.text]\ncontext_length = 12\nvocab_size = 1000\nwidth = 16\nheads = 2\nlayers = 1\nout = 16\n";
+        let clip = format!("task = \"contrastive\"\n[model]\n{MODEL}{text}{common}");
+        fs::write(world.path("clip.toml"), clip).unwrap();
+        let eval = "[eval]\nevery = 8\n[[eval.sets]]\nname = \"pictures\"\nkind = \"retrieval\"\ndata = \"pictures\"\n";
+        let align = format!(
+            "task = \"align\"\n[model]\n{MODEL}drop_path = 0.2\n[teacher]\npath = \"teacher\"\n[mask]\nratio = 0.5\n{common}accumulate = 2\nema = 0.9\n{eval}"
+        );
+        fs::write(world.path("align.toml"), align).unwrap();
+        world.does("train clip.toml --out teacher --set train.steps=2");
+        world
+    }
+
+    fn pictures(&self, name: &str, shade: u32) {
+        let pictures = self.path(name);
+        fs::create_dir(&pictures).unwrap();
+        for i in 0..40u32 {
+            let colour = |x: u32, y: u32| {
+                image::Rgb([(x * 12 + i) as u8, (y * 12) as u8, (i * 6 + shade) as u8])
+            };
+            let file = pictures.join(format!("p{i:02}"));
+            image::RgbImage::from_fn(20, 20, colour).save(file.with_extension("png")).unwrap();
+            fs::write(file.with_extension("txt"), format!("picture {i}")).unwrap();
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Its words on standard error.
+    fn does(&self, args: &str) -> String {
+        let out = uta(self.dir.path(), args);
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.success(), "{args}: {text}");
+        text
+    }
+
+    /// The last line, of a mistake.
+    fn refuses(&self, args: &str, words: &[&str]) {
+        let out = uta(self.dir.path(), args);
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(2), "{args}: {text}");
+        let last = text.lines().last().unwrap_or_default();
+        assert!(
+            last.starts_with("uta: ") && words.iter().all(|w| last.contains(w)),
+            "{args}: {text}"
+        );
+    }
+
+    /// The files of a cache by their names.
+    fn files(&self, cache: &str) -> BTreeMap<String, Vec<u8>> {
+        let files = fs::read_dir(self.path(cache)).unwrap().map(|entry| entry.unwrap());
+        files
+            .map(|e| (e.file_name().to_string_lossy().into_owned(), fs::read(e.path()).unwrap()))
+            .filter(|(name, _)| name != ".lock")
+            .collect()
+    }
+}
+
+/// The lines of metrics.jsonl without what depends on the clock.
+fn metrics(run: &Path) -> Vec<Map<String, Value>> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let line = |line| {
+        let mut line: Map<String, Value> = serde_json::from_str(line).unwrap();
+        line.retain(|key, _| key != "images_per_second" && key != "data_wait");
+        line
+    };
+    text.lines().map(line).collect()
+}
+
+/// `targets` of a shard as floats, and E: by the file's own header.
+fn targets(file: &Path) -> (Vec<f32>, usize) {
+    let bytes = fs::read(file).unwrap();
+    let (length, rest) = bytes.split_first_chunk::<8>().unwrap();
+    let length = u64::from_le_bytes(*length) as usize;
+    let header: Value = serde_json::from_slice(&rest[..length]).unwrap();
+    let about = &header["targets"];
+    let at = |i: usize| length + about["data_offsets"][i].as_u64().unwrap() as usize;
+    let data = &rest[at(0)..at(1)];
+    let values = match about["dtype"].as_str().unwrap() {
+        "I8" => data.iter().map(|&b| f32::from(b as i8)).collect(),
+        _ => data.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+    };
+    (values, about["shape"][2].as_u64().unwrap() as usize)
+}
+
+#[test]
+fn a_run_from_an_exact_cache_has_the_losses_of_one_with_the_teacher_and_needs_none() {
+    let world = World::new();
+    world.does("train align.toml --out live");
+    world.does("cache align.toml --out exact --crops 5 --store f32");
+    world.does("cache align.toml --out bytes --crops 5");
+    fs::remove_dir_all(world.path("teacher")).unwrap();
+    world.does("train align.toml --out run --set teacher.cache=exact");
+    world.does("train align.toml --out rough --set teacher.cache=bytes");
+    let (live, ours) = (metrics(&world.path("live")), metrics(&world.path("run")));
+    let rough = metrics(&world.path("rough"));
+    assert_eq!(live.len(), ours.len());
+    let mut compared = 0;
+    for ((live, ours), rough) in live.iter().zip(&ours).zip(&rough) {
+        assert_eq!(live.keys().collect::<Vec<_>>(), ours.keys().collect::<Vec<_>>());
+        for key in live.keys() {
+            let (Some(a), Some(b)) = (live[key].as_f64(), ours[key].as_f64()) else { continue };
+            assert!((a - b).abs() <= 2e-5 * a.abs().max(1.0), "{key}: {live:?} {ours:?}");
+            if key == "loss" {
+                compared += 1;
+                let c = rough[key].as_f64().unwrap();
+                assert!((a - c).abs() < 2e-3, "{live:?} {rough:?}");
+            }
+        }
+    }
+    // Steps, and validation before the first and after each eighth.
+    assert_eq!(compared, 24 + 4);
+    assert!(live.iter().any(|line| line.get("eval").is_some_and(|eval| eval == "pictures")));
+}
+
+#[test]
+fn bytes_point_where_the_small_clips_tokens_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap();
+    let emoji = root.join("tests/golden/zeroshot/twemoji-small.tar");
+    let command = format!(
+        "cache {} --set teacher.path={} --set data.train={} --set data.val=[] --set eval.sets=[] --crops 2 --json --out",
+        root.join("recipes/mini/uta-emoji.toml").display(),
+        root.join("assets/clip-emoji").display(),
+        emoji.display()
+    );
+    let made = json(dir.path(), &format!("{command} bytes"));
+    json(dir.path(), &format!("{command} exact --store f32"));
+    let (exact, e) = targets(&dir.path().join("exact/train-000000.safetensors"));
+    let (bytes, _) = targets(&dir.path().join("bytes/train-000000.safetensors"));
+    assert_eq!((exact.len(), e), (bytes.len(), 128));
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+    let cosines: Vec<f64> = exact
+        .chunks_exact(e)
+        .zip(bytes.chunks_exact(e))
+        .map(|(a, b)| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt())
+        .collect();
+    // 17 tokens of two crops of each picture.
+    assert!(cosines.len() > 1000 && cosines.len().is_multiple_of(34), "{}", cosines.len());
+    let least = cosines.iter().copied().fold(1.0, f64::min);
+    let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
+    assert!(least > 0.999 && mean > 0.9998, "{mean} {least}");
+    let told = |i: usize| made["cosine"][i].as_f64().unwrap();
+    assert!((told(0) - mean).abs() < 1e-5 && (told(1) - least).abs() < 1e-5, "{made}");
+}
+
+#[test]
+fn a_cache_killed_ten_times_is_the_same_to_the_last_byte_as_an_undisturbed_one() {
+    let world = World::new();
+    let cache = "cache align.toml --crops 3 --shard-samples 3 --batch 4 --out";
+    world.does(&format!("{cache} whole"));
+    for kills in 0..10 {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_uta"))
+            .args(format!("{cache} killed").split(' '))
+            .current_dir(world.dir.path())
+            .stderr(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(60 + 17 * kills));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let made = json(world.dir.path(), &format!("{cache} killed --json"));
+    assert_eq!(made["shards"], 28);
+    let mut killed = world.files("killed");
+    killed.retain(|name, _| !name.ends_with(".tmp"));
+    assert!(killed == world.files("whole"));
+    // Nothing is left to do.
+    let again = json(world.dir.path(), &format!("{cache} killed --json"));
+    assert_eq!((&again["kept"], &again["computed"]), (&28.into(), &0.into()));
+    assert!(again["cosine"].is_null());
+}
+
+#[test]
+fn a_cache_of_another_teacher_other_crops_or_data_is_refused_by_what_differs() {
+    let world = World::new();
+    world.does("train clip.toml --out other --set train.steps=1 --set train.seed=8");
+    world.pictures("shaded", 1);
+    world.does("cache align.toml --out cache --crops 2");
+    let holds = "cache: holds other targets";
+    for (args, words) in [
+        ("--set teacher.path=other", ["teacher.sha256", "there"]),
+        ("--set train.seed=6", ["crops.seed is 5 there, 6 here", holds]),
+        ("--set data.transforms.hflip=0.1", ["crops.transforms.hflip is 0.5 there, 0.1", holds]),
+        ("--crops 3", ["crops.count is 2 there, 3 here", holds]),
+        ("--store f16", ["targets.kind is \"i8\" there, \"f16\" here", holds]),
+        ("--set data.val=[]", ["data.val is 40 there, 0 here", holds]),
+        ("--set data.train=shaded", ["other train data", "p00, sample 0"]),
+    ] {
+        let crops = if args.starts_with("--crops") { "" } else { "--crops 2" };
+        world.refuses(&format!("cache align.toml --out cache {crops} {args}"), &words);
+    }
+    let train = "train align.toml --out run --set teacher.cache=cache";
+    for (args, words) in [
+        ("--set teacher.path=other", vec!["no cache for this recipe", "teacher.sha256 is"]),
+        ("--set data.transforms.hflip=0.1", vec!["crops.transforms.hflip is 0.5 there, 0.1 here"]),
+        ("--set data.orient=true", vec!["crops.orient is false there, true here"]),
+        ("--set data.train=shaded", vec!["other train data", "p00, sample 0"]),
+        ("--set data.train=[\"pictures\",\"shaded\"]", vec!["40 samples there, 80 here"]),
+        ("--set data.val=shaded", vec!["other val data", "p00, sample 0"]),
+        ("--set data.repeats=4", vec!["data.repeats = 4", "has 2 crops"]),
+        ("--set model.out=8", vec!["model.out = 8", "the teacher's, 16"]),
+        ("--set teacher.cache=pictures", vec!["pictures", "holds no cache", "uta cache"]),
+    ] {
+        world.refuses(&format!("{train} {args}"), &words);
+    }
+    assert!(!world.path("run").exists(), "a run was begun");
+    // Another order, other masks: seeds of their own. And two views of a picture are two crops.
+    world.does(&format!("{train} --set train.seed=77 --set data.repeats=2"));
+    let bad = mistake(world.dir.path(), "cache clip.toml --out none");
+    assert!(bad.contains("only \"align\" has a teacher"), "{bad}");
+}
+
+#[test]
+fn damage_is_found_told_and_mended() {
+    let world = World::new();
+    let cache = "cache align.toml --out cache --crops 2 --shard-samples 8";
+    world.does(cache);
+    let whole = world.files("cache");
+    let shard = world.path("cache/train-000001.safetensors");
+    let bytes = fs::read(&shard).unwrap();
+
+    fs::write(&shard, &bytes[..bytes.len() / 2]).unwrap();
+    let train = "train align.toml --set teacher.cache=cache --set data.max_rejected=0.9 --out";
+    world.refuses(&format!("{train} cut"), &["train-000001", "cut short", "uta cache again"]);
+    world.does(cache);
+    assert!(world.files("cache") == whole, "a cut shard wasn't made anew");
+
+    // One bit in each crop's row of [CLS].
+    let mut damaged = bytes.clone();
+    let rows = 16 * 17 * 16;
+    let first = damaged.len() - rows;
+    (0..16).for_each(|crop| damaged[first + crop * 17 * 16] ^= 1);
+    fs::write(&shard, &damaged).unwrap();
+    let log = world.does(&format!("{train} flipped"));
+    assert!(log.contains("unusable sample p08") && log.contains("damaged: sample 8"), "{log}");
+    let last = metrics(&world.path("flipped")).into_iter().rev();
+    let counted = last.filter_map(|line| line.get("rejected_samples")?.as_u64()).next().unwrap();
+    let named = fs::read_to_string(world.path("flipped/rejected.jsonl")).unwrap();
+    assert!(counted > 0 && named.lines().count() as u64 == counted);
+    assert!(named.lines().all(|line| line.contains("\"kind\":\"targets\"")), "{named}");
+    world.does(cache);
+    assert!(world.files("cache") != whole);
+    let mended = json(world.dir.path(), &format!("{cache} --check --json"));
+    assert_eq!((&mended["kept"], &mended["computed"]), (&9.into(), &16.into()));
+    assert!(world.files("cache") == whole);
+
+    fs::write(world.path("cache/cache.json"), "{}").unwrap();
+    world.refuses(&format!("{train} none"), &["cache.json", "is no cache's"]);
+}
+
+#[test]
+fn a_run_from_a_cache_resumes_as_if_nothing_had_happened() {
+    let world = World::new();
+    world.does("cache align.toml --out cache --crops 2 --store f16");
+    fs::remove_dir_all(world.path("teacher")).unwrap();
+    let train = "train align.toml --set teacher.cache=cache --out";
+    world.does(&format!("{train} whole"));
+    world.does(&format!("{train} kept --set checkpoint.keep=8"));
+    for step in [15, 18, 21, 24] {
+        fs::remove_dir_all(world.path(&format!("kept/checkpoints/step-000000{step}"))).unwrap();
+    }
+    world.does("train --resume kept");
+    assert_eq!(metrics(&world.path("kept")), metrics(&world.path("whole")));
+    let model = |run: &str| fs::read(world.path(run).join("model.safetensors")).unwrap();
+    assert!(model("kept") == model("whole"), "the final weights differ");
+}
+
+/// The limit on the size of a file stands for a full disk: both are a write that fails half-way.
+#[test]
+fn a_full_disk_is_one_line_and_whole_shards_stay() {
+    let world = World::new();
+    let cache = "cache align.toml --out cache --crops 2 --shard-samples 8";
+    world.does(cache);
+    let whole = world.files("cache");
+    fs::remove_file(world.path("cache/train-000003.safetensors")).unwrap();
+    let limited = format!("trap '' XFSZ; ulimit -f 4; exec \"$0\" {cache}");
+    let out = Command::new("sh")
+        .args(["-c", &limited, env!("CARGO_BIN_EXE_uta")])
+        .current_dir(world.dir.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{text}");
+    let last = text.lines().last().unwrap_or_default();
+    assert!(last.contains("train-000003") && last.contains("make room"), "{text}");
+    assert_eq!(world.files("cache").len(), whole.len() - 1, "half a shard stayed");
+    world.does(cache);
+    assert!(world.files("cache") == whole);
+}

@@ -453,11 +453,14 @@ impl Drop for TargetWriter<'_> {
     }
 }
 
+/// An open shard, by its number.
+type Slot = Mutex<Option<(u64, Arc<File>)>>;
+
 /// The targets of a source, for reading from any thread.
 pub struct Targets {
     set: TargetSet,
     /// A shard may only be in the slot of its number modulo their count.
-    files: Vec<Mutex<Option<(u64, Arc<File>)>>>,
+    files: Vec<Slot>,
 }
 
 impl Targets {

@@ -23,7 +23,7 @@ use uta_data::targets::{
     Cropping, Replay, TargetKind, TargetSet, TargetWriter, Targets, View, Wanted, crops, lock,
 };
 use uta_data::{
-    Batch, DecodeOptions, EvalTransform, PairOptions, Source, TrainTransform, progress,
+    Batch, DecodeOptions, EvalTransform, PairOptions, Set, Source, TrainTransform, progress,
 };
 use uta_model::{Clip, ClipConfig, Origin, safetensors_io};
 
@@ -138,7 +138,10 @@ pub fn make(recipe: &Recipe, dir: &Path, options: &CacheOptions) -> Result<Made,
     let train = open(&data.train, &data.pairs)?;
     let val = match data.val.as_slice() {
         [] => None,
-        val => Some(open(val, data.val_pairs.as_ref().unwrap_or(&data.pairs))?),
+        val => {
+            let sets: Vec<Set> = val.iter().map(|set| set.as_str().into()).collect();
+            Some(open(&sets, data.val_pairs.as_ref().unwrap_or(&data.pairs))?)
+        }
     };
     let teacher = match &recipe.teacher {
         Some(teacher) => teacher,
@@ -197,7 +200,8 @@ pub fn make(recipe: &Recipe, dir: &Path, options: &CacheOptions) -> Result<Made,
     tch::manual_seed(recipe.train.seed as i64);
     let mut teacher = load_teacher(teacher, device)?;
     let text = text_of(&teacher);
-    if !text.is_empty() && !(begun && dir.join(TEXT).exists()) {
+    let there = begun && dir.join(TEXT).exists();
+    if !text.is_empty() && !there {
         safetensors_io::save(&text, &dir.join(TEXT), &BTreeMap::new(), None)?;
     }
     if !begun {
@@ -245,8 +249,8 @@ pub fn make(recipe: &Recipe, dir: &Path, options: &CacheOptions) -> Result<Made,
     })
 }
 
-fn open(specs: &[String], pairs: &PairOptions) -> Result<Arc<dyn Source>, TrainError> {
-    let source = uta_data::open_with(specs, pairs)?;
+fn open(sets: &[Set], pairs: &PairOptions) -> Result<Arc<dyn Source>, TrainError> {
+    let source = uta_data::open_sets(sets, pairs)?;
     source.problems().iter().for_each(|problem| tracing::warn!("{problem}"));
     Ok(source)
 }

@@ -15,7 +15,7 @@ use crate::error::Usage;
 
 /// Compute the teacher's targets once, for runs that then need no teacher
 ///
-/// For K seeded crops of every training image, and for every validation image, the teacher's tokens ([CLS] and all patches)
+/// For K seeded crops of every training image, and for every validation image, the teacher's tokens, `[CLS]` and all patches,
 /// are stored as the loss sees them. A run with teacher.cache = DIR replays these crops, a different one each epoch and over
 /// and over, draws masks anew, and reads the kept tokens' rows alone. The cosine asks for directions only, so a byte a
 /// number is enough. It may be interrupted at any time: the same command goes on.

@@ -28,7 +28,7 @@ pub struct Align {
 /// Where the teacher's tokens come from.
 enum Targets {
     Live(Box<Clip>),
-    Cached(Cache),
+    Cached(Box<Cache>),
 }
 
 /// The teacher of a recipe: at its path, or of random weights.
@@ -61,7 +61,8 @@ impl Align {
         })?;
         let student = student(recipe, cache.teacher(), device)?;
         cache.copy_text(&student)?;
-        Ok(Align::assemble(student, Targets::Cached(cache), (masks, validation_masks), seed))
+        let targets = Targets::Cached(Box::new(cache));
+        Ok(Align::assemble(student, targets, (masks, validation_masks), seed))
     }
 
     /// With a teacher that is here already.

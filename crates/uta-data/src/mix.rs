@@ -189,7 +189,7 @@ mod tests {
             index: i,
         };
         let items = classes.iter().enumerate().map(item).collect();
-        Batch { index: 0, size, pixels, items, rejected: vec![], epoch: 0.0 }
+        Batch { index: 0, size, pixels, items, targets: vec![], rejected: vec![], epoch: 0.0 }
     }
 
     fn numbers(value: &Value) -> Vec<f64> {

@@ -318,7 +318,7 @@ impl View {
 #[derive(Clone, Debug)]
 pub enum Cropping {
     /// Crop number c of sample i as a training stream of this seed draws it in epoch c.
-    Train(TrainTransform, u64),
+    Train(Box<TrainTransform>, u64),
     /// The one view of evaluation.
     Eval(EvalTransform),
 }
@@ -704,7 +704,7 @@ mod tests {
     }
 
     fn write(set: &TargetSet) {
-        let cropping = Cropping::Train(transform(), 9);
+        let cropping = Cropping::Train(Box::new(transform()), 9);
         for shard in 0..set.shards() {
             let samples: Vec<u64> = set.samples_of(shard).collect();
             let decode = DecodeOptions::default();
@@ -846,12 +846,12 @@ mod tests {
         let (_dir, set) = written();
         let targets = Targets::open(set.clone()).unwrap();
         let decode = DecodeOptions::default();
-        let cropping = Cropping::Train(transform(), 9);
+        let cropping = Cropping::Train(Box::new(transform()), 9);
         targets.are_of(&Colours(0), &cropping, &decode).unwrap();
         let e = targets.are_of(&Colours(64), &cropping, &decode).unwrap_err().to_string();
         assert!(e.contains("other train data: c0, sample 0"), "{e}");
         let flat = TrainTransform { scale: (0.9, 1.0), ..transform() };
-        assert!(targets.are_of(&Colours(0), &Cropping::Train(flat, 9), &decode).is_err());
+        assert!(targets.are_of(&Colours(0), &Cropping::Train(Box::new(flat), 9), &decode).is_err());
         // Who has a picture and its targets is told when they don't belong together.
         let mut rows = vec![];
         let e = targets.read_for((1, 0), &[7; 192], &[0], &mut rows).unwrap_err().to_string();

@@ -133,7 +133,8 @@ struct Part {
 /// When the folder holds the targets of another teacher, of other crops or data, or stored otherwise; when the teacher or the
 /// data can't be read, or the disk is full.
 pub fn make(recipe: &Recipe, dir: &Path, options: &CacheOptions) -> Result<Made, TrainError> {
-    let device = device(&recipe.train.device, 0).map_err(|message| wrong("train.device", message))?;
+    let device =
+        device(&recipe.train.device, 0).map_err(|message| wrong("train.device", message))?;
     let data = &recipe.data;
     let train = open(&data.train, &data.pairs)?;
     let val = match data.val.as_slice() {
@@ -571,7 +572,7 @@ impl Manifest {
     fn cropping(&self, val: bool) -> Cropping {
         match val {
             true => Cropping::Eval(EvalTransform::new(self.crops.transforms.size)),
-            false => Cropping::Train(self.crops.transforms.clone(), self.crops.seed),
+            false => Cropping::Train(Box::new(self.crops.transforms.clone()), self.crops.seed),
         }
     }
 

@@ -50,7 +50,7 @@ fn pairs(from: usize, to: usize) -> Batch {
     });
     let pixels = (from..to).flat_map(|i| (0..768).map(move |p| (i * 53 + p * p * 7 + p / 3) as u8));
     let (items, pixels) = (items.collect(), pixels.collect());
-    Batch { index: 0, size: 16, pixels, items, rejected: vec![], epoch: 0.0 }
+    Batch { index: 0, size: 16, pixels, items, targets: vec![], rejected: vec![], epoch: 0.0 }
 }
 
 fn task(group: &Rc<ProcessGroup>) -> Box<dyn Task> {

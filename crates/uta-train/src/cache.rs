@@ -431,7 +431,7 @@ impl Cache {
         dir: &Path,
         wanted: impl FnOnce(&ClipConfig) -> Result<Box<Wanted>, TrainError>,
     ) -> Result<Cache, TrainError> {
-        let manifest = Manifest::read(dir)?;
+        let mut manifest = Manifest::read(dir)?;
         let mut ours = manifest.clone();
         ours.crops = Crops {
             // Any number of any seed will do.
@@ -451,6 +451,8 @@ impl Cache {
             let message = format!("is no cache for this recipe: {differs}; see uta cache --help");
             return Err(TrainError::run(dir, message));
         }
+        // The same, with what follows from the model and isn't written.
+        manifest.crops.transforms = recipe.data.transforms.clone();
         let (repeats, count) = (recipe.data.repeats as u64, manifest.crops.count);
         if repeats > count {
             let message = format!("data.repeats = {repeats}: {} has {count} crops", dir.display());

@@ -139,16 +139,22 @@ fn adjust_hue(view: &mut [u8], shift: f32) {
         let p = (value * (1.0 - saturation)).clamp(0.0, 1.0);
         let q = (value * (1.0 - saturation * fraction)).clamp(0.0, 1.0);
         let t = (value * (1.0 - saturation * (1.0 - fraction))).clamp(0.0, 1.0);
-        let rgb = match sector as u32 % 6 {
-            0 => [value, t, p],
-            1 => [q, value, p],
-            2 => [p, value, t],
-            3 => [p, q, value],
-            4 => [t, p, value],
-            _ => [value, p, q],
-        };
+        let rgb = in_sector(sector as u32 % 6, value, [p, q, t]);
         // torchvision's convert_image_dtype: just below 256, so that 1.0 gives 255.
         *pixel = rgb.map(|channel| (channel * (256.0 - 1e-3)) as u8);
+    }
+}
+
+/// Red, green and blue in one of the six sectors of the hue: the value, the lowest level `p`, and what falls (`q`) or rises
+/// (`t`) in between.
+fn in_sector(sector: u32, value: f32, [p, q, t]: [f32; 3]) -> [f32; 3] {
+    match sector {
+        0 => [value, t, p],
+        1 => [q, value, p],
+        2 => [p, value, t],
+        3 => [p, q, value],
+        4 => [t, p, value],
+        _ => [value, p, q],
     }
 }
 
@@ -268,15 +274,7 @@ fn rgb([hue, saturation, value]: [u8; 3]) -> [u8; 3] {
     let p = value * (1.0 - saturation);
     let q = value * (1.0 - saturation * fraction);
     let t = value * (1.0 - saturation * (1.0 - fraction));
-    let rgb = match sector as u32 {
-        0 => [value, t, p],
-        1 => [q, value, p],
-        2 => [p, value, t],
-        3 => [p, q, value],
-        4 => [t, p, value],
-        _ => [value, p, q],
-    };
-    rgb.map(|channel| (channel * 255.0) as u8)
+    in_sector(sector as u32, value, [p, q, t]).map(|channel| (channel * 255.0) as u8)
 }
 
 #[cfg(test)]

@@ -249,9 +249,14 @@ impl TargetSet {
         Ok(Some(view))
     }
 
-    fn damaged(&self, place: &Place, what: &str) -> DataError {
+    /// The sample and which of its crops.
+    fn crop_at(&self, place: &Place) -> (u64, u64) {
         let sample = self.samples_of(place.shard).start + place.r / self.crops;
-        let crop = place.r % self.crops;
+        (sample, place.r % self.crops)
+    }
+
+    fn damaged(&self, place: &Place, what: &str) -> DataError {
+        let (sample, crop) = self.crop_at(place);
         let redo = "run uta cache again with --check, which makes the shard anew";
         let reason = format!("damaged: sample {sample}, crop {crop}, {what}; {redo}");
         DataError::Targets { path: self.path(place.shard), reason }
@@ -334,13 +339,21 @@ impl Cropping {
     /// `[size, size, 3]` bytes.
     fn view(&self, image: &[u8], decode: &DecodeOptions, state: u64) -> Result<Vec<u8>, DataError> {
         match self {
-            Cropping::Train(transform, _) => {
-                let views = transform.views(image, decode, &mut [Rng::from_state(state)])?;
-                Ok(views.into_iter().next().expect("a view for the one generator"))
-            }
+            Cropping::Train(transform, _) => drawn(transform, image, decode, state),
             Cropping::Eval(transform) => transform.view(image, decode),
         }
     }
+}
+
+/// The view that a generator of this state draws, `[size, size, 3]` bytes.
+fn drawn(
+    transform: &TrainTransform,
+    image: &[u8],
+    decode: &DecodeOptions,
+    state: u64,
+) -> Result<Vec<u8>, DataError> {
+    let views = transform.views(image, decode, &mut [Rng::from_state(state)])?;
+    Ok(views.into_iter().next().expect("a view for the one generator"))
 }
 
 /// The first `count` crops of each of `samples`, in order, with their pixels; made in `workers` threads, `ahead` samples ahead.
@@ -531,21 +544,39 @@ impl Targets {
         rows: &[u64],
         into: &mut Vec<u8>,
     ) -> Result<(), DataError> {
+        let (place, view) = self.usable(sample, crop)?;
+        self.read_seen(&place, view, pixels, rows, into)
+    }
+
+    /// Where a crop is, and what came of it.
+    fn usable(&self, sample: u64, crop: u64) -> Result<(Place, View), DataError> {
         let place = self.place(sample, crop)?;
-        let view = self.set.view(&place)?.ok_or_else(|| self.unusable(&place))?;
+        match self.set.view(&place)? {
+            Some(view) => Ok((place, view)),
+            None => {
+                let reason = format!("sample {sample} was unusable when they were computed");
+                Err(DataError::Targets { path: self.set.path(place.shard), reason })
+            }
+        }
+    }
+
+    /// The rows of a crop whose view is known, if `pixels` are what came of it.
+    fn read_seen(
+        &self,
+        place: &Place,
+        view: View,
+        pixels: &[u8],
+        rows: &[u64],
+        into: &mut Vec<u8>,
+    ) -> Result<(), DataError> {
         if view.crc != crc32c(pixels) {
+            let (sample, crop) = self.set.crop_at(place);
             let reason = format!(
                 "sample {sample}, crop {crop}, isn't the picture that the targets are of: it, or how it is decoded or cropped, has changed"
             );
             return Err(DataError::Targets { path: self.set.path(place.shard), reason });
         }
-        self.set.read(&place, rows, into)
-    }
-
-    fn unusable(&self, place: &Place) -> DataError {
-        let sample = self.set.samples_of(place.shard).start + place.r / self.set.crops;
-        let reason = format!("sample {sample} was unusable when they were computed");
-        DataError::Targets { path: self.set.path(place.shard), reason }
+        self.set.read(place, rows, into)
     }
 
     /// Whether these are targets of `source`: as many samples, and some of them with the same pixels.
@@ -613,12 +644,9 @@ impl Replay {
         (index, number, position): (u64, u64, u64),
         into: &mut Vec<u8>,
     ) -> Result<Vec<u8>, DataError> {
-        let crop = number % self.targets.set.crops;
-        let place = self.targets.place(index, crop)?;
-        let view = self.targets.set.view(&place)?.ok_or_else(|| self.targets.unusable(&place))?;
-        let views = transform.views(image, decode, &mut [Rng::from_state(view.state)])?;
-        let pixels = views.into_iter().next().expect("a view for the one generator");
-        self.targets.read_for((index, crop), &pixels, &(self.wanted)(position), into)?;
+        let (place, view) = self.targets.usable(index, number % self.targets.set.crops)?;
+        let pixels = drawn(transform, image, decode, view.state)?;
+        self.targets.read_seen(&place, view, &pixels, &(self.wanted)(position), into)?;
         Ok(pixels)
     }
 }

@@ -83,8 +83,8 @@ impl Interpolation {
 }
 
 /// What is done to training images, in this order: random resized crop, flip, RandAugment or jitter, photometric distortion,
-/// gray, erasing, and to a whole batch, mixup and CutMix. A recipe's `[data.transforms]`; each transform is a field here, in a file of its own where
-/// it is long. (Another way to frame an image, such as detection's large-scale jitter, belongs beside
+/// gray, erasing, and to a whole batch, mixup and CutMix. A recipe's `[data.transforms]`; each transform is a field here, in
+/// a file of its own where it is long. (Another way to frame an image, such as detection's large-scale jitter, belongs beside
 /// [`crop_box`](TrainTransform::crop_box).)
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 use torch_ext::Precision;
+use uta_data::sha256::hex;
 use uta_model::safetensors_io::{self, Checkpoint};
 use uta_model::{Clip, ModelError, unit};
 
@@ -157,7 +158,7 @@ impl File {
             add(&list.len().to_le_bytes());
             list.iter().for_each(|line| add(line.as_bytes()));
         }
-        let name = format!("{}.safetensors", hex(hash));
+        let name = format!("{}.safetensors", hex(&hash.finalize()));
         File { path: cache.join("classifiers").join(name) }
     }
 
@@ -170,7 +171,7 @@ impl File {
             let rows = file.tensors.remove(ROWS)?;
             let sound = rows.size() == size
                 && rows.kind() == Kind::Float
-                && file.metadata.get(SHA256) == Some(&hex(Sha256::new_with_prefix(bytes(&rows))));
+                && file.metadata.get(SHA256) == Some(&checksum(&rows));
             // A copy, because the file may be replaced while it is mapped.
             sound.then(|| rows.copy())
         });
@@ -182,8 +183,7 @@ impl File {
     }
 
     fn write(&self, rows: &Tensor) {
-        let metadata =
-            BTreeMap::from([(SHA256.to_owned(), hex(Sha256::new_with_prefix(bytes(rows))))]);
+        let metadata = BTreeMap::from([(SHA256.to_owned(), checksum(rows))]);
         // Processes that build the same one must not write into each other's file.
         let own = self.path.with_extension(format!("{}.safetensors", std::process::id()));
         let tensors = [(ROWS.to_owned(), rows.shallow_clone())];
@@ -206,8 +206,8 @@ fn bytes(tensor: &Tensor) -> Vec<u8> {
     tch::no_grad(|| to_vec(&tensor.detach().contiguous().view([-1]).view_dtype(Kind::Uint8)))
 }
 
-fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+fn checksum(rows: &Tensor) -> String {
+    hex(&Sha256::digest(bytes(rows)))
 }
 
 #[cfg(test)]

@@ -8,8 +8,6 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,12 +17,11 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor, no_grad};
 use torch_ext::{Precision, autocast};
+use uta_data::sha256::{add_file, hex};
 use uta_data::targets::{
     Cropping, Replay, TargetKind, TargetSet, TargetWriter, Targets, View, Wanted, crops, lock,
 };
-use uta_data::{
-    Batch, DecodeOptions, EvalTransform, PairOptions, Set, Source, TrainTransform, progress,
-};
+use uta_data::{Batch, DecodeOptions, EvalTransform, Source, TrainTransform, progress};
 use uta_model::{Clip, ClipConfig, Origin, safetensors_io};
 
 use crate::recipe::{PrecisionName, Recipe, Teacher, device};
@@ -135,15 +132,7 @@ struct Part {
 pub fn make(recipe: &Recipe, dir: &Path, options: &CacheOptions) -> Result<Made, TrainError> {
     let device =
         device(&recipe.train.device, 0).map_err(|message| wrong("train.device", message))?;
-    let data = &recipe.data;
-    let train = open(&data.train, &data.pairs)?;
-    let val = match data.val.as_slice() {
-        [] => None,
-        val => {
-            let sets: Vec<Set> = val.iter().map(|set| set.as_str().into()).collect();
-            Some(open(&sets, data.val_pairs.as_ref().unwrap_or(&data.pairs))?)
-        }
-    };
+    let (train, val) = recipe.data.open(true)?;
     let teacher = match &recipe.teacher {
         Some(teacher) => teacher,
         None => return Err(wrong("recipe", "teacher: needs teacher.path".into())),
@@ -248,12 +237,6 @@ pub fn make(recipe: &Recipe, dir: &Path, options: &CacheOptions) -> Result<Made,
         cosine: maker.cosine.mean_and_least(),
         images_per_second: maker.computed as f64 / seconds,
     })
-}
-
-fn open(sets: &[Set], pairs: &PairOptions) -> Result<Arc<dyn Source>, TrainError> {
-    let source = uta_data::open_sets(sets, pairs)?;
-    source.problems().iter().for_each(|problem| tracing::warn!("{problem}"));
-    Ok(source)
 }
 
 /// What computes targets.
@@ -610,7 +593,7 @@ impl TeacherMark {
                 };
                 let mut hash = Sha256::new();
                 for file in files {
-                    digest(file, &mut hash).map_err(TrainError::io(file))?;
+                    add_file(&mut hash, file).map_err(TrainError::io(file))?;
                 }
                 Ok(TeacherMark { sha256: hex(&hash.finalize()), config: origin.config.clone() })
             }
@@ -621,20 +604,6 @@ impl TeacherMark {
             (None, None) => Err(wrong("recipe", "teacher: needs teacher.path".into())),
         }
     }
-}
-
-fn digest(file: &Path, hash: &mut Sha256) -> io::Result<()> {
-    let (mut file, mut buffer) = (File::open(file)?, vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(()),
-            n => hash.update(&buffer[..n]),
-        }
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What of a CLIP is not its image encoder.

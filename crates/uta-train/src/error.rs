@@ -92,11 +92,8 @@ impl From<tch::TchError> for TrainError {
 }
 
 fn hint(source: &std::io::Error) -> &'static str {
-    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-    match source.kind() {
-        StorageFull | QuotaExceeded | FileTooLarge => {
-            "; make room, then --resume: the newest checkpoint is whole"
-        }
-        _ => "",
+    match uta_data::is_full(source) {
+        true => "; make room, then --resume: the newest checkpoint is whole",
+        false => "",
     }
 }

@@ -5,11 +5,14 @@
 //! values over both.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use torch_ext::Precision;
-use uta_data::{DecodeOptions, MAX_PIXELS, OrderKind, PairOptions, Set, TrainTransform};
+use uta_data::{
+    DataError, DecodeOptions, MAX_PIXELS, OrderKind, PairOptions, Set, Source, TrainTransform,
+};
 use uta_model::{ClipConfig, TextConfig, VitConfig};
 
 use crate::mask::MaskKind;
@@ -196,10 +199,38 @@ pub struct Data {
     pub val_pairs: Option<PairOptions>,
 }
 
+/// What a run trains on, and what it validates on.
+type Sources = (Arc<dyn Source>, Option<Arc<dyn Source>>);
+
 impl Data {
     /// How images are decoded.
     pub fn decode(&self) -> DecodeOptions {
         DecodeOptions { max_pixels: self.max_pixels, orient: self.orient }
+    }
+
+    /// The sets to train on and those to validate on, where there are any. What is wrong with them is said in the log where
+    /// `tell` says so.
+    ///
+    /// # Errors
+    /// When one can't be opened.
+    pub(crate) fn open(&self, tell: bool) -> Result<Sources, DataError> {
+        let told = |source: Arc<dyn Source>| {
+            source
+                .problems()
+                .iter()
+                .filter(|_| tell)
+                .for_each(|problem| tracing::warn!("{problem}"));
+            source
+        };
+        let train = told(uta_data::open_sets(&self.train, &self.pairs)?);
+        let val = match self.val.as_slice() {
+            [] => None,
+            val => {
+                let pairs = self.val_pairs.as_ref().unwrap_or(&self.pairs);
+                Some(told(uta_data::open_with(val, pairs)?))
+            }
+        };
+        Ok((train, val))
     }
 }
 

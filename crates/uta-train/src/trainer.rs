@@ -18,8 +18,7 @@ use torch_ext::distributed::{Ddp, ProcessGroup, Reduce};
 use torch_ext::{Precision, autocast};
 use uta_data::rng::{Purpose, Rng};
 use uta_data::{
-    Batch, DataError, EvalTransform, PairOptions, Rejected, Set, Share, Source, Stream,
-    StreamOptions, progress,
+    Batch, DataError, EvalTransform, Rejected, Share, Source, Stream, StreamOptions, progress,
 };
 use uta_model::Clip;
 
@@ -540,23 +539,7 @@ impl Parts {
         let device = crate::recipe::device(&recipe.train.device, group.local_rank())
             .map_err(|message| crate::RecipeError { origin: "train.device".into(), message })?;
         group.use_device(device)?;
-        let open = |sets: &[Set], pairs: &PairOptions| -> Result<_, TrainError> {
-            let source = uta_data::open_sets(sets, pairs)?;
-            for problem in source.problems().iter().filter(|_| group.is_first()) {
-                tracing::warn!("{problem}");
-            }
-            Ok(source)
-        };
-        let train = open(&recipe.data.train, &recipe.data.pairs)?;
-        let val = match recipe.data.val.is_empty() {
-            true => None,
-            false => {
-                let pairs = recipe.data.val_pairs.as_ref().unwrap_or(&recipe.data.pairs);
-                let sets: Vec<Set> =
-                    recipe.data.val.iter().map(|set| set.as_str().into()).collect();
-                Some(open(&sets, pairs)?)
-            }
-        };
+        let (train, val) = recipe.data.open(group.is_first())?;
         recipe.settle(train.epoch());
         let task = crate::task::build(recipe, device, group)?;
         task.check_data(train.as_ref(), val.as_deref())?;

@@ -126,11 +126,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 /// A full disk loses nothing.
 fn with_hint(error: TrainError) -> anyhow::Error {
-    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     let full = match &error {
-        TrainError::Data(uta_data::DataError::Io { source, .. }) => {
-            matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge)
-        }
+        TrainError::Data(uta_data::DataError::Io { source, .. }) => uta_data::is_full(source),
         _ => false,
     };
     match full {

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -11,6 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind};
+use uta_data::sha256::{add_file, hex};
 use uta_eval::EvalOptions;
 use uta_model::{ClipConfig, Exported, Layout, Origin};
 
@@ -368,17 +367,7 @@ fn dtype_name(kind: Kind) -> String {
 
 /// Length and SHA-256 of a file.
 fn checksum(path: &Path) -> anyhow::Result<(u64, String)> {
-    let reading = || format!("reading {}", path.display());
-    let mut file = File::open(path).with_context(reading)?;
-    let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut buffer).with_context(reading)? {
-            0 => break,
-            n => {
-                hash.update(&buffer[..n]);
-                bytes += n as u64;
-            }
-        }
-    }
-    Ok((bytes, hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+    let mut hash = Sha256::new();
+    let bytes = add_file(&mut hash, path).with_context(|| format!("reading {}", path.display()))?;
+    Ok((bytes, hex(&hash.finalize())))
 }

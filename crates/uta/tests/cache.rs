@@ -2,98 +2,46 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+mod world;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{json, mistake, uta};
-use serde_json::{Map, Value};
+use serde_json::Value;
+use world::{World, metrics};
 
-const MODEL: &str =
-    "image_size = 16\npatch_size = 4\nwidth = 16\ndepth = 2\nheads = 2\nhidden = 32\nout = 16\n";
-
-/// A folder with 40 small captioned pictures, a teacher and a student's recipe.
-struct World {
-    dir: tempfile::TempDir,
+/// A teacher, and a student's recipe that masks, averages, and measures retrieval.
+fn world() -> World {
+    let world = World::with_teacher();
+    let recipe = world.path("align.toml");
+    let more = "seed = 5\n[mask]\nratio = 0.5\n[[eval.sets]]\nname = \"pictures\"\nkind = \"retrieval\"\ndata = \"pictures\"\n";
+    fs::write(&recipe, fs::read_to_string(&recipe).unwrap() + more).unwrap();
+    world
 }
 
-impl World {
-    fn new() -> World {
-        let world = World { dir: tempfile::tempdir().unwrap() };
-        world.pictures("pictures", 0);
-        let common = "[data]\ntrain = [\"pictures\"]\nval = [\"pictures\"]\nworkers = 2\n[optim]\nlr = 1e-3\n[schedule]\nwarmup = 4\n\
-             [checkpoint]\nevery = 3\n[train]\nsteps = 24\nbatch = 8\nlog_every = 1\ndevice = \"cpu\"\nseed = 5\n";
-        let text = "[model.text]\ncontext_length = 12\nvocab_size = 1000\nwidth = 16\nheads = 2\nlayers = 1\nout = 16\n";
-        let clip = format!("task = \"contrastive\"\n[model]\n{MODEL}{text}{common}");
-        fs::write(world.path("clip.toml"), clip).unwrap();
-        let eval = "[eval]\nevery = 8\n[[eval.sets]]\nname = \"pictures\"\nkind = \"retrieval\"\ndata = \"pictures\"\n";
-        let align = format!(
-            "task = \"align\"\n[model]\n{MODEL}drop_path = 0.2\n[teacher]\npath = \"teacher\"\n[mask]\nratio = 0.5\n{common}accumulate = 2\nema = 0.9\n{eval}"
-        );
-        fs::write(world.path("align.toml"), align).unwrap();
-        world.does("train clip.toml --out teacher --set train.steps=2");
-        world
-    }
-
-    fn pictures(&self, name: &str, shade: u32) {
-        let pictures = self.path(name);
-        fs::create_dir(&pictures).unwrap();
-        for i in 0..40u32 {
-            let colour = |x: u32, y: u32| {
-                image::Rgb([(x * 12 + i) as u8, (y * 12) as u8, (i * 6 + shade) as u8])
-            };
-            let file = pictures.join(format!("p{i:02}"));
-            image::RgbImage::from_fn(20, 20, colour).save(file.with_extension("png")).unwrap();
-            fs::write(file.with_extension("txt"), format!("picture {i}")).unwrap();
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    /// Its words on standard error.
-    fn does(&self, args: &str) -> String {
-        let out = uta(self.dir.path(), args);
-        let text = String::from_utf8_lossy(&out.stderr).into_owned();
-        assert!(out.status.success(), "{args}: {text}");
-        text
-    }
-
-    /// The last line, of a mistake.
-    fn refuses(&self, args: &str, words: &[&str]) {
-        let out = uta(self.dir.path(), args);
-        let text = String::from_utf8_lossy(&out.stderr);
-        assert_eq!(out.status.code(), Some(2), "{args}: {text}");
-        let last = text.lines().last().unwrap_or_default();
-        assert!(
-            last.starts_with("uta: ") && words.iter().all(|w| last.contains(w)),
-            "{args}: {text}"
-        );
-    }
-
-    /// The files of a cache by their names.
-    fn files(&self, cache: &str) -> BTreeMap<String, Vec<u8>> {
-        let files = fs::read_dir(self.path(cache)).unwrap().map(|entry| entry.unwrap());
-        files
-            .map(|e| (e.file_name().to_string_lossy().into_owned(), fs::read(e.path()).unwrap()))
-            .filter(|(name, _)| name != ".lock")
-            .collect()
-    }
+/// Its words on standard error.
+fn does(world: &World, args: &str) -> String {
+    let out = uta(world.dir.path(), args);
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success(), "{args}: {text}");
+    text
 }
 
-/// The lines of metrics.jsonl without what depends on the clock.
-fn metrics(run: &Path) -> Vec<Map<String, Value>> {
-    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    let line = |line| {
-        let mut line: Map<String, Value> = serde_json::from_str(line).unwrap();
-        line.retain(|key, _| key != "images_per_second" && key != "data_wait");
-        line
-    };
-    text.lines().map(line).collect()
+fn refuses(world: &World, args: &str, words: &[&str]) {
+    world.refuses(&args.split_whitespace().collect::<Vec<_>>(), words);
+}
+
+/// The files of a cache by their names.
+fn files(world: &World, cache: &str) -> BTreeMap<String, Vec<u8>> {
+    let files = fs::read_dir(world.path(cache)).unwrap().map(|entry| entry.unwrap());
+    files
+        .map(|e| (e.file_name().to_string_lossy().into_owned(), fs::read(e.path()).unwrap()))
+        .filter(|(name, _)| name != ".lock")
+        .collect()
 }
 
 /// `targets` of a shard as floats, and E: by the file's own header.
@@ -114,13 +62,13 @@ fn targets(file: &Path) -> (Vec<f32>, usize) {
 
 #[test]
 fn a_run_from_an_exact_cache_has_the_losses_of_one_with_the_teacher_and_needs_none() {
-    let world = World::new();
-    world.does("train align.toml --out live");
-    world.does("cache align.toml --out exact --crops 5 --store f32");
-    world.does("cache align.toml --out bytes --crops 5");
+    let world = world();
+    does(&world, "train align.toml --out live");
+    does(&world, "cache align.toml --out exact --crops 5 --store f32");
+    does(&world, "cache align.toml --out bytes --crops 5");
     fs::remove_dir_all(world.path("teacher")).unwrap();
-    world.does("train align.toml --out run --set teacher.cache=exact");
-    world.does("train align.toml --out rough --set teacher.cache=bytes");
+    does(&world, "train align.toml --out run --set teacher.cache=exact");
+    does(&world, "train align.toml --out rough --set teacher.cache=bytes");
     let (live, ours) = (metrics(&world.path("live")), metrics(&world.path("run")));
     let rough = metrics(&world.path("rough"));
     assert_eq!(live.len(), ours.len());
@@ -175,13 +123,12 @@ fn bytes_point_where_the_small_clips_tokens_do() {
 
 #[test]
 fn a_cache_killed_ten_times_is_the_same_to_the_last_byte_as_an_undisturbed_one() {
-    let world = World::new();
+    let world = world();
     let cache = "cache align.toml --crops 3 --shard-samples 3 --batch 4 --out";
-    world.does(&format!("{cache} whole"));
+    does(&world, &format!("{cache} whole"));
     for kills in 0..10 {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_uta"))
-            .args(format!("{cache} killed").split(' '))
-            .current_dir(world.dir.path())
+        let mut child = world
+            .command(&format!("{cache} killed").split(' ').collect::<Vec<_>>())
             .stderr(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
@@ -192,9 +139,9 @@ fn a_cache_killed_ten_times_is_the_same_to_the_last_byte_as_an_undisturbed_one()
     }
     let made = json(world.dir.path(), &format!("{cache} killed --json"));
     assert_eq!(made["shards"], 28);
-    let mut killed = world.files("killed");
+    let mut killed = files(&world, "killed");
     killed.retain(|name, _| !name.ends_with(".tmp"));
-    assert!(killed == world.files("whole"));
+    assert!(killed == files(&world, "whole"));
     // Nothing is left to do.
     let again = json(world.dir.path(), &format!("{cache} killed --json"));
     assert_eq!((&again["kept"], &again["computed"]), (&28.into(), &0.into()));
@@ -203,10 +150,10 @@ fn a_cache_killed_ten_times_is_the_same_to_the_last_byte_as_an_undisturbed_one()
 
 #[test]
 fn a_cache_of_another_teacher_other_crops_or_data_is_refused_by_what_differs() {
-    let world = World::new();
-    world.does("train clip.toml --out other --set train.steps=1 --set train.seed=8");
+    let world = world();
+    does(&world, "train clip.toml --out other --set train.steps=1 --set train.seed=8");
     world.pictures("shaded", 1);
-    world.does("cache align.toml --out cache --crops 2");
+    does(&world, "cache align.toml --out cache --crops 2");
     let holds = "cache: holds other targets";
     for (args, words) in [
         ("--set teacher.path=other", ["teacher.sha256", "there"]),
@@ -218,7 +165,7 @@ fn a_cache_of_another_teacher_other_crops_or_data_is_refused_by_what_differs() {
         ("--set data.train=shaded", ["other train data", "p00, sample 0"]),
     ] {
         let crops = if args.starts_with("--crops") { "" } else { "--crops 2" };
-        world.refuses(&format!("cache align.toml --out cache {crops} {args}"), &words);
+        refuses(&world, &format!("cache align.toml --out cache {crops} {args}"), &words);
     }
     let train = "train align.toml --out run --set teacher.cache=cache";
     for (args, words) in [
@@ -232,29 +179,29 @@ fn a_cache_of_another_teacher_other_crops_or_data_is_refused_by_what_differs() {
         ("--set model.out=8", vec!["model.out = 8", "the teacher's, 16"]),
         ("--set teacher.cache=pictures", vec!["pictures", "holds no cache", "uta cache"]),
     ] {
-        world.refuses(&format!("{train} {args}"), &words);
+        refuses(&world, &format!("{train} {args}"), &words);
     }
     assert!(!world.path("run").exists(), "a run was begun");
     // Another order, other masks: seeds of their own. And two views of a picture are two crops.
-    world.does(&format!("{train} --set train.seed=77 --set data.repeats=2"));
+    does(&world, &format!("{train} --set train.seed=77 --set data.repeats=2"));
     let bad = mistake(world.dir.path(), "cache clip.toml --out none");
     assert!(bad.contains("only \"align\" has a teacher"), "{bad}");
 }
 
 #[test]
 fn damage_is_found_told_and_mended() {
-    let world = World::new();
+    let world = world();
     let cache = "cache align.toml --out cache --crops 2 --shard-samples 8";
-    world.does(cache);
-    let whole = world.files("cache");
+    does(&world, cache);
+    let whole = files(&world, "cache");
     let shard = world.path("cache/train-000001.safetensors");
     let bytes = fs::read(&shard).unwrap();
 
     fs::write(&shard, &bytes[..bytes.len() / 2]).unwrap();
     let train = "train align.toml --set teacher.cache=cache --set data.max_rejected=0.9 --out";
-    world.refuses(&format!("{train} cut"), &["train-000001", "cut short", "uta cache again"]);
-    world.does(cache);
-    assert!(world.files("cache") == whole, "a cut shard wasn't made anew");
+    refuses(&world, &format!("{train} cut"), &["train-000001", "cut short", "uta cache again"]);
+    does(&world, cache);
+    assert!(files(&world, "cache") == whole, "a cut shard wasn't made anew");
 
     // One bit in each crop's row of [CLS].
     let mut damaged = bytes.clone();
@@ -262,35 +209,35 @@ fn damage_is_found_told_and_mended() {
     let first = damaged.len() - rows;
     (0..16).for_each(|crop| damaged[first + crop * 17 * 16] ^= 1);
     fs::write(&shard, &damaged).unwrap();
-    let log = world.does(&format!("{train} flipped"));
+    let log = does(&world, &format!("{train} flipped"));
     assert!(log.contains("unusable sample p08") && log.contains("damaged: sample 8"), "{log}");
     let last = metrics(&world.path("flipped")).into_iter().rev();
     let counted = last.filter_map(|line| line.get("rejected_samples")?.as_u64()).next().unwrap();
     let named = fs::read_to_string(world.path("flipped/rejected.jsonl")).unwrap();
     assert!(counted > 0 && named.lines().count() as u64 == counted);
     assert!(named.lines().all(|line| line.contains("\"kind\":\"targets\"")), "{named}");
-    world.does(cache);
-    assert!(world.files("cache") != whole);
+    does(&world, cache);
+    assert!(files(&world, "cache") != whole);
     let mended = json(world.dir.path(), &format!("{cache} --check --json"));
     assert_eq!((&mended["kept"], &mended["computed"]), (&9.into(), &16.into()));
-    assert!(world.files("cache") == whole);
+    assert!(files(&world, "cache") == whole);
 
     fs::write(world.path("cache/cache.json"), "{}").unwrap();
-    world.refuses(&format!("{train} none"), &["cache.json", "is no cache's"]);
+    refuses(&world, &format!("{train} none"), &["cache.json", "is no cache's"]);
 }
 
 #[test]
 fn a_run_from_a_cache_resumes_as_if_nothing_had_happened() {
-    let world = World::new();
-    world.does("cache align.toml --out cache --crops 2 --store f16");
+    let world = world();
+    does(&world, "cache align.toml --out cache --crops 2 --store f16");
     fs::remove_dir_all(world.path("teacher")).unwrap();
     let train = "train align.toml --set teacher.cache=cache --out";
-    world.does(&format!("{train} whole"));
-    world.does(&format!("{train} kept --set checkpoint.keep=8"));
+    does(&world, &format!("{train} whole"));
+    does(&world, &format!("{train} kept --set checkpoint.keep=8"));
     for step in [15, 18, 21, 24] {
         fs::remove_dir_all(world.path(&format!("kept/checkpoints/step-000000{step}"))).unwrap();
     }
-    world.does("train --resume kept");
+    does(&world, "train --resume kept");
     assert_eq!(metrics(&world.path("kept")), metrics(&world.path("whole")));
     let model = |run: &str| fs::read(world.path(run).join("model.safetensors")).unwrap();
     assert!(model("kept") == model("whole"), "the final weights differ");
@@ -299,10 +246,10 @@ fn a_run_from_a_cache_resumes_as_if_nothing_had_happened() {
 /// The limit on the size of a file stands for a full disk: both are a write that fails half-way.
 #[test]
 fn a_full_disk_is_one_line_and_whole_shards_stay() {
-    let world = World::new();
+    let world = world();
     let cache = "cache align.toml --out cache --crops 2 --shard-samples 8";
-    world.does(cache);
-    let whole = world.files("cache");
+    does(&world, cache);
+    let whole = files(&world, "cache");
     fs::remove_file(world.path("cache/train-000003.safetensors")).unwrap();
     let limited = format!("trap '' XFSZ; ulimit -f 4; exec \"$0\" {cache}");
     let out = Command::new("sh")
@@ -314,7 +261,7 @@ fn a_full_disk_is_one_line_and_whole_shards_stay() {
     assert_eq!(out.status.code(), Some(1), "{text}");
     let last = text.lines().last().unwrap_or_default();
     assert!(last.contains("train-000003") && last.contains("make room"), "{text}");
-    assert_eq!(world.files("cache").len(), whole.len() - 1, "half a shard stayed");
-    world.does(cache);
-    assert!(world.files("cache") == whole);
+    assert_eq!(files(&world, "cache").len(), whole.len() - 1, "half a shard stayed");
+    does(&world, cache);
+    assert!(files(&world, "cache") == whole);
 }

@@ -11,6 +11,7 @@ use flate2::read::GzDecoder;
 use sha2::{Digest, Sha256};
 
 use crate::DataError;
+use crate::sha256::{add_file, hex};
 
 /// What can go wrong with a package, one line each.
 #[derive(Debug, thiserror::Error)]
@@ -227,23 +228,9 @@ fn npm_reason(stderr: &str) -> Option<String> {
 
 /// Lower-case hexadecimal SHA-256 of a file.
 pub(super) fn sha256(path: &Path) -> Result<String, DataError> {
-    let mut file = File::open(path).map_err(DataError::io("read", path))?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(n) => hasher.update(&buffer[..n]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(DataError::io("read", path)(error)),
-        }
-    }
-    Ok(hex(&hasher.finalize()))
-}
-
-/// Lower-case hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    let mut hash = Sha256::new();
+    add_file(&mut hash, path).map_err(DataError::io("read", path))?;
+    Ok(hex(&hash.finalize()))
 }
 
 /// The members `wanted` of an npm archive, by name below its `package/` folder. Nothing is unpacked to a disk, and an

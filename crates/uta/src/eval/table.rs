@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use torch_ext::distributed::ProcessGroup;
+use uta_data::sha256::hex;
 use uta_model::safetensors_io::write_atomically;
 
 use crate::error::Usage;
@@ -407,10 +408,7 @@ fn stamp(paths: &[&PathBuf]) -> String {
         below.sort();
         below.iter().for_each(|path| add(path));
     }
-    seen.finalize().iter().take(8).fold(String::new(), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    hex(&seen.finalize()[..8])
 }
 
 /// The table with its values, ready to be written in any form.

@@ -19,16 +19,7 @@ impl World {
     /// The world with nothing trained yet.
     pub fn new() -> World {
         let world = World { dir: tempfile::tempdir().unwrap() };
-        let pictures = world.path("pictures");
-        fs::create_dir(&pictures).unwrap();
-        for i in 0..40u32 {
-            let colour =
-                |x: u32, y: u32| image::Rgb([(x * 12 + i) as u8, (y * 12) as u8, (i * 6) as u8]);
-            let picture = image::RgbImage::from_fn(20, 20, colour);
-            picture.save(pictures.join(format!("p{i:02}.png"))).unwrap();
-            fs::write(pictures.join(format!("p{i:02}.txt")), format!("picture {i}\nnumber {i}"))
-                .unwrap();
-        }
+        world.pictures("pictures", 0);
         let common = "[data]\ntrain = [\"pictures\"]\nval = [\"pictures\"]\n[optim]\nlr = 1e-3\n[schedule]\nwarmup = 4\n\
              [checkpoint]\nevery = 3\n[eval]\nevery = 8\n[train]\nsteps = 24\nbatch = 8\nlog_every = 1\ndevice = \"cpu\"\n";
         let text = "[model.text]\ncontext_length = 12\nvocab_size = 1000\nwidth = 16\nheads = 2\nlayers = 1\nout = 16\n";
@@ -50,6 +41,21 @@ impl World {
         let out = world.uta(&["train", "clip.toml", "--out", "teacher", "--set", "train.steps=2"]);
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         world
+    }
+
+    /// A folder of 40 captioned pictures, no two alike; other ones for another `shade`.
+    pub fn pictures(&self, name: &str, shade: u32) {
+        let pictures = self.path(name);
+        fs::create_dir(&pictures).unwrap();
+        for i in 0..40u32 {
+            let colour = |x: u32, y: u32| {
+                image::Rgb([(x * 12 + i) as u8, (y * 12) as u8, (i * 6 + shade) as u8])
+            };
+            let picture = image::RgbImage::from_fn(20, 20, colour);
+            picture.save(pictures.join(format!("p{i:02}.png"))).unwrap();
+            fs::write(pictures.join(format!("p{i:02}.txt")), format!("picture {i}\nnumber {i}"))
+                .unwrap();
+        }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

@@ -14,11 +14,21 @@ fn main() {
     println!("cargo:rerun-if-changed=cpp");
     let mut build = cc::Build::new();
     build.cpp(true).std("c++20").files(
-        ["distributed", "frozen", "gate", "linear", "norm", "profile", "rotate", "torch_ext"]
-            .map(|name| format!("cpp/{name}.cpp")),
+        [
+            "attention",
+            "distributed",
+            "frozen",
+            "gate",
+            "linear",
+            "norm",
+            "profile",
+            "rotate",
+            "torch_ext",
+        ]
+        .map(|name| format!("cpp/{name}.cpp")),
     );
-    // Loops over rows are vectorised, in builds for debugging too.
-    build.opt_level(3);
+    // Loops over rows are vectorised, in builds for debugging too, and for the widest registers there are.
+    build.opt_level(3).flag_if_supported("-mprefer-vector-width=512");
     // As system headers: libtorch's own warnings stay quiet, ours do not.
     let mut system = vec![include.clone(), include.join("torch/csrc/api/include")];
     // Where libtorch has gloo's headers, they are the ones to take.
@@ -41,10 +51,29 @@ fn main() {
     for dir in system {
         build.flag("-isystem").flag(dir.display().to_string());
     }
+    // libtorch's `parallel_for` is a plain loop in code that was compiled without OpenMP.
+    let openmp = build.get_compiler().is_like_gnu();
+    if openmp {
+        build.flag("-fopenmp");
+    } else {
+        println!("cargo:warning=torch-ext's loops run on one thread: OpenMP is used with GCC only");
+    }
     build.compile("torch_ext");
+    if openmp {
+        println!("cargo:rustc-link-lib={}", openmp_runtime(&lib));
+    }
     // Read by rpath.rs as DEP_TORCH_EXT_LIBTORCH_LIB, and needed by this crate's own tests.
     println!("cargo:libtorch_lib={}", lib.display());
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+}
+
+/// The OpenMP runtime that libtorch brings, by its file name: a second one would have threads of its own. Else the compiler's.
+fn openmp_runtime(lib: &Path) -> String {
+    let Ok(folder) = lib.read_dir() else { return "gomp".into() };
+    folder
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .find(|name| name.starts_with("libgomp") && name.contains(".so"))
+        .map_or("gomp".into(), |name| format!("dylib:+verbatim={name}"))
 }
 
 /// The folders of nccl.h and of CUDA's headers: in NVIDIA's wheels, which lie beside torch's, or where CUDA_HOME says.

@@ -1,96 +1,166 @@
-// SwiGLU's gate in one pass over memory, forward and backward.
+// SwiGLU's gate, silu(a) * b, and the layer norm that EVA-02 puts behind it, in one pass over memory, forward and backward.
+// What lies between the two is not kept but computed again.
 
 #include "guarded.h"
 #include "rows.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty_like.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <cmath>
+#include <vector>
 
 namespace {
 
-// e^x within 2e-7 of it, for |x| <= 87: the C library's is no loop that a compiler turns into vectors, and libtorch's
-// vectors are closed to code outside of its own build.
-inline __attribute__((always_inline)) float exponential(float x) {
-  float n = std::nearbyint(x * 1.44269504f);
-  float r = (x - n * 0.693145752f) - n * 1.42860677e-6f; // x - n ln 2, ln 2 in two parts
-  float p = 1.98756915e-4f;
-  p = p * r + 1.39819995e-3f;
-  p = p * r + 8.33345200e-3f;
-  p = p * r + 4.16657962e-2f;
-  p = p * r + 1.66666655e-1f;
-  p = p * r + 0.5f;
-  p = p * r * r + r + 1.0f;
-  int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
-  float power;
-  std::memcpy(&power, &bits, 4);
-  return p * power;
-}
-
-inline __attribute__((always_inline)) float sigmoid(float x) {
+INLINE float sigmoid(float x) {
   float bounded = x < -87.0f ? -87.0f : (x > 87.0f ? 87.0f : x); // NaN stays
   return 1.0f / (1.0f + exponential(-bounded));
 }
 
-template <class T> inline __attribute__((always_inline)) void gate(const T *a, const T *b, T *out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    float x = up(a[i]);
-    down(x * sigmoid(x) * up(b[i]), out[i]);
-  }
-}
+// A layer norm's parameters; without, `weight` is null.
+struct Affine {
+  const float *weight, *bias;
+  float eps;
+};
 
-// With s = sigmoid(a): da = grad b s (1 + a (1 - s)), db = grad a s.
+// out = norm(silu(a) * b); `hidden` holds a row.
 template <class T>
-inline __attribute__((always_inline)) void gate_back(const T *a, const T *b, const T *grad, T *da, T *db, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    float x = up(a[i]), g = up(grad[i]), s = sigmoid(x);
-    down(g * up(b[i]) * s * (1.0f + x * (1.0f - s)), da[i]);
-    down(g * x * s, db[i]);
+INLINE void gate(const T *a, const T *b, T *out, float *hidden, float *statistics, const Affine &norm, int64_t n) {
+  if (!norm.weight) {
+    APART for (int64_t i = 0; i < n; ++i) {
+      float x = up(a[i]);
+      down(x * sigmoid(x) * up(b[i]), out[i]);
+    }
+    return;
+  }
+  APART for (int64_t i = 0; i < n; ++i) {
+    float x = up(a[i]);
+    hidden[i] = x * sigmoid(x) * up(b[i]);
+  }
+  float mean = sum(n, [&](int64_t i) { return hidden[i]; }) / static_cast<float>(n);
+  float variance = sum(n, [&](int64_t i) { return (hidden[i] - mean) * (hidden[i] - mean); }) / static_cast<float>(n);
+  float scale = 1.0f / std::sqrt(variance + norm.eps);
+  APART for (int64_t i = 0; i < n; ++i) down((hidden[i] - mean) * scale * norm.weight[i] + norm.bias[i], out[i]);
+  statistics[0] = mean, statistics[1] = scale;
+}
+
+// With s = sigmoid(a) and h = a s b: da = dh b s (1 + a (1 - s)), db = dh a s; with n = (h - mean) scale and g = grad weight,
+// dh = scale (g - mean(g) - n mean(g n)). The gradients of weight and bias are added to. `kept` holds two rows.
+template <class T>
+INLINE void gate_back(const T *a, const T *b, const T *grad, T *da, T *db, float *kept, const float *statistics,
+                      const float *weight, float *dweight, float *dbias, int64_t n) {
+  if (!weight) {
+    APART for (int64_t i = 0; i < n; ++i) {
+      float x = up(a[i]), g = up(grad[i]), s = sigmoid(x);
+      down(g * up(b[i]) * s * (1.0f + x * (1.0f - s)), da[i]);
+      down(g * x * s, db[i]);
+    }
+    return;
+  }
+  float mean = statistics[0], scale = statistics[1];
+  float *sigmoids = kept, *normed = kept + n;
+  APART for (int64_t i = 0; i < n; ++i) {
+    float x = up(a[i]), s = sigmoid(x);
+    sigmoids[i] = s;
+    normed[i] = (x * s * up(b[i]) - mean) * scale;
+  }
+  float g = sum(n, [&](int64_t i) { return up(grad[i]) * weight[i]; }) / static_cast<float>(n);
+  float gn = sum(n, [&](int64_t i) { return up(grad[i]) * weight[i] * normed[i]; }) / static_cast<float>(n);
+  APART for (int64_t i = 0; i < n; ++i) {
+    float x = up(a[i]), y = up(grad[i]), s = sigmoids[i], dh = scale * (y * weight[i] - g - normed[i] * gn);
+    down(dh * up(b[i]) * s * (1.0f + x * (1.0f - s)), da[i]);
+    down(dh * x * s, db[i]);
+    dweight[i] += y * normed[i];
+    dbias[i] += y;
   }
 }
 
+// Rows a, b are `step` elements apart; rows of the result n, of the gradients `step`.
 #define GATE(NAME, BACK, T)                                                                                            \
-  EVERY_CPU void NAME(const T *a, const T *b, T *out, int64_t n) { gate(a, b, out, n); }                               \
-  EVERY_CPU void BACK(const T *a, const T *b, const T *grad, T *da, T *db, int64_t n) {                                \
-    gate_back(a, b, grad, da, db, n);                                                                                  \
+  EVERY_CPU void NAME(const T *a, const T *b, int64_t step, T *out, float *hidden, float *statistics, Affine norm,     \
+                      int64_t begin, int64_t end, int64_t n) {                                                         \
+    for (int64_t i = begin; i < end; ++i)                                                                              \
+      gate(a + i * step, b + i * step, out + i * n, hidden, statistics + 2 * i, norm, n);                              \
+  }                                                                                                                    \
+  EVERY_CPU void BACK(const T *a, const T *b, int64_t step, const T *grad, T *da, T *db, float *kept,                  \
+                      const float *statistics, const float *weight, float *dweight, float *dbias, int64_t begin,       \
+                      int64_t end, int64_t n) {                                                                        \
+    for (int64_t i = begin; i < end; ++i)                                                                              \
+      gate_back(a + i * step, b + i * step, grad + i * n, da + i * step, db + i * step, kept, statistics + 2 * i,      \
+                weight, dweight, dbias, n);                                                                            \
   }
 GATE(gate_bf16, gate_back_bf16, Bf16)
 GATE(gate_f32, gate_back_f32, float)
 #undef GATE
 
-constexpr int64_t GRAIN = 1 << 14;
-
 template <class T> T *pointer(const at::Tensor &x) { return static_cast<T *>(x.data_ptr()); }
 
+// Where rows of a and b begin: in one tensor [..., 2 n], or in two [..., n].
+template <class T> struct Rows {
+  T *a, *b;
+  int64_t step;
+
+  Rows(const at::Tensor &x, const at::Tensor &y, int64_t n)
+      : a(pointer<T>(x)), b(y.defined() ? pointer<T>(y) : a + n), step(y.defined() ? n : 2 * n) {}
+};
+
 struct Gate : torch::autograd::Function<Gate> {
-  static at::Tensor forward(torch::autograd::AutogradContext *context, const at::Tensor &a, const at::Tensor &b) {
-    auto x = a.contiguous(), y = b.contiguous(), out = at::empty_like(x);
-    at::parallel_for(0, x.numel(), GRAIN, [&](int64_t i, int64_t end) {
-      if (x.scalar_type() == at::kBFloat16)
-        gate_bf16(pointer<Bf16>(x) + i, pointer<Bf16>(y) + i, pointer<Bf16>(out) + i, end - i);
-      else
-        gate_f32(pointer<float>(x) + i, pointer<float>(y) + i, pointer<float>(out) + i, end - i);
-    });
-    context->save_for_backward({x, y});
+  static at::Tensor forward(torch::autograd::AutogradContext *context, const at::Tensor &x,
+                            const std::optional<at::Tensor> &y, const std::optional<at::Tensor> &weight,
+                            const std::optional<at::Tensor> &bias, double eps) {
+    int64_t n = x.size(-1) / (y ? 1 : 2), rows = x.numel() / x.size(-1);
+    auto sizes = x.sizes().vec();
+    sizes.back() = n;
+    auto a = x.contiguous(), b = y ? y->contiguous() : at::Tensor(), out = at::empty(sizes, x.options());
+    auto statistics = at::empty({weight ? rows : 0, 2}, x.options().dtype(at::kFloat));
+    Affine norm{weight ? weight->const_data_ptr<float>() : nullptr, bias ? bias->const_data_ptr<float>() : nullptr,
+                static_cast<float>(eps)};
+    auto run = [&]<class T>(T *to, auto &&kernel) {
+      Rows<T> from(a, b, n);
+      at::parallel_for(0, rows, 8, [&](int64_t begin, int64_t end) {
+        std::vector<float> hidden(n);
+        kernel(from.a, from.b, from.step, to, hidden.data(), statistics.data_ptr<float>(), norm, begin, end, n);
+      });
+    };
+    if (x.scalar_type() == at::kBFloat16)
+      run(pointer<Bf16>(out), gate_bf16);
+    else
+      run(pointer<float>(out), gate_f32);
+    context->save_for_backward({a, b, weight.value_or(at::Tensor()), statistics});
     return out;
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext *context,
                                                  torch::autograd::variable_list grads) {
     auto saved = context->get_saved_variables();
-    const auto &x = saved[0], &y = saved[1];
-    auto grad = grads[0].contiguous(), dx = at::empty_like(x), dy = at::empty_like(y);
-    at::parallel_for(0, x.numel(), GRAIN, [&](int64_t i, int64_t end) {
-      if (x.scalar_type() == at::kBFloat16)
-        gate_back_bf16(pointer<Bf16>(x) + i, pointer<Bf16>(y) + i, pointer<Bf16>(grad) + i, pointer<Bf16>(dx) + i,
-                       pointer<Bf16>(dy) + i, end - i);
-      else
-        gate_back_f32(pointer<float>(x) + i, pointer<float>(y) + i, pointer<float>(grad) + i, pointer<float>(dx) + i,
-                      pointer<float>(dy) + i, end - i);
-    });
-    return {dx, dy};
+    const auto &a = saved[0], &b = saved[1], &weight = saved[2], &statistics = saved[3];
+    auto grad = grads[0].contiguous();
+    int64_t n = grad.size(-1), rows = grad.numel() / n;
+    auto da = at::empty_like(a), db = b.defined() ? at::empty_like(b) : at::Tensor();
+    const float *pw = weight.defined() ? weight.const_data_ptr<float>() : nullptr;
+    // Parts of a fixed number, summed in order: the gradient doesn't depend on the number of threads.
+    int64_t parts = std::min<int64_t>(16, rows), each = (rows + parts - 1) / parts;
+    auto partial = at::zeros({2, parts, pw ? n : 0}, statistics.options());
+    auto run = [&]<class T>(const T *pg, auto &&kernel) {
+      Rows<T> from(a, b, n), to(da, db, n);
+      at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+        std::vector<float> kept(2 * n);
+        for (int64_t part = begin; part < end; ++part) {
+          int64_t first = std::min(part * each, rows), last = std::min(first + each, rows);
+          float *dw = partial.data_ptr<float>() + (pw ? part * n : 0), *dbias = dw + (pw ? parts * n : 0);
+          kernel(from.a, from.b, from.step, pg, to.a, to.b, kept.data(), statistics.data_ptr<float>(), pw, dw, dbias, first,
+                 last, n);
+        }
+      });
+    };
+    if (a.scalar_type() == at::kBFloat16)
+      run(pointer<Bf16>(grad), gate_back_bf16);
+    else
+      run(pointer<float>(grad), gate_back_f32);
+    if (!pw) return {da, db, at::Tensor(), at::Tensor(), at::Tensor()};
+    auto sums = partial.sum(1);
+    return {da, db, sums[0], sums[1], at::Tensor()};
   }
 };
 
@@ -98,13 +168,21 @@ struct Gate : torch::autograd::Function<Gate> {
 
 extern "C" {
 
-// silu(a) * b, both f32 or both bf16.
-char *te_silu_times(at::Tensor *a, at::Tensor *b, at::Tensor **out) {
+// norm(silu(a) * b) of x = a, y = b [..., n], or x = [a b] [..., 2 n] where y is null; f32 or bf16. `weight` and `bias` [n] f32
+// are the norm's; null: there is none.
+char *te_gate(at::Tensor *x, at::Tensor *y, at::Tensor *weight, at::Tensor *bias, double eps, at::Tensor **out) {
   return guarded([&] {
-    TORCH_CHECK(a->sizes() == b->sizes() && a->scalar_type() == b->scalar_type() && a->device().is_cpu() &&
-                    b->device().is_cpu() && (a->scalar_type() == at::kFloat || a->scalar_type() == at::kBFloat16),
-                "silu_times wants two tensors of one shape, f32 or bf16, on the CPU");
-    *out = new at::Tensor(Gate::apply(*a, *b));
+    bool fit = x->device().is_cpu() && (x->scalar_type() == at::kFloat || x->scalar_type() == at::kBFloat16) &&
+               x->dim() > 0 && x->numel() > 0 && x->size(-1) % (y ? 1 : 2) == 0;
+    if (y) fit = fit && y->sizes() == x->sizes() && y->scalar_type() == x->scalar_type() && y->device().is_cpu();
+    for (const auto *p : {weight, bias})
+      if (p)
+        fit = fit && p->scalar_type() == at::kFloat && p->is_contiguous() && p->numel() == x->size(-1) / (y ? 1 : 2) &&
+              p->device().is_cpu();
+    TORCH_CHECK(fit && !weight == !bias,
+                "a gate wants a and b of one shape, f32 or bf16 on the CPU, and f32 parameters of their width");
+    auto maybe = [](const at::Tensor *t) { return t ? std::optional(*t) : std::nullopt; };
+    *out = new at::Tensor(Gate::apply(*x, maybe(y), maybe(weight), maybe(bias), eps));
   });
 }
 }

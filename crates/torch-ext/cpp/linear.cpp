@@ -1,81 +1,115 @@
-// A linear layer in bf16 on the CPU whose weight's gradient runs at the speed of its forward pass.
+// Linear layers of one input in bf16 on the CPU: one product for all, whose weights' gradient runs at the speed of its forward
+// pass.
 //
 // dW = dY^T X reads dY against its grain, and oneDNN's product then has half its speed. With dY or X turned first, the
 // narrower of the two, it has all of it, and turning costs a tenth of what is won.
 
 #include "guarded.h"
+#include "rows.h"
+#include "turn.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/sum.h>
+#include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
-
-#include <algorithm>
-#include <cstdint>
-#include <optional>
 
 namespace {
 
-constexpr int64_t SIDE = 8;
-typedef uint16_t Row __attribute__((vector_size(2 * SIDE)));
+// Parts of a matrix whose tiles stay in the first cache.
+constexpr int64_t PART_ROWS = 32, PART_COLUMNS = 64;
 
-// Row i and row i + 4 interleaved.
-inline __attribute__((always_inline)) void interleave(const Row (&from)[SIDE], Row (&to)[SIDE]) {
-  for (int64_t i = 0; i < SIDE / 2; ++i) {
-    to[2 * i] = __builtin_shufflevector(from[i], from[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
-    to[2 * i + 1] = __builtin_shufflevector(from[i], from[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
-  }
+EVERY_CPU void turn_part(const Bf16 *from, int64_t from_row, Bf16 *to, int64_t to_row, int64_t rows, int64_t columns) {
+  turn_block(reinterpret_cast<const uint16_t *>(from), from_row, reinterpret_cast<uint16_t *>(to), to_row, rows, columns);
 }
 
-// 8 x 8 elements: three interleavings turn them.
-inline __attribute__((always_inline)) void turn_tile(const uint16_t *from, int64_t from_row, uint16_t *to, int64_t to_row) {
-  Row a[SIDE], b[SIDE];
-  for (int64_t i = 0; i < SIDE; ++i) std::memcpy(&a[i], from + i * from_row, sizeof(Row));
-  interleave(a, b);
-  interleave(b, a);
-  interleave(a, b);
-  for (int64_t i = 0; i < SIDE; ++i) std::memcpy(to + i * to_row, &b[i], sizeof(Row));
+// The same into f32.
+EVERY_CPU void turn_part_up(const Bf16 *from, int64_t from_row, float *to, int64_t to_row, int64_t rows, int64_t columns) {
+  Bf16 turned[PART_COLUMNS * PART_ROWS];
+  turn_block(reinterpret_cast<const uint16_t *>(from), from_row, reinterpret_cast<uint16_t *>(turned), PART_ROWS, rows,
+             columns);
+  for (int64_t c = 0; c < columns; ++c)
+    APART for (int64_t r = 0; r < rows; ++r) down(up(turned[c * PART_ROWS + r]), to[c * to_row + r]);
 }
 
-// Of a contiguous matrix [rows, columns] of 16-bit elements: [columns, rows], contiguous.
-at::Tensor turned(const at::Tensor &x) {
-  constexpr int64_t ROWS = 32, COLUMNS = 64; // of a part that stays in the first cache
-  int64_t rows = x.size(0), columns = x.size(1);
-  auto out = at::empty({columns, rows}, x.options());
-  auto *from = static_cast<const uint16_t *>(x.const_data_ptr());
-  auto *to = static_cast<uint16_t *>(out.data_ptr());
-  at::parallel_for(0, (columns + COLUMNS - 1) / COLUMNS, 1, [&](int64_t begin, int64_t end) {
-    int64_t right = std::min(columns, end * COLUMNS);
-    for (int64_t left = begin * COLUMNS; left < right; left += COLUMNS)
-      for (int64_t top = 0; top < rows; top += ROWS) {
-        int64_t bottom = std::min(rows, top + ROWS), edge = std::min(right, left + COLUMNS);
-        for (int64_t c = left; c < edge; c += SIDE)
-          for (int64_t r = top; r < bottom; r += SIDE)
-            if (c + SIDE <= edge && r + SIDE <= bottom)
-              turn_tile(from + r * columns + c, columns, to + c * rows + r, rows);
-            else
-              for (int64_t i = r; i < std::min(r + SIDE, bottom); ++i)
-                for (int64_t j = c; j < std::min(c + SIDE, edge); ++j) to[j * rows + i] = from[i * columns + j];
-      }
+// A matrix [rows, columns] whose rows are `from_row` elements apart, turned: [columns, rows], contiguous.
+template <class To, class Part>
+void turn(const Bf16 *from, int64_t from_row, To *to, int64_t rows, int64_t columns, Part &&part) {
+  at::parallel_for(0, (columns + PART_COLUMNS - 1) / PART_COLUMNS, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin * PART_COLUMNS; c < std::min(columns, end * PART_COLUMNS); c += PART_COLUMNS)
+      for (int64_t r = 0; r < rows; r += PART_ROWS)
+        part(from + r * from_row + c, from_row, to + c * rows + r, rows, std::min(PART_ROWS, rows - r),
+             std::min(PART_COLUMNS, columns - c));
   });
+}
+
+const Bf16 *pointer(const at::Tensor &x) { return static_cast<const Bf16 *>(x.const_data_ptr()); }
+
+at::Tensor turned(const at::Tensor &x) {
+  auto out = at::empty({x.size(1), x.size(0)}, x.options());
+  turn(pointer(x), x.size(1), static_cast<Bf16 *>(out.data_ptr()), x.size(0), x.size(1), turn_part);
   return out;
 }
 
-// dY^T X of dY [N, out] and X [N, in]. Where both are equally wide nothing is won by turning one.
-at::Tensor weight_gradient(const at::Tensor &dy, const at::Tensor &x) {
-  if (dy.size(1) < x.size(1)) return at::mm(turned(dy.contiguous()), x);
-  if (dy.size(1) > x.size(1)) return turned(at::mm(turned(x.contiguous()), dy));
-  return at::mm(dy.t(), x);
+// dY^T X of dY [N, out] and X [N, in], a f32 tensor for each of the layers, whose `widths` out is made of. Where both are
+// equally wide nothing is won by turning one.
+std::vector<at::Tensor> weight_gradients(const at::Tensor &dy, const at::Tensor &x, at::IntArrayRef widths) {
+  int64_t in = x.size(1), out = dy.size(1), first = 0;
+  bool turn_x = out > in;
+  auto joint = turn_x ? at::mm(turned(x), dy) : at::mm(out < in ? turned(dy) : dy.t(), x);
+  std::vector<at::Tensor> grads;
+  for (int64_t width : widths) {
+    auto grad = at::empty({width, in}, x.options().dtype(at::kFloat));
+    if (turn_x)
+      turn(pointer(joint) + first, out, grad.data_ptr<float>(), in, width, turn_part_up);
+    else
+      grad.copy_(joint.narrow(0, first, width));
+    grads.push_back(grad);
+    first += width;
+  }
+  return grads;
+}
+
+EVERY_CPU void add_rows(const Bf16 *x, float *to, int64_t rows, int64_t columns) {
+  for (int64_t i = 0; i < rows; ++i)
+    APART for (int64_t j = 0; j < columns; ++j) to[j] += up(x[i * columns + j]);
+}
+
+// The sum of x's [N, columns] rows, f32.
+at::Tensor column_sums(const at::Tensor &x) {
+  int64_t n = x.size(0), columns = x.size(1);
+  // Parts of a fixed number, summed in order: the sum doesn't depend on the number of threads.
+  int64_t parts = std::min<int64_t>(16, n), each = (n + parts - 1) / parts;
+  auto partial = at::zeros({parts, columns}, x.options().dtype(at::kFloat));
+  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      int64_t first = std::min(part * each, n), last = std::min(first + each, n);
+      add_rows(pointer(x) + first * columns, partial.data_ptr<float>() + part * columns, last - first, columns);
+    }
+  });
+  return partial.sum(0);
 }
 
 struct Linear : torch::autograd::Function<Linear> {
-  static at::Tensor forward(torch::autograd::AutogradContext *context, const at::Tensor &x, const at::Tensor &weight,
-                            const std::optional<at::Tensor> &bias) {
+  // `parameters` are the layers' weights and then their biases, where they have one.
+  static at::Tensor forward(torch::autograd::AutogradContext *context, const at::Tensor &x, at::TensorList parameters,
+                            int64_t layers, int64_t biased) {
+    std::vector<int64_t> widths, with_bias;
+    int64_t in = x.size(-1), out = 0;
+    for (int64_t i = 0; i < layers; ++i) widths.push_back(parameters[i].size(0)), out += widths.back();
+    auto weight = at::empty({out, in}, x.options());
+    // Layers without a bias between others get zeros.
+    auto bias = biased ? at::zeros({out}, x.options()) : at::Tensor();
+    for (int64_t i = 0, first = 0, next = layers; i < layers; first += widths[i++]) {
+      weight.narrow(0, first, widths[i]).copy_(parameters[i]);
+      if (biased >> i & 1) bias.narrow(0, first, widths[i]).copy_(parameters[next++]);
+    }
     context->save_for_backward({x, weight});
-    context->saved_data["bias"] = bias.has_value();
+    context->saved_data["widths"] = widths;
+    context->saved_data["biased"] = biased;
     return at::linear(x, weight, bias);
   }
 
@@ -83,12 +117,21 @@ struct Linear : torch::autograd::Function<Linear> {
                                                  torch::autograd::variable_list grads) {
     auto saved = context->get_saved_variables();
     const auto &x = saved[0], &weight = saved[1];
-    auto dy = grads[0].reshape({-1, weight.size(0)});
-    at::Tensor dx, dweight, dbias;
-    if (context->needs_input_grad(0)) dx = at::mm(dy, weight).view(x.sizes());
-    if (context->needs_input_grad(1)) dweight = weight_gradient(dy, x.reshape({-1, weight.size(1)}));
-    if (context->saved_data["bias"].toBool() && context->needs_input_grad(2)) dbias = dy.sum(0);
-    return {dx, dweight, dbias};
+    auto widths = context->saved_data["widths"].toIntVector();
+    int64_t biased = context->saved_data["biased"].toInt(), layers = static_cast<int64_t>(widths.size());
+    auto dy = grads[0].reshape({-1, weight.size(0)}).contiguous();
+    torch::autograd::variable_list back(1);
+    if (context->needs_input_grad(0)) back[0] = at::mm(dy, weight).view(x.sizes());
+    bool learning = false;
+    for (int64_t i = 0; i < layers; ++i) learning = learning || context->needs_input_grad(1 + i);
+    auto of_weights = std::vector<at::Tensor>(layers);
+    if (learning) of_weights = weight_gradients(dy, x.reshape({-1, weight.size(1)}).contiguous(), widths);
+    back.insert(back.end(), of_weights.begin(), of_weights.end());
+    at::Tensor sums = biased ? column_sums(dy) : at::Tensor();
+    for (int64_t i = 0, first = 0; i < layers; first += widths[i++])
+      if (biased >> i & 1) back.push_back(sums.narrow(0, first, widths[i]).clone());
+    back.resize(back.size() + 2);
+    return back;
   }
 };
 
@@ -96,17 +139,26 @@ struct Linear : torch::autograd::Function<Linear> {
 
 extern "C" {
 
-// x W^T + b in bf16, as autocast computes it; weights are f32 or bf16, and cast once.
-char *te_linear(at::Tensor *x, at::Tensor *weight, at::Tensor *bias, at::Tensor **out) {
+// [x W^T + b ...] of n layers in bf16, [..., out + out + ...]; weights and biases (null: none) are f32.
+char *te_linear(at::Tensor *x, at::Tensor *const *weights, at::Tensor *const *biases, int64_t n, at::Tensor **out) {
   return guarded([&] {
-    // Without it casts would be kept beyond an update of the weights.
-    TORCH_CHECK(at::autocast::is_autocast_enabled(at::kCPU), "linear wants autocast on the CPU");
-    TORCH_CHECK(x->device().is_cpu() && weight->device().is_cpu() && weight->dim() == 2 && x->dim() > 0 &&
-                    x->size(-1) == weight->size(1),
-                "linear wants x [..., in] and a weight [out, in] on the CPU");
-    auto cast = [](const at::Tensor &t) { return at::autocast::cached_cast(at::kBFloat16, t, at::kCPU); };
-    auto added = bias ? std::optional(cast(*bias)) : std::nullopt;
-    *out = new at::Tensor(Linear::apply(cast(*x), cast(*weight), added));
+    TORCH_CHECK(n > 0 && n < 64 && x->device().is_cpu() && x->dim() > 0 && x->numel() > 0,
+                "linear wants x [..., in] on the CPU");
+    std::vector<at::Tensor> parameters = list(weights, n);
+    int64_t biased = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const auto &w = parameters[i];
+      TORCH_CHECK(w.device().is_cpu() && w.scalar_type() == at::kFloat && w.dim() == 2 && w.size(1) == x->size(-1),
+                  "linear: a weight ", w.sizes(), " doesn't fit x ", x->sizes());
+      if (!biases[i]) continue;
+      TORCH_CHECK(biases[i]->device().is_cpu() && biases[i]->scalar_type() == at::kFloat && biases[i]->dim() == 1 &&
+                      biases[i]->size(0) == w.size(0),
+                  "linear: a bias ", biases[i]->sizes(), " doesn't fit a weight ", w.sizes());
+      parameters.push_back(*biases[i]);
+      biased |= int64_t(1) << i;
+    }
+    auto narrow = at::autocast::cached_cast(at::kBFloat16, *x, at::kCPU);
+    *out = new at::Tensor(Linear::apply(narrow, at::TensorList(parameters), n, biased));
   });
 }
 }

@@ -9,17 +9,6 @@
 
 namespace {
 
-// to[2j], to[2j+1] = from[2j], from[2j+1] turned by the angle whose cosine and sine are turns[2j], turns[2j+1]; `sign` -1
-// turns back.
-template <class T>
-inline __attribute__((always_inline)) void turn(const T *from, T *to, const float *turns, float sign, int64_t width) {
-  for (int64_t j = 0; j < width; j += 2) {
-    float a = up(from[j]), b = up(from[j + 1]), cos = turns[j], sin = sign * turns[j + 1];
-    down(a * cos - b * sin, to[j]);
-    down(a * sin + b * cos, to[j + 1]);
-  }
-}
-
 // Strides, in elements, of tokens and heads.
 struct Steps {
   int64_t token, head;
@@ -30,7 +19,7 @@ struct Steps {
                       int64_t heads, int64_t width) {                                                                  \
     for (int64_t t = 0; t < tokens; ++t)                                                                               \
       for (int64_t h = 0; h < heads; ++h)                                                                              \
-        turn(from + t * fs.token + h * fs.head, to + t * ts.token + h * ts.head, turns + t * width, sign, width);      \
+        rotate(from + t * fs.token + h * fs.head, to + t * ts.token + h * ts.head, turns + t * width, sign, width);      \
   }
 TURNS(turn_bf16, Bf16)
 TURNS(turn_f32, float)

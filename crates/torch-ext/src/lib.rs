@@ -1,6 +1,7 @@
 //! What tch leaves out of libtorch, and nothing of vision: autocast on every device, the fused AdamW kernel, arithmetic
 //! over many tensors in one call, and [`distributed`] training. The C++ side is in `cpp/`; this is its safe face.
 
+mod attention;
 pub mod distributed;
 mod frozen;
 mod gate;
@@ -14,8 +15,9 @@ use std::ffi::{CStr, c_char};
 use tch::{Device, Kind, TchError, Tensor};
 use torch_sys::C_tensor;
 
+pub use attention::attention;
 pub use frozen::{Activation, PackedLinear, cpu_has_tiles};
-pub use gate::silu_times;
+pub use gate::{Norm, gate};
 pub use linear::linear;
 pub use norm::{add_layer_norm, layer_norm};
 pub use profile::{OperatorTime, profile};

@@ -4,7 +4,7 @@ use std::ops::Div;
 
 use tch::nn::{self, Module};
 use tch::{Device, Kind, Tensor};
-use torch_ext::{Activation, PackedLinear};
+use torch_ext::{Activation, Norm, PackedLinear};
 
 /// A place in the tree of variables: a prefix of checkpoint keys, to which `/` adds a segment.
 pub(crate) struct Scope<'a> {
@@ -109,16 +109,25 @@ impl Linear {
         }
     }
 
-    /// SwiGLU's gate, `silu(x W^T + b) * (x V^T + c)` with `other`'s V and c.
-    pub(crate) fn gate(&self, other: &Linear, x: &Tensor) -> Tensor {
+    /// SwiGLU's gate, `silu(x W^T + b) * (x V^T + c)` with `other`'s V and c, and what `norm` makes of it.
+    pub(crate) fn gate(&self, other: &Linear, norm: Option<&LayerNorm>, x: &Tensor) -> Tensor {
+        let normed = |hidden: Tensor| match norm {
+            Some(norm) => norm.forward(&hidden),
+            None => hidden,
+        };
         if let Some(packed) = &other.packed {
-            return packed.times(x, &self.activated(x, Activation::Silu)).expect(FITS);
+            return normed(packed.times(x, &self.activated(x, Activation::Silu)).expect(FITS));
         }
-        let (gate, value) = (x.apply(self), x.apply(other));
-        match gate.device() {
-            Device::Cpu => torch_ext::silu_times(&gate, &value).expect("two products of one shape"),
-            _ => gate.silu() * value,
+        if x.device() != Device::Cpu {
+            return normed(x.apply(self).silu() * x.apply(other));
         }
+        let norm = norm.map(LayerNorm::view);
+        match joint(x, &[(&self.weight, self.bias.as_ref()), (&other.weight, other.bias.as_ref())])
+        {
+            Some(both) => torch_ext::gate(&both, None, norm),
+            None => torch_ext::gate(&x.apply(self), Some(&x.apply(other)), norm),
+        }
+        .expect(FITS)
     }
 
     /// Makes ready for looking forward only, in `kind`.
@@ -136,11 +145,17 @@ impl Module for Linear {
 
 /// `x W^T + b`, where autocast is on in its type.
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
-    let learning = weight.requires_grad() && weight.device() == Device::Cpu;
-    match torch_ext::cpu_autocast().filter(|_| learning) {
-        Some(_) => torch_ext::linear(x, weight, bias).expect(FITS),
-        None => x.linear(weight, bias),
-    }
+    joint(x, &[(weight, bias)]).unwrap_or_else(|| x.linear(weight, bias))
+}
+
+/// `x W^T + b` of several layers side by side, as one product; `None` where that is no faster than one after the other: for
+/// weights that don't learn, without autocast, or on a GPU.
+pub(crate) fn joint(x: &Tensor, layers: &[(&Tensor, Option<&Tensor>)]) -> Option<Tensor> {
+    let learning = layers.iter().all(|(weight, _)| weight.requires_grad());
+    let on_cpu = x.device() == Device::Cpu;
+    torch_ext::cpu_autocast()
+        .filter(|_| learning && on_cpu)
+        .map(|_| torch_ext::linear(x, layers).expect(FITS))
 }
 
 /// What a packed layer never fails for.
@@ -175,6 +190,10 @@ impl LayerNorm {
         LayerNorm { weight, bias, eps }
     }
 
+    fn view(&self) -> Norm<'_> {
+        Norm { weight: &self.weight, bias: &self.bias, eps: self.eps }
+    }
+
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
     }
@@ -182,54 +201,54 @@ impl LayerNorm {
 
 /// The residual stream: what branches are added to and norms are taken of.
 ///
-/// In a frozen net on the CPU a branch waits for the next norm, which adds it in the same pass over memory, and the sums
-/// stay f32 whatever the branches are.
+/// On the CPU a branch waits for the next norm, which adds it in the same pass over memory, and the sums stay f32 whatever the
+/// branches are.
 #[derive(Debug)]
 pub(crate) struct Stream {
     x: Tensor, // [B, T, D]
     branch: Option<Tensor>,
-    /// What norms put out, in a frozen net.
-    kind: Option<Kind>,
+    /// What norms put out, in a frozen net, whose sums are made in place.
+    frozen: Option<Kind>,
+    fused: bool,
 }
 
 impl Stream {
     /// Begins with `x`, which nobody else holds.
-    pub(crate) fn new(x: Tensor, kind: Option<Kind>) -> Stream {
-        match kind {
-            Some(_) => Stream { x: x.to_kind(Kind::Float).contiguous(), branch: None, kind },
-            None => Stream { x, branch: None, kind },
-        }
+    pub(crate) fn new(x: Tensor, frozen: Option<Kind>) -> Stream {
+        let fused = x.device() == Device::Cpu;
+        let x = if fused { x.to_kind(Kind::Float).contiguous() } else { x };
+        Stream { x, branch: None, frozen: frozen.filter(|_| fused), fused }
     }
 
     /// x += branch
     pub(crate) fn add(&mut self, branch: Tensor) {
         self.settle();
-        match self.kind {
-            Some(_) => self.branch = Some(branch),
-            None => self.x = &self.x + branch,
+        if self.fused {
+            self.branch = Some(branch);
+        } else {
+            self.x = &self.x + branch;
         }
     }
 
     /// norm(x)
     pub(crate) fn norm(&mut self, norm: &LayerNorm) -> Tensor {
-        let LayerNorm { weight, bias, eps } = norm;
-        let Some(kind) = self.kind else {
-            let on_cpu = self.x.device() == Device::Cpu && self.x.kind() == Kind::Float;
-            return match torch_ext::cpu_autocast().filter(|_| on_cpu) {
-                Some(kind) => torch_ext::layer_norm(&self.x.contiguous(), weight, bias, *eps, kind)
-                    .expect("the stream is f32 and on the CPU"),
-                None => norm.forward(&self.x),
-            };
-        };
-        let branch = self.branch.take();
-        torch_ext::add_layer_norm(&mut self.x, branch.as_ref(), weight, bias, *eps, kind)
-            .expect("the stream is f32, contiguous and on the CPU")
+        if !self.fused {
+            return norm.forward(&self.x);
+        }
+        let (branch, norm) = (self.branch.take(), norm.view());
+        if let Some(kind) = self.frozen {
+            return torch_ext::add_layer_norm(&mut self.x, branch.as_ref(), norm, kind).expect(F32);
+        }
+        let kind = torch_ext::cpu_autocast().unwrap_or(Kind::Float);
+        let (x, normed) = torch_ext::layer_norm(&self.x, branch.as_ref(), norm, kind).expect(F32);
+        self.x = x;
+        normed
     }
 
     /// x, as it is now: what comes later doesn't change it.
     pub(crate) fn value(&mut self) -> Tensor {
         self.settle();
-        if self.kind.is_some() { self.x.copy() } else { self.x.shallow_clone() }
+        if self.frozen.is_some() { self.x.copy() } else { self.x.shallow_clone() }
     }
 
     /// x of the first `n` tokens only, from now on.
@@ -237,18 +256,23 @@ impl Stream {
         self.settle();
         if self.x.size()[1] > n {
             self.x = self.x.narrow(1, 0, n);
-            if self.kind.is_some() {
+            if self.fused {
                 self.x = self.x.contiguous();
             }
         }
     }
 
     fn settle(&mut self) {
-        if let Some(branch) = self.branch.take() {
-            self.x += branch;
+        match self.branch.take() {
+            Some(branch) if self.frozen.is_some() => self.x += branch,
+            Some(branch) => self.x = &self.x + branch,
+            None => {}
         }
     }
 }
+
+/// What the norm of a fused stream never fails for.
+const F32: &str = "the stream is f32, contiguous and on the CPU";
 
 /// `x sigmoid(1.702 x)`, OpenAI's stand-in for GELU.
 pub(crate) fn quick_gelu(x: &Tensor) -> Tensor {

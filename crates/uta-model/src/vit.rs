@@ -205,8 +205,7 @@ impl Vit {
         let offsets = self.rel_pos.as_ref().map(|rel_pos| rel_pos.offsets(places.as_ref()));
         let shared = self.rel_pos.as_ref().and_then(|rel_pos| rel_pos.shared.as_ref());
         let bias = shared.zip(offsets.as_ref()).map(|(table, offsets)| bias(table, offsets));
-        let fused = self.frozen.filter(|_| x.device() == Device::Cpu);
-        (Stream::new(x, fused), Places { tokens, turns, offsets, bias })
+        (Stream::new(x, self.frozen), Places { tokens, turns, offsets, bias })
     }
 }
 
@@ -488,12 +487,24 @@ impl Attention {
         self.proj.freeze(kind);
     }
 
-    /// Queries, keys and values of x [B, T, D]: [B, T, H, head_width] each.
-    fn qkv(&self, x: &Tensor) -> [Tensor; 3] {
-        let all = match &self.qkv {
-            Some(packed) => {
-                let all = packed.forward(x, Activation::None).expect(layers::FITS);
-                let mut thirds = all.chunk(3, -1).into_iter();
+    /// Queries, keys and values of x [B, T, D] side by side, [B, T, 3 D], where one product makes them all.
+    fn joint(&self, x: &Tensor) -> Option<Tensor> {
+        match &self.qkv {
+            Some(packed) => Some(packed.forward(x, Activation::None).expect(layers::FITS)),
+            None => {
+                let [q, k, v] =
+                    [&self.q_proj, &self.k_proj, &self.v_proj].map(|linear| &linear.weight);
+                let (q_bias, v_bias) = (Some(&self.q_bias), Some(&self.v_bias));
+                layers::joint(x, &[(q, q_bias), (k, self.k_bias.as_ref()), (v, v_bias)])
+            }
+        }
+    }
+
+    /// The same, [B, T, H, head_width] each.
+    fn each(&self, joint: Option<Tensor>, x: &Tensor) -> [Tensor; 3] {
+        let all = match joint {
+            Some(joint) => {
+                let mut thirds = joint.chunk(3, -1).into_iter();
                 [(); 3].map(|()| thirds.next().expect("three of them"))
             }
             None => [
@@ -507,18 +518,28 @@ impl Attention {
 
     /// [B, T, D] -> [B, wanted, D]: what the first tokens find among all.
     fn forward(&self, x: &Tensor, at: &Places, wanted: i64) -> Tensor {
-        let [q, k, v] = self.qkv(x);
-        let heads_first = |x: Tensor| x.transpose(1, 2); // [B, H, T, head_width]
-        let (q, k) = match &at.turns {
-            Some(turns) => (Rope::apply(&q, turns), Rope::apply(&k, turns)),
-            None => (heads_first(q), heads_first(k)),
-        };
         let own = self.relative_position_bias_table.as_ref().zip(at.offsets.as_ref());
         let own = own.map(|(table, offsets)| bias(table, offsets));
         let bias = own.as_ref().or(at.bias.as_ref()).map(|bias| bias.narrow(2, 0, wanted));
-        let q = q.narrow(2, 0, wanted);
-        let out = layers::attention(&q, &k, &heads_first(v), bias.as_ref(), false);
-        let out = out.transpose(1, 2).flatten(2, 3);
+        let joint = self.joint(x);
+        let fused = joint.as_ref().filter(|joint| {
+            bias.is_none() && joint.kind() == Kind::BFloat16 && torch_ext::cpu_has_tiles()
+        });
+        let out = match fused {
+            Some(joint) => torch_ext::attention(joint, at.turns.as_ref(), self.heads, wanted)
+                .expect(layers::FITS),
+            None => {
+                let [q, k, v] = self.each(joint, x);
+                let heads_first = |x: Tensor| x.transpose(1, 2); // [B, H, T, head_width]
+                let (q, k) = match &at.turns {
+                    Some(turns) => (Rope::apply(&q, turns), Rope::apply(&k, turns)),
+                    None => (heads_first(q), heads_first(k)),
+                };
+                let q = q.narrow(2, 0, wanted);
+                let out = layers::attention(&q, &k, &heads_first(v), bias.as_ref(), false);
+                out.transpose(1, 2).flatten(2, 3)
+            }
+        };
         match &self.inner_attn_ln {
             Some(norm) => norm.forward(&out).apply(&self.proj),
             None => out.apply(&self.proj),
@@ -560,13 +581,7 @@ impl Mlp {
 
     fn forward(&self, x: &Tensor) -> Tensor {
         match self {
-            Mlp::SwiGlu { w1, w2, ffn_ln, w3 } => {
-                let hidden = w1.gate(w2, x);
-                match ffn_ln {
-                    Some(norm) => norm.forward(&hidden).apply(w3),
-                    None => hidden.apply(w3),
-                }
-            }
+            Mlp::SwiGlu { w1, w2, ffn_ln, w3 } => w1.gate(w2, ffn_ln.as_ref(), x).apply(w3),
             Mlp::Gelu { fc1, fc2, quick: false } => fc1.activated(x, Activation::Gelu).apply(fc2),
             Mlp::Gelu { fc1, fc2, quick: true } => quick_gelu(&x.apply(fc1)).apply(fc2),
         }

@@ -7,7 +7,6 @@
 #include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
-#include <ATen/ops/_foreach_zero.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/stack.h>
@@ -63,8 +62,10 @@ char *te_scale(at::Tensor *const *tensors, int64_t n, at::Tensor *factor) {
   return guarded([&] { at::_foreach_mul_(list(tensors, n), *factor); });
 }
 
-char *te_zero(at::Tensor *const *tensors, int64_t n) {
-  return guarded([&] { at::_foreach_zero_(list(tensors, n)); });
+char *te_drop_grads(at::Tensor *const *params, int64_t n) {
+  return guarded([&] {
+    for (auto &param : list(params, n)) param.mutable_grad().reset();
+  });
 }
 
 // averages[i] += weight * (values[i] - averages[i])

@@ -42,7 +42,7 @@ unsafe extern "C" {
         eps: f64,
         found_inf: *mut C_tensor,
     ) -> *mut c_char;
-    fn te_zero(tensors: *const *mut C_tensor, n: i64) -> *mut c_char;
+    fn te_drop_grads(params: *const *mut C_tensor, n: i64) -> *mut c_char;
     fn te_global_norm(
         tensors: *const *mut C_tensor,
         n: i64,
@@ -224,17 +224,12 @@ pub fn scale_(tensors: &[Tensor], factor: &Tensor) -> Result<(), TchError> {
     check(unsafe { te_scale(list.as_ptr(), list.len() as i64, handle(factor)) })
 }
 
-/// Sets every tensor to zero in place.
-///
-/// # Errors
-/// When devices differ.
-pub fn zero_(tensors: &[Tensor]) -> Result<(), TchError> {
-    if tensors.is_empty() {
-        return Ok(());
-    }
-    let list = handles(tensors);
+/// Takes the gradients off `params` and gives their memory back: the next ones take their place instead of being added to zeros.
+pub fn drop_grads(params: &[Tensor]) {
+    let list = handles(params);
     // SAFETY: live tensors, borrowed for the call.
-    check(unsafe { te_zero(list.as_ptr(), list.len() as i64) })
+    check(unsafe { te_drop_grads(list.as_ptr(), list.len() as i64) })
+        .expect("any tensor can be without a gradient");
 }
 
 /// Moves every average towards its value: `average += weight * (value - average)`.
@@ -308,6 +303,17 @@ mod tests {
         scale_(&a, &Tensor::from(0.5f32)).unwrap();
         assert_eq!(Vec::<f32>::try_from(&a[0]).unwrap(), [0.5, 5.0]);
         assert!(lerp_(&a, &[], 0.1).is_err());
+    }
+
+    #[test]
+    fn a_dropped_gradient_is_gone_and_the_next_one_counts_from_nothing() {
+        let x = Tensor::from_slice(&[1f32, 2.0]).set_requires_grad(true);
+        for _ in 0..2 {
+            (&x * 3.0).sum(Kind::Float).backward();
+            assert_eq!(Vec::<f32>::try_from(&x.grad()).unwrap(), [3.0, 3.0]);
+            drop_grads(&[x.shallow_clone()]);
+            assert!(!x.grad().defined());
+        }
     }
 
     #[test]

@@ -75,7 +75,7 @@ impl Optimizer {
         }
     }
 
-    /// One step at learning rate `lr` with the gradients that are on the parameters, which it then clears. Returns the
+    /// One step at learning rate `lr` with the gradients that are on the parameters, which it then takes off. Returns the
     /// gradient's global norm before clipping (a scalar on the device). A non-finite norm skips the step.
     ///
     /// # Errors
@@ -124,7 +124,9 @@ impl Optimizer {
             let grown = &self.skipped + &found_inf;
             let keep_row = Tensor::stack(&[found_inf.ones_like(), found_inf], 0);
             self.skipped.copy_(&(grown * keep_row));
-            torch_ext::zero_(&all)?;
+            for group in &self.groups {
+                torch_ext::drop_grads(&group.params);
+            }
             Ok(norm)
         })
     }

@@ -181,6 +181,8 @@ pub enum Fault {
     Metadata,
     /// Targets that are damaged, missing, or of another picture.
     Targets,
+    /// A key that comes more than once in a shard; only `uta data verify` minds.
+    Duplicate,
 }
 
 impl std::fmt::Display for Fault {
@@ -192,6 +194,7 @@ impl std::fmt::Display for Fault {
             Fault::Caption => "caption",
             Fault::Metadata => "metadata",
             Fault::Targets => "targets",
+            Fault::Duplicate => "duplicate",
         })
     }
 }

@@ -30,7 +30,7 @@ struct Header {
 }
 
 /// The index of a shard.
-fn beside(shard: &Path) -> PathBuf {
+pub(crate) fn beside(shard: &Path) -> PathBuf {
     let mut name = shard.as_os_str().to_owned();
     name.push(".idx");
     name.into()

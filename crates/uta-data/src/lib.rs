@@ -32,6 +32,7 @@ pub mod rng;
 pub mod sha256;
 pub mod shards;
 mod sidecar;
+mod sizes;
 mod source;
 pub mod stats;
 mod stream;
@@ -40,6 +41,7 @@ pub mod targets;
 mod testing;
 mod tokenizer;
 mod transform;
+pub mod verify;
 
 pub use color::{ColorJitter, PhotometricDistortion};
 pub use decode::{DecodeOptions, MAX_PIXELS, Rgb, decode, decode_with, dimensions};

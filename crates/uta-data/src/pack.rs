@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::parallel::Ordered;
 use crate::shards::{Limit, ShardWriter};
+use crate::stream::guarded;
 use crate::{DataError, Rejected, Sample, Source, decode, open, progress};
 
 /// How to pack.
@@ -144,7 +145,7 @@ pub(crate) fn inspect(
             let format = crate::decode::format(&sample.image)?;
             Ok(Inspected { sample, size: (image.width, image.height), format })
         };
-        inspected().map_err(|e: DataError| Rejected::new(source.as_ref(), i as usize, &e))
+        guarded(inspected).map_err(|e| Rejected::new(source.as_ref(), i as usize, &e))
     })
 }
 

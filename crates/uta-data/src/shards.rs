@@ -12,11 +12,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::{fmt, thread};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tar::{Archive, EntryType};
 
 use crate::decode::{EXTENSIONS, is_image};
-use crate::{DataError, Part, Sample, Source, index, source};
+use crate::{DataError, Part, Sample, Source, index, sizes, source};
 
 /// Tar's unit: a header is one block, contents are padded to whole ones.
 const BLOCK: u64 = 512;
@@ -46,15 +46,23 @@ impl Default for Limit {
     }
 }
 
-/// Writes `{dir}/{prefix}-000000.tar`, `-000001.tar`, ...; nothing has its final name before [`ShardWriter::finish`].
+/// Writes `{dir}/{prefix}-000000.tar`, `-000001.tar`, ..., and `sizes.json`; nothing has its final name before
+/// [`ShardWriter::finish`].
 pub struct ShardWriter {
     dir: PathBuf,
     prefix: String,
     limit: Limit,
-    /// The shard being written, its samples and bytes.
-    open: Option<(tar::Builder<BufWriter<File>>, usize, u64)>,
-    /// Shards begun: (beside, final name).
-    shards: Vec<(PathBuf, PathBuf)>,
+    /// The shard being written, and its bytes.
+    open: Option<(tar::Builder<BufWriter<File>>, u64)>,
+    shards: Vec<Begun>,
+}
+
+/// A shard that was begun.
+struct Begun {
+    /// Where it lies until the set is finished.
+    beside: PathBuf,
+    path: PathBuf,
+    samples: usize,
 }
 
 impl ShardWriter {
@@ -91,7 +99,8 @@ impl ShardWriter {
         }
         // A header and its padding for each member.
         let bytes: u64 = members.iter().map(|(_, data)| 1024 + data.len() as u64).sum();
-        let full = self.open.as_ref().is_some_and(|&(_, samples, written)| {
+        let samples = self.shards.last().map_or(0, |shard| shard.samples);
+        let full = self.open.as_ref().is_some_and(|&(_, written)| {
             samples >= self.limit.samples || written + bytes > self.limit.bytes
         });
         if full {
@@ -101,11 +110,11 @@ impl ShardWriter {
             let name = format!("{}-{:06}.tar", self.prefix, self.shards.len());
             let beside = self.dir.join(format!(".{name}.tmp"));
             let file = File::create(&beside).map_err(DataError::io("create", &beside))?;
-            self.shards.push((beside, self.dir.join(name)));
-            self.open = Some((tar::Builder::new(BufWriter::new(file)), 0, 0));
+            self.shards.push(Begun { beside, path: self.dir.join(name), samples: 0 });
+            self.open = Some((tar::Builder::new(BufWriter::new(file)), 0));
         }
-        let path = &self.shards.last().expect("a shard is open").0;
-        let (builder, samples, written) = self.open.as_mut().expect("a shard is open");
+        let shard = self.shards.last_mut().expect("a shard is open");
+        let (builder, written) = self.open.as_mut().expect("a shard is open");
         for (extension, data) in members {
             let mut header = tar::Header::new_ustar();
             header.set_size(data.len() as u64);
@@ -113,16 +122,16 @@ impl ShardWriter {
             header.set_mtime(0);
             builder
                 .append_data(&mut header, format!("{key}.{extension}"), *data)
-                .map_err(DataError::io("write", path))?;
+                .map_err(DataError::io("write", &shard.beside))?;
         }
-        *samples += 1;
+        shard.samples += 1;
         *written += bytes;
         Ok(())
     }
 
     fn close(&mut self) -> Result<(), DataError> {
         let Some((builder, ..)) = self.open.take() else { return Ok(()) };
-        let path = &self.shards.last().expect("a shard is open").0;
+        let path = &self.shards.last().expect("a shard is open").beside;
         builder
             .into_inner()
             .and_then(|mut writer| {
@@ -132,28 +141,29 @@ impl ShardWriter {
             .map_err(DataError::io("write", path))
     }
 
-    /// Ends, syncs and renames every shard into place; returns their paths.
+    /// Ends, syncs and renames every shard into place, and adds them to `sizes.json`; returns their paths.
     ///
     /// # Errors
     /// A disk that refuses.
     pub fn finish(mut self) -> Result<Vec<PathBuf>, DataError> {
         self.close()?;
         let shards = std::mem::take(&mut self.shards);
-        for (beside, path) in &shards {
+        for Begun { beside, path, .. } in &shards {
             fs::rename(beside, path).map_err(DataError::io("rename", path))?;
         }
+        sizes::add(&self.dir, shards.iter().map(|shard| (&*shard.path, shard.samples)))?;
         File::open(&self.dir)
             .and_then(|dir| dir.sync_all())
             .map_err(DataError::io("sync", &self.dir))?;
-        Ok(shards.into_iter().map(|(_, path)| path).collect())
+        Ok(shards.into_iter().map(|shard| shard.path).collect())
     }
 }
 
 impl Drop for ShardWriter {
     /// An unfinished set leaves nothing behind.
     fn drop(&mut self) {
-        for (beside, _) in &self.shards {
-            let _ = fs::remove_file(beside);
+        for shard in &self.shards {
+            let _ = fs::remove_file(&shard.beside);
         }
     }
 }
@@ -440,11 +450,46 @@ pub fn index(spec: &str) -> Result<Indexed, DataError> {
     })
 }
 
-fn problems<'a>(paths: &[PathBuf], scans: impl Iterator<Item = &'a Scan>) -> Vec<String> {
-    let told = paths.iter().zip(scans).flat_map(|(path, scan)| {
+/// What is wrong with shards, and with the sizes that stand beside them.
+fn problems<'a>(paths: &[PathBuf], scans: impl Iterator<Item = &'a Scan> + Clone) -> Vec<String> {
+    let told = paths.iter().zip(scans.clone()).flat_map(|(path, scan)| {
         scan.problems.iter().map(move |problem| format!("{}: {problem}", path.display()))
     });
-    told.collect()
+    let samples = paths.iter().zip(scans).map(|(path, scan)| (path.as_path(), scan.spans.len()));
+    told.chain(sizes::disagreements(samples)).collect()
+}
+
+/// Where an index, or img2dataset's `NAME_stats.json`, tells of another shard than the tar is, which is scanned anew: a line
+/// each.
+pub(crate) fn misled(paths: &[PathBuf]) -> Result<Vec<String>, DataError> {
+    #[derive(Deserialize)]
+    struct Stats {
+        successes: usize,
+    }
+    let mut lines = vec![];
+    for path in paths {
+        let tar = fs::metadata(path).map_err(DataError::io("open shard", path))?;
+        let scan = scan(path)?;
+        let holds = format!("and the tar holds {}", scan.spans.len());
+        if let Some(told) = index::load(path, &tar)
+            && (&told.spans, &told.problems) != (&scan.spans, &scan.problems)
+        {
+            let (index, says) = (index::beside(path), told.spans.len());
+            let index = index.display();
+            lines.push(format!(
+                "{index}: tells of {says} samples, {holds}, or elsewhere: delete it"
+            ));
+        }
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let stats = path.with_file_name(format!("{stem}_stats.json"));
+        let told = fs::read(&stats).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        if let Some(Stats { successes }) =
+            told.filter(|told: &Stats| told.successes != scan.spans.len())
+        {
+            lines.push(format!("{}: says {successes} samples, {holds}", stats.display()));
+        }
+    }
+    Ok(lines)
 }
 
 fn scan(path: &Path) -> Result<Scan, DataError> {
@@ -644,7 +689,7 @@ mod tests {
         assert_eq!(keys(&open(&path)), ["s0", "s1", "s2"]);
         assert!(idx.is_file());
         let names = |dir: &Path| fs::read_dir(dir).unwrap().count();
-        assert_eq!(names(dir.path()), 2, "something else was left");
+        assert_eq!(names(dir.path()), 3, "more than shard, index and sizes.json");
         let again = super::index(spec).unwrap();
         assert_eq!((again.shards, again.scanned, again.samples), (1, 0, 3));
         // What it says is taken without a look at the tar: here of one that has become something else.
@@ -661,7 +706,7 @@ mod tests {
         // Another time of change or size, or a damaged index, and it is scanned.
         fs::write(&path, &bytes[..2 * 2560]).unwrap();
         let shards = open(&path);
-        assert_eq!((shards.len(), shards.problems().len()), (2, 1));
+        assert_eq!((shards.len(), shards.problems().len()), (2, 2));
         assert_eq!(open(&path).problems(), shards.problems(), "from the index");
         let whole = fs::read(&idx).unwrap();
         for i in 0..whole.len() {

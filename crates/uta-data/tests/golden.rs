@@ -7,7 +7,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use uta_data::rng::{Purpose, Rng};
-use uta_data::{CropBox, EvalTransform, Filter, Rgb, Tokenizer, TrainTransform, decode, resample};
+use uta_data::verify::verify;
+use uta_data::{
+    CropBox, EvalTransform, Filter, PairOptions, Rgb, Tokenizer, TrainTransform, decode, open,
+    resample,
+};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/data").join(name)
@@ -49,6 +53,37 @@ fn images_of_every_kind_decode_as_pillow_does() {
         kinds += 1;
     }
     assert_eq!(kinds, 17);
+}
+
+/// img2dataset, and so DataComp, leaves tars, and beside each its table of all links and its counts; `img2dataset_set.py` made
+/// these.
+#[test]
+fn a_folder_of_img2dataset_is_its_tars_without_the_links_that_failed() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/img2dataset");
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let spec = dir.path().to_str().unwrap();
+    for spec in [spec.to_owned(), format!("{spec}/{{00000..00001}}.tar")] {
+        let source = open(&spec).unwrap();
+        assert_eq!(source.problems(), Vec::<String>::new());
+        let samples: Vec<_> = (0..source.len()).map(|i| source.read(i).unwrap()).collect();
+        let captions: Vec<&str> =
+            samples.iter().map(|sample| sample.captions[0].as_str()).collect();
+        assert_eq!(captions, ["picture 0", "picture 1", "picture 2", "picture 3"]);
+        for sample in &samples {
+            assert_eq!(
+                (&sample.meta["key"], &sample.meta["status"]),
+                (&sample.key.as_str().into(), &"success".into())
+            );
+            assert_eq!(decode(&sample.image).unwrap().width, 16);
+        }
+    }
+    let options = PairOptions::default();
+    let verified = verify(&[spec.to_owned()], &options, false, |_| Ok(())).unwrap();
+    assert_eq!((verified.samples, verified.count()), (4, 0), "{verified}");
 }
 
 fn picture() -> Rgb {

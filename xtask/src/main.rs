@@ -1,9 +1,10 @@
 //! `cargo xtask CHORE`: everything this repository does besides being compiled.
 //!
-//! Plain Rust without tch, because it is what fetches the libtorch that tch is compiled against. Every chore but setup
-//! ends by becoming another command (`exec`), so that its exit status, closing lines and Ctrl-C reach the user
-//! undisturbed; all that a chore itself says goes to standard error, which leaves `demo --json` one object there.
+//! Plain Rust without tch, because it is what fetches the libtorch that tch is compiled against. Most chores end
+//! by becoming another command (`exec`), so that its exit status, closing lines and Ctrl-C reach the user undisturbed; what
+//! a chore says on its way goes to standard error, which leaves `demo --json` one object there.
 
+mod bench;
 mod setup;
 mod unpack;
 mod wheels;
@@ -28,13 +29,17 @@ Usage: cargo xtask CHORE
   demo [ARGS]             setup, then `uta demo ARGS` in release: the whole method on real pictures
   test [ARGS]             setup, then `cargo test --workspace ARGS`
   ci                      .ci/run: formatting, tests, clippy and rustdoc, warnings denied
-  bench model|data [ARGS] setup, then images a second: of a ViT's step, or of decoding and cropping
+  bench data [ARGS]       setup, then `uta bench data ARGS` in release: images a second of decoding and cropping
+  bench step [ROW ...] [--pairs 5] [--threads 2] [--python PATH] [--json]
+                          setup, then the pre-training step beside PyTorch's, in turn: student, student-8, step,
+                          teacher-l, teacher-g, each with its -f32, and cached; all of them when none is named.
+                          PATH (or UTA_BENCH_PYTHON) is a python with torch and timm
 
 A libtorch of your own wins: LIBTORCH=/path/to/libtorch, or LIBTORCH_USE_PYTORCH=1 for the one of python3's torch.";
 
 /// A mistake in the command line: exit status 2.
 #[derive(Debug)]
-struct Usage(&'static str);
+struct Usage(String);
 
 impl fmt::Display for Usage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -74,32 +79,32 @@ fn run(chore: &str, args: &[OsString]) -> Result<()> {
             setup::run(root, None)?;
             become_cargo(root, &["test", "--workspace"], args)
         }
-        "bench" => {
-            let (what, args): (&[&str], _) = match args.split_first() {
-                Some((what, args)) if what == "model" => {
-                    (&["--package", "uta-model", "--example", "vit_speed", "--"], args)
-                }
-                Some((what, args)) if what == "data" => {
-                    (&["--package", "uta", "--", "bench", "data"], args)
-                }
-                _ => return Err(Usage("bench takes model or data").into()),
-            };
-            setup::run(root, None)?;
-            become_cargo(root, &[&["run", "--release"], what].concat(), args)
-        }
+        "bench" => match args.split_first() {
+            Some((what, args)) if what == "data" => {
+                setup::run(root, None)?;
+                let chore = ["run", "--release", "--package", "uta", "--", "bench", "data"];
+                become_cargo(root, &chore, args)
+            }
+            Some((what, args)) if what == "step" => bench::step(root, args),
+            _ => Err(usage("bench takes data or step")),
+        },
         // Calls `cargo xtask test`, and that sets up.
         "ci" if args.is_empty() => replace_by(Command::new(root.join(".ci/run"))),
-        "ci" => Err(Usage("ci takes no arguments").into()),
-        _ => Err(Usage("there is no such chore").into()),
+        "ci" => Err(usage("ci takes no arguments")),
+        _ => Err(usage("there is no such chore")),
     }
 }
 
-fn flavour(args: &[OsString]) -> Result<Option<Flavour>, Usage> {
+fn usage(message: &str) -> anyhow::Error {
+    Usage(message.to_owned()).into()
+}
+
+fn flavour(args: &[OsString]) -> Result<Option<Flavour>> {
     match args.iter().map(|arg| arg.to_str()).collect::<Vec<_>>()[..] {
         [] => Ok(None),
         [Some("--cpu")] => Ok(Some(Flavour::Cpu)),
         [Some("--cuda")] => Ok(Some(Flavour::Cuda)),
-        _ => Err(Usage("setup takes --cuda, --cpu or nothing")),
+        _ => Err(usage("setup takes --cuda, --cpu or nothing")),
     }
 }
 

@@ -202,8 +202,12 @@ impl std::fmt::Display for Fault {
 impl DataError {
     /// What it says of the sample that it came up at.
     pub fn fault(&self) -> Fault {
+        // Shorter than it was, or another elsewhere.
+        use io::ErrorKind::{InvalidData, UnexpectedEof};
         match self {
-            DataError::Io { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof => {
+            DataError::Io { source, .. }
+                if matches!(source.kind(), UnexpectedEof | InvalidData) =>
+            {
                 Fault::Shard
             }
             DataError::Io { .. } => Fault::Unreadable,

@@ -2,15 +2,18 @@
 //!
 //! `NAME.tar.idx` is a [`sidecar`]: its line holds the size and the time of change that the tar had, and then comes for each
 //! sample where its run of members begins (u64) and how long it is (u32), little-endian. An index of another tar is as none.
+//! That of a shard elsewhere is kept in [`cache_folder`](sidecar::cache_folder), under the checksum of its URL.
 
-use std::fs::Metadata;
+use std::fs::{self, Metadata};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::shards::Scan;
-use crate::sidecar;
+use crate::{sha256, sidecar, source};
 
 const VERSION: u32 = 2;
 
@@ -20,34 +23,58 @@ const ENTRY: usize = 12;
 #[derive(Serialize, Deserialize)]
 struct Header {
     uta_index: u32,
-    /// Of the tar.
-    bytes: u64,
-    /// Of the tar: seconds and nanoseconds since 1970.
-    changed: (u64, u32),
+    #[serde(flatten)]
+    tar: Stamp,
     samples: u64,
     members: usize,
     problems: Vec<String>,
 }
 
-/// The index of a shard.
-pub(crate) fn beside(shard: &Path) -> PathBuf {
-    let mut name = shard.as_os_str().to_owned();
-    name.push(".idx");
-    name.into()
+/// What tells a tar from another that takes its place.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Stamp {
+    pub(crate) bytes: u64,
+    /// Seconds and nanoseconds since 1970.
+    pub(crate) changed: (u64, u32),
+    /// What its server calls this state of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) etag: Option<String>,
 }
 
-fn changed(tar: &Metadata) -> Option<(u64, u32)> {
-    let since = tar.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
-    Some((since.as_secs(), since.subsec_nanos()))
+impl Stamp {
+    /// Of the tar that is there now.
+    pub(crate) fn of(shard: &Path) -> io::Result<Stamp> {
+        #[cfg(feature = "remote")]
+        if source::is_url(shard) {
+            return crate::remote::stamp(shard);
+        }
+        let tar = fs::metadata(shard)?;
+        Ok(Stamp { bytes: tar.len(), changed: changed(&tar), etag: None })
+    }
+}
+
+fn changed(tar: &Metadata) -> (u64, u32) {
+    let since = tar.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    since.map_or((0, 0), |since| (since.as_secs(), since.subsec_nanos()))
+}
+
+/// The index of a shard; None where nothing can be kept.
+pub(crate) fn place(shard: &Path) -> Option<PathBuf> {
+    if source::is_url(shard) {
+        let sum = sha256::hex(&Sha256::digest(shard.as_os_str().as_encoded_bytes()));
+        return Some(sidecar::cache_folder()?.join("indices").join(format!("{sum}.idx")));
+    }
+    let mut name = shard.as_os_str().to_owned();
+    name.push(".idx");
+    Some(name.into())
 }
 
 /// The scan of a shard as its index tells it, if the index is there, whole, and of this very tar.
-pub(crate) fn load(shard: &Path, tar: &Metadata) -> Option<Scan> {
-    let (header, body): (Header, _) = sidecar::load(&beside(shard))?;
+pub(crate) fn load(shard: &Path, tar: &Stamp) -> Option<Scan> {
+    let (header, body): (Header, _) = sidecar::load(&place(shard)?)?;
     let (entries, rest) = body.as_chunks::<ENTRY>();
     let fits = header.uta_index == VERSION
-        && header.bytes == tar.len()
-        && Some(header.changed) == changed(tar)
+        && header.tar == *tar
         && header.samples == entries.len() as u64
         && rest.is_empty();
     let spans = entries.iter().map(|entry| {
@@ -63,9 +90,12 @@ pub(crate) fn load(shard: &Path, tar: &Metadata) -> Option<Scan> {
     })
 }
 
-/// Writes the index of a shard beside it.
-pub(crate) fn store(shard: &Path, tar: &Metadata, scan: &Scan) -> std::io::Result<()> {
-    let Some(changed) = changed(tar) else { return Ok(()) };
+/// Writes the index of a shard.
+pub(crate) fn store(shard: &Path, tar: &Stamp, scan: &Scan) -> io::Result<()> {
+    let Some(place) = place(shard) else { return Ok(()) };
+    if source::is_url(shard) {
+        fs::create_dir_all(place.parent().unwrap_or(Path::new(".")))?;
+    }
     let entries = scan.spans.iter().map(|(offset, length)| {
         let mut entry = [0; ENTRY];
         entry[..8].copy_from_slice(&offset.to_le_bytes());
@@ -75,11 +105,10 @@ pub(crate) fn store(shard: &Path, tar: &Metadata, scan: &Scan) -> std::io::Resul
     let entries = entries.collect::<Vec<_>>().concat();
     let header = Header {
         uta_index: VERSION,
-        bytes: tar.len(),
-        changed,
+        tar: tar.clone(),
         samples: scan.spans.len() as u64,
         members: scan.members,
         problems: scan.problems.clone(),
     };
-    sidecar::store(&beside(shard), &header, &[&entries])
+    sidecar::store(&place, &header, &[&entries])
 }

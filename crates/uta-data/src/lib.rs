@@ -10,6 +10,7 @@
 //! of a seed, a purpose and counters ([`rng`]), so a stream gives the same batches whatever the number of threads, and
 //! starts at any batch without replaying the ones before.
 
+mod ahead;
 mod color;
 mod decode;
 pub mod emoji;
@@ -26,6 +27,8 @@ mod parallel;
 mod pillow;
 pub mod progress;
 mod rand_augment;
+#[cfg(feature = "remote")]
+mod remote;
 mod repair;
 mod resize;
 pub mod rng;
@@ -52,6 +55,7 @@ pub use order::{Draw, Order, OrderKind, Part};
 pub use pairs::PairOptions;
 pub use rand_augment::{PolicyError, RandAugment};
 pub use resize::Filter;
+pub use sidecar::cache_folder;
 pub use source::{
     Folder, Sample, Set, Source, is_table, open, open_all, open_files, open_sets, open_with,
     subfolders,

@@ -168,26 +168,67 @@ impl Order {
         unreachable!("a place of an epoch lies in one of the parts")
     }
 
+    /// The sample that would come at a place of the run if the buffer shuffled nothing: what to read ahead.
+    pub(crate) fn unshuffled(&self, position: u64) -> Draw {
+        match &self.streaming {
+            None => self.indexed(position),
+            Some(streaming) => self.visited(streaming, streaming.place(self, position)),
+        }
+    }
+
+    /// Samples of a process that are shuffled among each other, at most.
+    pub(crate) fn buffer(&self) -> u64 {
+        self.streaming.as_ref().map_or(1, |streaming| streaming.buffer)
+    }
+
+    /// How many of them come from a place of the run on, itself included.
+    pub(crate) fn rest(&self, position: u64) -> u64 {
+        let place = self.streaming.as_ref().map(|streaming| streaming.place(self, position));
+        place.map_or(0, |place| place.length - place.within)
+    }
+
     fn streamed(&self, streaming: &Streaming, position: u64) -> Draw {
-        let &Streaming { buffer, batch, world, .. } = streaming;
-        let rank = position / batch % world;
-        let local = position / (batch * world) * batch + position % batch;
-        // Every process takes as many; where they don't divide the epoch, a few samples come twice.
-        let run = self.epoch.div_ceil(world);
-        let (epoch, place) = (local / run, local % run);
-        let buffer = run.div_ceil(run.div_ceil(buffer));
-        let (which, start) = (place / buffer, place / buffer * buffer);
+        let place = streaming.place(self, position);
+        let Place { epoch, rank, which, within, length, .. } = place;
         let turn = |round, x| self.turn(&[epoch, rank, which, round, x]);
-        let place = rank * run + start + permuted(place - start, buffer.min(run - start), turn);
+        self.visited(streaming, Place { within: permuted(within, length, turn), ..place })
+    }
+
+    fn visited(&self, streaming: &Streaming, Place { epoch, start, within, .. }: Place) -> Draw {
         let visits = streaming.visits(self, epoch);
         let samples = visits.last().map_or(1, |visit| visit.start + visit.samples as u64);
-        let place = place % samples;
+        let place = (start + within) % samples;
         let visit = &visits[visits.partition_point(|visit| visit.start <= place) - 1];
         Draw { index: visit.first + (place - visit.start) as usize, pass: visit.pass }
     }
 }
 
+/// A place in the streaming order: a process's buffer of an epoch, and a place in it.
+struct Place {
+    epoch: u64,
+    rank: u64,
+    /// Which of the process's buffers.
+    which: u64,
+    /// Where in the epoch it begins.
+    start: u64,
+    within: u64,
+    length: u64,
+}
+
 impl Streaming {
+    fn place(&self, order: &Order, position: u64) -> Place {
+        let &Streaming { buffer, batch, world, .. } = self;
+        let rank = position / batch % world;
+        let local = position / (batch * world) * batch + position % batch;
+        // Every process takes as many; where they don't divide the epoch, a few samples come twice.
+        let run = order.epoch.div_ceil(world);
+        let (epoch, place) = (local / run, local % run);
+        let buffer = run.div_ceil(run.div_ceil(buffer));
+        let (which, start) = (place / buffer, place / buffer * buffer);
+        let length = buffer.min(run - start);
+        Place { epoch, rank, which, start: rank * run + start, within: place - start, length }
+    }
+
     /// The shards of an epoch in their order.
     fn visits(&self, order: &Order, epoch: u64) -> Arc<Vec<Visit>> {
         // What is in it is only ever put in whole.

@@ -7,6 +7,7 @@ use std::{fmt, fs};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
+use crate::ahead::Ahead;
 use crate::parallel::Ordered;
 use crate::shards::{Limit, ShardWriter};
 use crate::stream::guarded;
@@ -138,7 +139,9 @@ pub(crate) fn inspect(
 ) -> impl Iterator<Item = Result<Inspected, Rejected>> + use<> {
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     let (source, length) = (Arc::clone(source), source.len() as u64);
+    let coming = Ahead::new(source.clone(), 0..length, 0, vec![], |i| i as usize);
     Ordered::new(workers, 64, 0..length, move |i| {
+        coming.pass(i);
         let inspected = || {
             let sample = source.read(i as usize)?;
             let image = decode(&sample.image)?;

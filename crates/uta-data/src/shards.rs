@@ -5,7 +5,7 @@
 //! outside are refused all the same.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Seek, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use tar::{Archive, EntryType};
 
 use crate::decode::{EXTENSIONS, is_image};
-use crate::{DataError, Part, Sample, Source, index, sizes, source};
+use crate::index::{self, Stamp};
+use crate::{DataError, Part, Sample, Source, sizes, source};
 
 /// Tar's unit: a header is one block, contents are padded to whole ones.
 const BLOCK: u64 = 512;
@@ -177,19 +178,68 @@ pub(crate) struct Shards {
     spans: Vec<Span>,
     class_names: Option<Vec<String>>,
     problems: Vec<String>,
+    bytes: Box<dyn Bytes>,
+}
+
+/// Where the bytes of a set's shards are had from.
+pub(crate) trait Bytes: Send + Sync {
+    /// Fills `run` with the bytes of sample `i`, which are at `span`.
+    ///
+    /// # Errors
+    /// What the system says, by what was tried as in [`DataError::Io`].
+    fn read(&self, i: usize, span: Span, run: &mut [u8]) -> Result<(), (&'static str, io::Error)>;
+
+    /// As [`Source::expect`].
+    fn expect(&self, _samples: &mut dyn Iterator<Item = (usize, Span)>) {}
+
+    /// As [`Source::forget`].
+    fn forget(&self) {}
+}
+
+/// Files, held open.
+struct Files {
+    paths: Vec<PathBuf>,
     /// A shard may only be in the slot of its number modulo their count.
-    files: Vec<Slot>,
+    slots: Vec<Slot>,
 }
 
 /// An open shard, by its number.
 type Slot = Mutex<Option<(u32, Arc<File>)>>;
 
+impl Files {
+    fn new(paths: &[PathBuf]) -> Files {
+        let slots = (0..OPEN_SHARDS.min(paths.len())).map(|_| Mutex::new(None)).collect();
+        Files { paths: paths.to_vec(), slots }
+    }
+
+    fn file(&self, shard: u32) -> io::Result<Arc<File>> {
+        let slot = &self.slots[shard as usize % self.slots.len()];
+        // A slot is only ever replaced as a whole, so a panic elsewhere can't have spoilt it.
+        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*slot {
+            Some((holds, file)) if *holds == shard => Ok(file.clone()),
+            _ => {
+                let file = Arc::new(File::open(&self.paths[shard as usize])?);
+                *slot = Some((shard, file.clone()));
+                Ok(file)
+            }
+        }
+    }
+}
+
+impl Bytes for Files {
+    fn read(&self, _: usize, span: Span, run: &mut [u8]) -> Result<(), (&'static str, io::Error)> {
+        let file = self.file(span.shard).map_err(|e| ("open shard", e))?;
+        file.read_exact_at(run, span.offset).map_err(|e| ("read shard", e))
+    }
+}
+
 /// Where a sample's members lie in its shard, headers included.
 #[derive(Clone, Copy)]
-struct Span {
-    offset: u64,
-    length: u32,
-    shard: u32,
+pub(crate) struct Span {
+    pub(crate) offset: u64,
+    pub(crate) length: u32,
+    pub(crate) shard: u32,
 }
 
 impl Shards {
@@ -199,7 +249,8 @@ impl Shards {
     /// # Errors
     /// A file that can't be opened or read; no sample in all of them; class names that differ.
     pub(crate) fn open(paths: Vec<PathBuf>) -> Result<Shards, DataError> {
-        let scans: Vec<Scan> = scan_all(&paths)?.into_iter().map(|(scan, _)| scan).collect();
+        let (scans, stamps): (Vec<Scan>, Vec<Stamp>) =
+            scan_all(&paths)?.into_iter().map(|found| (found.scan, found.tar)).unzip();
         let mut spans = Vec::with_capacity(scans.iter().map(|scan| scan.spans.len()).sum());
         let problems = problems(&paths, scans.iter());
         let members: usize = scans.iter().map(|scan| scan.members).sum();
@@ -221,33 +272,19 @@ impl Shards {
             tracing::warn!("{problem}");
         }
         let class_names = class_names(&paths)?;
-        let files = (0..OPEN_SHARDS.min(paths.len())).map(|_| Mutex::new(None)).collect();
-        Ok(Shards { paths, spans, class_names, problems, files })
-    }
-
-    fn file(&self, shard: u32) -> Result<Arc<File>, DataError> {
-        let slot = &self.files[shard as usize % self.files.len()];
-        // A slot is only ever replaced as a whole, so a panic elsewhere can't have spoilt it.
-        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*slot {
-            Some((holds, file)) if *holds == shard => Ok(file.clone()),
-            _ => {
-                let path = &self.paths[shard as usize];
-                let file = Arc::new(File::open(path).map_err(DataError::io("open shard", path))?);
-                *slot = Some((shard, file.clone()));
-                Ok(file)
-            }
-        }
+        let bytes = bytes(&paths, stamps);
+        Ok(Shards { paths, spans, class_names, problems, bytes })
     }
 
     /// The bytes of a sample's run of members.
-    fn run(&self, span: Span) -> Result<Vec<u8>, DataError> {
+    fn run(&self, i: usize) -> Result<Vec<u8>, DataError> {
+        let span = self.spans[i];
         let length = span.length as usize;
         // Whole blocks: the padding of the last member may be missing from a tar without an end mark.
         let mut run = vec![0; length.next_multiple_of(BLOCK as usize)];
-        self.file(span.shard)?
-            .read_exact_at(&mut run[..length], span.offset)
-            .map_err(DataError::io("read shard", &self.paths[span.shard as usize]))?;
+        self.bytes
+            .read(i, span, &mut run[..length])
+            .map_err(|(action, e)| DataError::io(action, &self.paths[span.shard as usize])(e))?;
         Ok(run)
     }
 
@@ -284,7 +321,7 @@ impl Source for Shards {
 
     fn read(&self, i: usize) -> Result<Sample, DataError> {
         let span = self.spans[i];
-        let run = self.run(span)?;
+        let run = self.run(i)?;
         let mut sample = Sample::default();
         let mut image = None;
         self.members(span, &run, |key, extension, contents| {
@@ -315,7 +352,7 @@ impl Source for Shards {
     fn key(&self, i: usize) -> String {
         let span = self.spans[i];
         let mut found = None;
-        let read = self.run(span).and_then(|run| {
+        let read = self.run(i).and_then(|run| {
             self.members(span, &run, |key, _, _| {
                 found.get_or_insert_with(|| key.to_owned());
                 Ok(())
@@ -345,6 +382,24 @@ impl Source for Shards {
     fn problems(&self) -> Vec<String> {
         self.problems.clone()
     }
+
+    fn expect(&self, samples: &[usize]) {
+        self.bytes.expect(&mut samples.iter().map(|&i| (i, self.spans[i])));
+    }
+
+    fn forget(&self) {
+        self.bytes.forget();
+    }
+}
+
+fn bytes(paths: &[PathBuf], stamps: Vec<Stamp>) -> Box<dyn Bytes> {
+    #[cfg(feature = "remote")]
+    if paths.iter().any(source::is_url) {
+        return Box::new(crate::remote::Remote::new(paths, stamps));
+    }
+    // Whether a file is still the same is not asked.
+    drop(stamps);
+    Box::new(Files::new(paths))
 }
 
 /// What the headers of one shard say.
@@ -369,8 +424,15 @@ struct Run {
 /// What came of writing the index of a shard that lacked one.
 type Stored = Option<io::Result<()>>;
 
+/// A shard, what its headers say, and what came of writing that down.
+struct Found {
+    tar: Stamp,
+    scan: Scan,
+    stored: Stored,
+}
+
 /// What the headers of every shard say, by their indices where they have one; else an index is made.
-fn scan_all(paths: &[PathBuf]) -> Result<Vec<(Scan, Stored)>, DataError> {
+fn scan_all(paths: &[PathBuf]) -> Result<Vec<Found>, DataError> {
     // Waiting for a disk or a network, not computing: more threads than cores pay.
     let threads = paths.len().min(8);
     let next = AtomicUsize::new(0);
@@ -391,18 +453,18 @@ fn scan_all(paths: &[PathBuf]) -> Result<Vec<(Scan, Stored)>, DataError> {
 }
 
 /// The scan of a shard, by its index or to make one.
-fn indexed(path: &Path) -> Result<(Scan, Stored), DataError> {
-    let tar = fs::metadata(path).map_err(DataError::io("open shard", path))?;
+fn indexed(path: &Path) -> Result<Found, DataError> {
+    let tar = Stamp::of(path).map_err(DataError::io("open shard", path))?;
     if let Some(scan) = index::load(path, &tar) {
-        return Ok((scan, None));
+        return Ok(Found { tar, scan, stored: None });
     }
     let scan = scan(path)?;
     let stored = index::store(path, &tar, &scan);
     if let Err(e) = &stored {
         // Shards on a disk that is only read are scanned each time.
-        tracing::debug!("no index beside {}: {e}", path.display());
+        tracing::debug!("no index of {}: {e}", path.display());
     }
-    Ok((scan, Some(stored)))
+    Ok(Found { tar, scan, stored: Some(stored) })
 }
 
 /// What `uta data index` found.
@@ -435,7 +497,7 @@ impl fmt::Display for Indexed {
 pub fn index(spec: &str) -> Result<Indexed, DataError> {
     let paths = source::shards_of(spec)?;
     let (mut scans, mut scanned) = (vec![], 0);
-    for (path, (scan, stored)) in paths.iter().zip(scan_all(&paths)?) {
+    for (path, Found { scan, stored, .. }) in paths.iter().zip(scan_all(&paths)?) {
         if let Some(stored) = stored {
             stored.map_err(DataError::io("write the index of", path))?;
             scanned += 1;
@@ -468,14 +530,13 @@ pub(crate) fn misled(paths: &[PathBuf]) -> Result<Vec<String>, DataError> {
     }
     let mut lines = vec![];
     for path in paths {
-        let tar = fs::metadata(path).map_err(DataError::io("open shard", path))?;
+        let tar = Stamp::of(path).map_err(DataError::io("open shard", path))?;
         let scan = scan(path)?;
         let holds = format!("and the tar holds {}", scan.spans.len());
-        if let Some(told) = index::load(path, &tar)
+        if let Some((index, told)) = index::place(path).zip(index::load(path, &tar))
             && (&told.spans, &told.problems) != (&scan.spans, &scan.problems)
         {
-            let (index, says) = (index::beside(path), told.spans.len());
-            let index = index.display();
+            let (index, says) = (index.display(), told.spans.len());
             lines.push(format!(
                 "{index}: tells of {says} samples, {holds}, or elsewhere: delete it"
             ));
@@ -493,13 +554,27 @@ pub(crate) fn misled(paths: &[PathBuf]) -> Result<Vec<String>, DataError> {
 }
 
 fn scan(path: &Path) -> Result<Scan, DataError> {
-    let file = File::open(path).map_err(DataError::io("open shard", path))?;
-    let length = file.metadata().map_err(DataError::io("read shard", path))?.len();
+    #[cfg(feature = "remote")]
+    if source::is_url(path) {
+        let mut tar =
+            crate::remote::Reader::open(path).map_err(DataError::io("open shard", path))?;
+        let length = tar.length();
+        let scan = walk(path, &mut tar, length);
+        // What did not arrive is no damage of the shard.
+        return tar.failure().map_or(scan, |e| Err(DataError::io("read shard", path)(e)));
+    }
+    let tar = File::open(path).map_err(DataError::io("open shard", path))?;
+    let length = tar.metadata().map_err(DataError::io("read shard", path))?.len();
+    walk(path, tar, length)
+}
+
+/// From header to header through a tar of that many bytes.
+fn walk(path: &Path, tar: impl Read + Seek, length: u64) -> Result<Scan, DataError> {
     let mut scan = Scan::default();
     let mut run: Option<Run> = None;
     // Where the last member ends, which is where the headers of the next one begin.
     let mut end = 0;
-    let mut archive = Archive::new(file);
+    let mut archive = Archive::new(tar);
     for member in archive.entries_with_seek().map_err(DataError::io("read shard", path))? {
         let member = match member {
             Ok(member) => member,
@@ -612,10 +687,7 @@ fn class_names(shards: &[PathBuf]) -> Result<Option<Vec<String>>, DataError> {
     folders.dedup();
     let mut found: Option<(PathBuf, Vec<String>)> = None;
     for folder in folders {
-        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-        let places = [folder.join(CLASS_NAMES), folder.join("..").join(CLASS_NAMES)];
-        let Some(path) = places.into_iter().find(|path| path.is_file()) else { return Ok(None) };
-        let text = fs::read_to_string(&path).map_err(DataError::io("read", &path))?;
+        let Some((path, text)) = class_file(folder)? else { return Ok(None) };
         let names: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
         match &found {
             None => found = Some((path, names)),
@@ -627,6 +699,25 @@ fn class_names(shards: &[PathBuf]) -> Result<Option<Vec<String>>, DataError> {
         }
     }
     Ok(found.map(|(_, names)| names))
+}
+
+/// The `classnames.txt` of a folder or of the one above it, and what it holds.
+fn class_file(folder: &Path) -> Result<Option<(PathBuf, String)>, DataError> {
+    #[cfg(feature = "remote")]
+    if source::is_url(folder) {
+        let folders = [Some(folder), folder.parent().filter(|path| source::is_url(path))];
+        let mut places = folders.into_iter().flatten().map(|folder| folder.join(CLASS_NAMES));
+        let text = |path: PathBuf| match crate::remote::text(&path) {
+            Ok(text) => text.map(|text| Ok((path, text))),
+            Err(e) => Some(Err(DataError::io("read", &path)(e))),
+        };
+        return places.find_map(text).transpose();
+    }
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let places = [folder.join(CLASS_NAMES), folder.join("..").join(CLASS_NAMES)];
+    let Some(path) = places.into_iter().find(|path| path.is_file()) else { return Ok(None) };
+    let text = fs::read_to_string(&path).map_err(DataError::io("read", &path))?;
+    Ok(Some((path, text)))
 }
 
 #[cfg(test)]

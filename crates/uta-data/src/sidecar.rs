@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::Crc;
@@ -48,4 +48,13 @@ pub(crate) fn store(path: &Path, header: &impl Serialize, body: &[&[u8]]) -> io:
         let _ = fs::remove_file(&temporary);
     }
     written
+}
+
+/// The folder for what can be computed again, by the XDG base directory specification: `$XDG_CACHE_HOME/uta`, else
+/// `~/.cache/uta`.
+pub fn cache_folder() -> Option<PathBuf> {
+    let absolute =
+        |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let base = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
+    Some(base.join("uta"))
 }

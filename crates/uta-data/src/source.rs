@@ -105,11 +105,19 @@ pub trait Source: Send + Sync {
     fn problems(&self) -> Vec<String> {
         Vec::new()
     }
+
+    /// Takes note that these samples will be read soon, in any order, each as often as it is named; over a network they are
+    /// fetched meanwhile.
+    fn expect(&self, _samples: &[usize]) {}
+
+    /// Takes note that none of those expected will be read.
+    fn forget(&self) {}
 }
 
 /// Opens a data spec: a folder of `.tar`, a `.tar`, a pattern of them (`*`, `?`, `{000..099}`, `{a,b}`), a folder of
 /// images, a folder of class folders, or pair tables (`.csv`, `.tsv`, `.jsonl`, `.json`, `.parquet`, `.txt`; patterns
-/// too).
+/// too). With the feature `remote` also URLs of shards (`s3://`, `gs://`, `az://`, `abfs://`, `http://`, `https://`), with
+/// braces or, where the store lists them, of their folder, ended by `/`.
 ///
 /// # Errors
 /// When nothing is there, saying what was looked for and what was found.
@@ -252,7 +260,12 @@ fn shards(spec: &str, mut paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, DataError
     {
         paths = tars(dir)?;
     }
-    match paths.iter().find(|path| !has_extension(path, "tar") || !path.is_file()) {
+    let is_shard = |path: &&PathBuf| has_extension(path, "tar") && (is_url(path) || path.is_file());
+    match paths.iter().find(|path| !is_shard(path)) {
+        Some(url) if is_url(url) => wrong(format!(
+            "{} is no .tar: only shards are read from elsewhere (a folder of them ends with /)",
+            url.display()
+        )),
         Some(other) => wrong(format!(
             "{} is neither a folder, a .tar shard nor a table of pairs (.{})",
             other.display(),
@@ -318,8 +331,12 @@ struct Several {
 }
 
 impl Several {
+    fn which(&self, i: usize) -> usize {
+        self.starts.partition_point(|&start| start <= i) - 1
+    }
+
     fn at(&self, i: usize) -> (&dyn Source, usize) {
-        let which = self.starts.partition_point(|&start| start <= i) - 1;
+        let which = self.which(i);
         (self.sources[which].as_ref(), i - self.starts[which])
     }
 }
@@ -365,6 +382,19 @@ impl Source for Several {
 
     fn problems(&self) -> Vec<String> {
         self.sources.iter().flat_map(|source| source.problems()).collect()
+    }
+
+    fn expect(&self, samples: &[usize]) {
+        let mut of_each = vec![vec![]; self.sources.len()];
+        for &i in samples {
+            let which = self.which(i);
+            of_each[which].push(i - self.starts[which]);
+        }
+        self.sources.iter().zip(of_each).for_each(|(source, samples)| source.expect(&samples));
+    }
+
+    fn forget(&self) {
+        self.sources.iter().for_each(|source| source.forget());
     }
 }
 
@@ -551,8 +581,11 @@ fn expand(spec: &str) -> Result<Vec<PathBuf>, DataError> {
     if Path::new(spec).exists() {
         return Ok(vec![PathBuf::from(spec)]);
     }
-    if spec.contains("://") || spec.starts_with("pipe:") {
-        return Err(missing("only files and folders of this machine are read".into()));
+    if spec.starts_with("pipe:") {
+        return Err(missing("no commands are run: name the files, or their URLs".into()));
+    }
+    if is_url(spec) {
+        return elsewhere(spec).map_err(missing);
     }
     if spec.contains("::") {
         let told = "sets are not joined by ::, but named one after the other (data.train = [...])";
@@ -577,6 +610,27 @@ fn expand(spec: &str) -> Result<Vec<PathBuf>, DataError> {
         }
     }
     Ok(paths)
+}
+
+/// Whether a spec, or a path that it means, is a URL.
+pub(crate) fn is_url(spec: impl AsRef<Path>) -> bool {
+    spec.as_ref().to_str().is_some_and(|spec| spec.contains("://"))
+}
+
+/// The URLs of shards that the URL of a spec means; or why it means none.
+#[cfg(feature = "remote")]
+fn elsewhere(spec: &str) -> Result<Vec<PathBuf>, String> {
+    let mut urls = vec![];
+    for url in braces(spec)? {
+        urls.extend(crate::remote::shards(&url)?);
+    }
+    Ok(urls)
+}
+
+#[cfg(not(feature = "remote"))]
+fn elsewhere(_: &str) -> Result<Vec<PathBuf>, String> {
+    let build = "cargo build --release -p uta --features remote";
+    Err(format!("this program reads nothing from a network; one built by `{build}` does"))
 }
 
 /// How much of a path that does not exist does exist.
@@ -680,8 +734,12 @@ mod tests {
         assert!(e.contains("nothing matches"), "{e}");
         let e = open(&format!("{root}/none")).err().unwrap().to_string();
         assert!(e.contains("there is no") && e.contains(&format!("({root} exists)")), "{e}");
-        let e = open("s3://bucket/{000..099}.tar").err().unwrap().to_string();
-        assert!(e.contains("of this machine"), "{e}");
+        if cfg!(not(feature = "remote")) {
+            let e = open("s3://bucket/{000..099}.tar").err().unwrap().to_string();
+            assert!(e.contains("cargo build --release -p uta --features remote"), "{e}");
+        }
+        let e = open("pipe:aws s3 cp s3://bucket/0.tar -").err().unwrap().to_string();
+        assert!(e.contains("no commands are run"), "{e}");
         fs::create_dir(dir.path().join("train")).unwrap();
         fs::write(dir.path().join("train/a.tar"), b"").unwrap();
         let e = open(root).err().unwrap().to_string();

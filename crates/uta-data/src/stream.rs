@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ahead::Ahead;
 use crate::order::{Draw, Order, OrderKind};
 use crate::parallel::Ordered;
 use crate::rng::{Purpose, Rng};
@@ -273,11 +274,22 @@ impl Stream {
         };
         let (size, epoch) = (transform.size, order.epoch());
         let o = options.clone();
+        let range = first_batch * batch..u64::MAX;
+        let order = Arc::new(order);
+        let shuffled = range.start..range.start + order.rest(o.position(range.start));
+        let mut rest: Vec<usize> =
+            shuffled.map(|local| order.at(o.position(local)).index).collect();
+        rest.sort_unstable();
+        let next = {
+            let (order, o) = (order.clone(), o.clone());
+            move |local| order.unshuffled(o.position(local)).index
+        };
+        let coming = Ahead::new(source.clone(), range.clone(), order.buffer(), rest, next);
         let fill = move |local| {
+            coming.pass(local);
             fill(source.as_ref(), &order, &transform, &o, replay.as_deref(), o.position(local))
         };
         let ahead = options.prefetch as u64 * batch;
-        let range = first_batch * batch..u64::MAX;
         let filled = Ordered::new(options.workers, ahead, range, fill);
         let (recent, faults) = (VecDeque::new(), BTreeMap::new());
         Ok(Stream { filled, options, size, epoch, next: first_batch, recent, faults })
@@ -504,8 +516,14 @@ pub fn sweep(
 ) -> Sweep {
     let (samples, batch, size) = (source.len(), batch.max(1), transform.size);
     let Share { rank, world } = share;
+    let index =
+        move |local: u64| (local as usize / batch * world + rank) * batch + local as usize % batch;
+    let (whole, rest) = (samples / (batch * world), samples % (batch * world));
+    let own = whole * batch + rest.saturating_sub(rank * batch).min(batch);
+    let coming = Ahead::new(source.clone(), 0..own as u64, 0, vec![], index);
     let view = move |local: u64| {
-        let i = (local as usize / batch * world + rank) * batch + local as usize % batch;
+        coming.pass(local);
+        let i = index(local);
         let look = || {
             let sample = source.read(i)?;
             let pixels = transform.view(&sample.image, &decode)?;
@@ -520,8 +538,6 @@ pub fn sweep(
         };
         guarded(look).map_err(|e| Rejected::new(source.as_ref(), i, &e))
     };
-    let (whole, rest) = (samples / (batch * world), samples % (batch * world));
-    let own = whole * batch + rest.saturating_sub(rank * batch).min(batch);
     let views = Ordered::new(workers, 2 * batch as u64, 0..own as u64, view);
     Sweep { views, size, batch, share, samples, taken: 0 }
 }

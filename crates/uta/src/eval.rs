@@ -219,7 +219,7 @@ fn zeroshot(args: &ZeroshotArgs, group: &Rc<ProcessGroup>) -> anyhow::Result<()>
     if let Some((_, text)) = &text {
         task = task.with_text(text.clone());
     }
-    if let Some(cache) = args.cache.clone().or_else(cache_folder).filter(|_| !args.no_cache) {
+    if let Some(cache) = args.cache.clone().or_else(uta_data::cache_folder).filter(|_| !args.no_cache) {
         task = task.with_cache(cache);
     }
     let mut written = Ok(());
@@ -274,14 +274,6 @@ fn create(option: &str, path: &Path) -> Result<BufWriter<File>, Usage> {
     let file =
         File::create(path).map_err(|e| Usage(format!("{option} {}: {e}", path.display())))?;
     Ok(BufWriter::new(file))
-}
-
-/// The folder for what can be computed again, by the XDG base directory specification.
-fn cache_folder() -> Option<PathBuf> {
-    let absolute =
-        |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    let base = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
-    Some(base.join("uta"))
 }
 
 fn write_classes(out: &mut impl Write, report: &ZeroShotReport) -> anyhow::Result<()> {

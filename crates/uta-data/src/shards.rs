@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Seek, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::{fmt, thread};
 
@@ -189,6 +189,9 @@ pub(crate) trait Bytes: Send + Sync {
     /// What the system says, by what was tried as in [`DataError::Io`].
     fn read(&self, i: usize, span: Span, run: &mut [u8]) -> Result<(), (&'static str, io::Error)>;
 
+    /// As [`Source::read_ahead`].
+    fn read_ahead(&self) {}
+
     /// As [`Source::expect`].
     fn expect(&self, _samples: &mut dyn Iterator<Item = (usize, Span)>) {}
 
@@ -201,6 +204,7 @@ struct Files {
     paths: Vec<PathBuf>,
     /// A shard may only be in the slot of its number modulo their count.
     slots: Vec<Slot>,
+    read_ahead: AtomicBool,
 }
 
 /// An open shard, by its number.
@@ -209,7 +213,7 @@ type Slot = Mutex<Option<(u32, Arc<File>)>>;
 impl Files {
     fn new(paths: &[PathBuf]) -> Files {
         let slots = (0..OPEN_SHARDS.min(paths.len())).map(|_| Mutex::new(None)).collect();
-        Files { paths: paths.to_vec(), slots }
+        Files { paths: paths.to_vec(), slots, read_ahead: AtomicBool::new(false) }
     }
 
     fn file(&self, shard: u32) -> io::Result<Arc<File>> {
@@ -220,6 +224,9 @@ impl Files {
             Some((holds, file)) if *holds == shard => Ok(file.clone()),
             _ => {
                 let file = Arc::new(File::open(&self.paths[shard as usize])?);
+                if self.read_ahead.load(Ordering::Relaxed) {
+                    fetch(&file);
+                }
                 *slot = Some((shard, file.clone()));
                 Ok(file)
             }
@@ -231,6 +238,10 @@ impl Bytes for Files {
     fn read(&self, _: usize, span: Span, run: &mut [u8]) -> Result<(), (&'static str, io::Error)> {
         let file = self.file(span.shard).map_err(|e| ("open shard", e))?;
         file.read_exact_at(run, span.offset).map_err(|e| ("read shard", e))
+    }
+
+    fn read_ahead(&self) {
+        self.read_ahead.store(true, Ordering::Relaxed);
     }
 }
 
@@ -314,6 +325,15 @@ impl Shards {
     }
 }
 
+/// Has the system read a whole file in the background. Samples are shuffled, so by itself it would read them one by one.
+fn fetch(file: &File) {
+    // Advice: refused, reading is slower and no more.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::WillNeed);
+    #[cfg(not(target_os = "linux"))]
+    let _ = file;
+}
+
 impl Source for Shards {
     fn len(&self) -> usize {
         self.spans.len()
@@ -377,6 +397,10 @@ impl Source for Shards {
 
     fn class_names(&self) -> Option<&[String]> {
         self.class_names.as_deref()
+    }
+
+    fn read_ahead(&self) {
+        self.bytes.read_ahead();
     }
 
     fn problems(&self) -> Vec<String> {

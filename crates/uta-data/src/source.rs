@@ -101,6 +101,9 @@ pub trait Source: Send + Sync {
         self.parts().iter().map(|part| part.drawn() as usize).sum()
     }
 
+    /// Says that what lies together in a shard will be read together: one on a disk is then fetched whole when it is opened.
+    fn read_ahead(&self) {}
+
     /// What was found wrong when the source was opened, a line each; such parts are left out.
     fn problems(&self) -> Vec<String> {
         Vec::new()
@@ -378,6 +381,10 @@ impl Source for Several {
                 parts.map(move |part| Part { weight: part.weight * weight, ..part })
             })
             .collect()
+    }
+
+    fn read_ahead(&self) {
+        self.sources.iter().for_each(|source| source.read_ahead());
     }
 
     fn problems(&self) -> Vec<String> {

@@ -57,7 +57,8 @@ impl fmt::Display for Verified {
             }
         }
         let Verified { samples, sound, .. } = self;
-        write!(f, "{sound} of {samples} samples are sound; {} faults", self.count())
+        let (count, s) = (self.count(), if self.count() == 1 { "" } else { "s" });
+        write!(f, "{sound} of {samples} samples are sound; {count} fault{s}")
     }
 }
 

@@ -31,7 +31,6 @@ pub enum Data {
     Index(IndexArgs),
     /// Say what is in a set
     Stats(StatsArgs),
-    /// Read and decode all of a set, and say what is wrong with it
     Verify(VerifyArgs),
 }
 
@@ -107,17 +106,25 @@ pub struct StatsArgs {
     json: bool,
 }
 
-/// Read and decode all of a set, and say what is wrong with it.
+/// Read and decode all of a set, and say what is wrong with it
 ///
-/// Every sample is read, on all cores, and its image decoded to the last pixel; nothing is repaired or changed. Told are:
-/// files that are gone or won't be read (unreadable); shards that are cut or damaged, indices, sizes.json, __len__ and
-/// img2dataset's counts that say other than the shards (shard); images that are damaged, cut or too large (image); captions
-/// that are missing or no UTF-8, in a set one of whose first hundred samples has one (caption); classes, alike, and broken
-/// .json (metadata); keys that come more than once in a shard (duplicate).
+/// Every sample is read, on all cores, and its image decoded to the last pixel; nothing is changed.
+/// These kinds of faults are counted, and the first few of each named:
 ///
-/// Ends with status 0 where all is well, 1 where something is wrong, 2 where there is no such data. A training run leaves
-/// out and replaces what is named here, so a few faults need no mending.
+///   unreadable  a file that is gone, or that the system will not read
+///   shard       a tar that is cut, damaged or lacks members; an index, sizes.json, __len__ or
+///               img2dataset's NAME_stats.json that says other than the tar
+///   image       no image, or one that is damaged, cut short or too large
+///   caption     none, or no UTF-8, in a set one of whose first hundred samples has one
+///   metadata    no class, in such a set; a class or a .json that makes no sense
+///   duplicate   a key that comes more than once in its shard
+///
+/// A training run leaves out and replaces what is named here (all but duplicates), so a few
+/// faults need no mending.
+///
+/// The exit status is 0 where all is well, 1 where something is wrong, 2 where there is no such data.
 #[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
 pub struct VerifyArgs {
     /// Shards (a folder, a .tar, a pattern), a folder of images or of class folders, tables of pairs; each on its own
     #[arg(required = true)]
@@ -166,6 +173,7 @@ pub fn run(data: Data) -> anyhow::Result<()> {
             print(json, &verified)?;
             match verified.count() {
                 0 => Ok(()),
+                1 => bail!("{}: 1 fault", data.join(" ")),
                 faults => bail!("{}: {faults} faults", data.join(" ")),
             }
         }

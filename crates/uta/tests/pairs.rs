@@ -259,6 +259,23 @@ fn nothing_that_is_left_out_goes_untold() {
     assert_eq!((&stats["samples"], &stats["captions"]), (&4.into(), &3.into()));
     assert_eq!(stats["broken"][0]["key"], "pictures/none");
 
+    let out = world.uta("data verify pairs.tsv --json --report faults.jsonl");
+    let verified: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!((out.status.code(), &verified["sound"]), (Some(1), &2.into()), "{verified}");
+    let kinds = ["shard", "unreadable", "caption"];
+    let counts = kinds.map(|kind| verified["faults"][kind]["count"].as_u64().unwrap());
+    assert_eq!(counts, [3, 1, 1], "{verified}");
+    let report = fs::read_to_string(world.path("faults.jsonl")).unwrap();
+    let report: Vec<Value> = report.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let reported = kinds.map(|kind| report.iter().filter(|line| line["kind"] == kind).count());
+    assert_eq!((reported, report.len()), ([3, 1, 1], 5), "{report:?}");
+    let missing = report.iter().find(|line| line["kind"] == "unreadable").unwrap();
+    assert_eq!((&missing["step"], &missing["key"]), (&0.into(), &"pictures/none".into()));
+    let out = world.uta("data verify emoji.parquet --image-key image --caption-key caption");
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success() && text.contains("96 of 96 samples are sound"), "{text}");
+    assert!(world.mistake("data verify nowhere").contains("there is no nowhere"));
+
     let error = world.mistake("eval retrieval --model clip --data pairs.tsv --image-key file");
     assert!(error.contains("no column file") && error.contains("filepath, title"), "{error}");
     let error = world.mistake("eval retrieval --model clip --data pictures --split test");

@@ -262,6 +262,29 @@ fn a_run_goes_on_with_more_or_fewer_processes() {
 }
 
 #[test]
+fn ranks_share_weighted_sets_in_either_order_and_go_on_after_a_kill_at_the_very_sample() {
+    let world = World::with_teacher();
+    for order in ["indexed", "streaming"] {
+        let sets = world.weighted(order);
+        let set = sets.iter().map(String::as_str).chain(["--set", "model.drop_path=0.0"]);
+        let set: Vec<&str> = set.collect();
+        let [one, whole, killed] = ["one", "whole", "killed"].map(|name| format!("{name}-{order}"));
+        let train = |out| [&["train", "align.toml", "--out", out][..], &set].concat();
+        Ranks::start(&world, 2, &train(&whole)).succeed();
+        if order == "indexed" {
+            assert!(world.uta(&train(&one)).status.success());
+            assert_near(&metrics(&world.path(&one)), &metrics(&world.path(&whole)));
+        }
+        let mut ranks = Ranks::start(&world, 2, &train(&killed));
+        ranks.until_saved(&world.path(&killed));
+        ranks.children.iter_mut().for_each(|child| child.kill().unwrap());
+        ranks.wait();
+        Ranks::start(&world, 2, &["train", "--resume", &killed]).succeed();
+        assert_eq!(metrics(&world.path(&killed)), metrics(&world.path(&whole)), "{order}");
+    }
+}
+
+#[test]
 fn when_a_process_is_killed_the_others_end_with_one_line_and_the_checkpoint_is_whole() {
     let world = World::with_teacher();
     for (victim, witness) in [(1, 0), (0, 1)] {

@@ -36,8 +36,8 @@ struct Report {
     images_per_second: f64,
     /// Of the whole, for each second of processor time that the process took.
     images_per_cpu_second: Option<f64>,
-    /// MiB that the process holds, after the first batch and at the end: over many samples, whether it leaks.
-    memory: Option<[f64; 2]>,
+    /// MiB that the process holds, after the first batch and after each tenth: over many samples, whether it leaks.
+    memory: Option<Vec<f64>>,
     workers: usize,
     images: u64,
     /// Side of the views in pixels.
@@ -74,11 +74,11 @@ impl Display for Report {
         if let Some(speed) = self.images_per_cpu_second {
             write!(f, "; {speed:.0} for each second of a core")?;
         }
-        match self.memory {
-            Some([first, last]) => {
+        match self.memory.as_deref() {
+            Some([first, .., last]) => {
                 write!(f, "\n{:13} {first:8.0} MiB, {last:.0} at the end", "memory")
             }
-            None => Ok(()),
+            _ => Ok(()),
         }
     }
 }
@@ -140,10 +140,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     // Threads and buffers are there after the first.
     stream.next_batch()?;
     let batches = args.samples.div_ceil(batch);
-    let (began, cpu, memory) = (Instant::now(), cpu_seconds(), resident());
-    for _ in 0..batches {
+    let (began, cpu) = (Instant::now(), cpu_seconds());
+    let mut memory = vec![resident()];
+    for batch in 1..=batches {
         for view in stream.next_batch()?.pixels.chunks_exact(3 * (size * size) as usize) {
             normalise(view, &mut planes);
+        }
+        if batch * 10 / batches > (batch - 1) * 10 / batches {
+            memory.push(resident());
         }
     }
     let images = batches * batch;
@@ -151,7 +155,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let report = Report {
         images_per_second: per(began.elapsed().as_secs_f64()),
         images_per_cpu_second: cpu.zip(cpu_seconds()).map(|(before, now)| per(now - before)),
-        memory: memory.zip(resident()).map(|(first, last)| [first, last]),
+        memory: memory.into_iter().collect(),
         workers,
         images,
         size,

@@ -58,6 +58,23 @@ impl World {
         }
     }
 
+    /// Two sets of eight shards, one four times as heavy as the other, in an order: the settings that train on them.
+    pub fn weighted(&self, order: &str) -> Vec<String> {
+        for (name, shade) in [("a", 0), ("b", 100)] {
+            let pictures = format!("of-{name}");
+            if !self.path(&pictures).exists() {
+                self.pictures(&pictures, shade);
+                let pack = ["data", "pack", &pictures, "--out", name, "--shard-samples", "5"];
+                assert!(self.uta(&pack).status.success());
+            }
+        }
+        let sets = "data.train=[{data='a',weight=2.0},{data='b',weight=0.5}]";
+        let order = format!("data.order='{order}'");
+        ["--set", sets, "--set", &order, "--set", "data.shuffle_buffer=12"]
+            .map(str::to_owned)
+            .into()
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }

@@ -3,9 +3,10 @@
 #![cfg(feature = "remote")]
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Cursor, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -106,7 +107,7 @@ impl Shared {
                 match line.split_once(": ") {
                     Some(("range", value)) => {
                         let (from, to) = value.strip_prefix("bytes=")?.split_once('-')?;
-                        range = Some((from.parse().ok()?, to.parse::<usize>().ok()? + 1));
+                        range = Some((from.parse().ok()?, to.parse::<u64>().ok()? + 1));
                     }
                     Some(("if-match", value)) => condition = Some(value.to_owned()),
                     _ if line.is_empty() => break,
@@ -140,42 +141,43 @@ impl Shared {
                 }
                 _ => {}
             }
-            let Ok(file) = fs::read(self.root.join(&path)) else {
+            let path = self.root.join(&path);
+            let Ok(file) = File::open(&path) else {
                 write!(out, "HTTP/1.1 404 Gone\r\nContent-Length: 0\r\n\r\n").ok()?;
                 continue;
             };
-            // As good as a name: the sum of all bytes, each with its place.
-            let sum = file.iter().zip(1u64..).fold(0u64, |sum, (&byte, place)| {
-                sum.wrapping_add(u64::from(byte).wrapping_mul(place))
-            });
-            let etag = format!("\"{sum:x}\"");
-            if condition.is_some_and(|condition| condition != etag) {
-                write!(out, "HTTP/1.1 412 Changed\r\nContent-Length: 0\r\n\r\n").ok()?;
-                continue;
-            }
+            let length = file.metadata().ok()?.len();
             let mut head = String::new();
             if !nameless {
-                head = format!("ETag: {etag}\r\n");
+                // As good as a name: the sum of all bytes, each with its place.
+                let etag =
+                    fs::read(&path).ok()?.iter().zip(1u64..).fold(0, |sum, (&byte, place)| {
+                        u64::wrapping_add(sum, u64::from(byte).wrapping_mul(place))
+                    });
+                head = format!("ETag: \"{etag:x}\"\r\n");
+                if condition.is_some_and(|condition| !head.contains(&condition)) {
+                    write!(out, "HTTP/1.1 412 Changed\r\nContent-Length: 0\r\n\r\n").ok()?;
+                    continue;
+                }
             }
-            let body = match range.filter(|_| !whole) {
+            let (from, to) = match range.filter(|_| !whole) {
                 Some((from, to)) => {
-                    let to = to.min(file.len());
-                    head = format!(
-                        "HTTP/1.1 206 Some\r\nContent-Range: bytes {from}-{}/{}\r\n{head}",
-                        to - 1,
-                        file.len()
-                    );
-                    &file[from..to]
+                    let to = length.min(to);
+                    let range = format!("{from}-{}/{length}", to - 1);
+                    head = format!("HTTP/1.1 206 Some\r\nContent-Range: bytes {range}\r\n{head}");
+                    (from, to)
                 }
                 None => {
                     head = format!("HTTP/1.1 200 OK\r\n{head}");
-                    &file[..]
+                    (0, length)
                 }
             };
+            let mut body = vec![0; (to - from) as usize];
+            file.read_exact_at(&mut body, from).ok()?;
             write!(out, "{head}Content-Length: {}\r\n\r\n", body.len()).ok()?;
             let sent = match fault {
                 Some(_) => &body[..rng.below(body.len() as u64) as usize],
-                None => body,
+                None => &body,
             };
             self.bytes.fetch_add(sent.len() as u64, SeqCst);
             out.write_all(sent).ok()?;
@@ -195,7 +197,7 @@ fn apart(test: &str, patience: u64) -> bool {
     }
     let cache = tempfile::tempdir().unwrap();
     let status = Command::new(std::env::current_exe().unwrap())
-        .args([test, "--exact", "--nocapture"])
+        .args([test, "--exact", "--nocapture", "--include-ignored"])
         .env("UTA_REMOTE_PATIENCE", patience.to_string())
         .env("XDG_CACHE_HOME", cache.path())
         .env("NO_PROXY", "127.0.0.1")
@@ -315,7 +317,7 @@ fn stalled_answers_are_asked_for_again() {
 
 #[test]
 fn a_server_that_falls_silent_ends_the_stream_in_time() {
-    if !apart("a_server_that_falls_silent_ends_the_stream_in_time", 4) {
+    if !apart("a_server_that_falls_silent_ends_the_stream_in_time", 2) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -333,15 +335,11 @@ fn a_server_that_falls_silent_ends_the_stream_in_time() {
     let options = StreamOptions { batch: 7, workers: 3, ..StreamOptions::default() };
     let transform = TrainTransform { size: 8, ..TrainTransform::default() };
     let mut stream = Stream::new(far, transform, options, 0).unwrap();
-    println!("A {:?}", began.elapsed());
     let e = stream.next_batch().unwrap_err().to_string();
-    println!("B {:?}", began.elapsed());
     drop(stream);
-    println!("C {:?}", began.elapsed());
     assert!(e.contains("20 unreadable") && e.contains("does not answer"), "{e}");
     assert!(began.elapsed() < Duration::from_secs(90), "{:?}", began.elapsed());
     let e = open(&url).err().unwrap().to_string();
-    println!("D {:?}", began.elapsed());
     assert!(e.contains("cannot open shard") && e.contains(&url), "{e}");
 }
 
@@ -472,7 +470,8 @@ fn an_answer_that_takes_fifty_milliseconds_costs_little() {
         writer.write(&format!("k{i:04}"), &[("jpg", &pictures[i % pictures.len()])]).unwrap();
     }
     writer.finish().unwrap();
-    let server = Server::start(dir.path(), Faults { late: 50, ..Faults::default() });
+    let server =
+        Server::start(dir.path(), Faults { late: 50, nameless: true, ..Faults::default() });
     let far = open(&format!("{}/set-{{000000..000007}}.tar", server.url)).unwrap();
     let mut speeds = vec![];
     for (order, workers) in [(OrderKind::Streaming, 2), (OrderKind::Indexed, 2)] {

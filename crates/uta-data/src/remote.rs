@@ -383,13 +383,16 @@ impl Object {
     }
 }
 
+/// A block that is under way.
+type Coming = (Range<u64>, JoinHandle<io::Result<Vec<u8>>>);
+
 /// A shard from its beginning to its end, with the next blocks under way; for what reads on, with some steps ahead.
 pub(crate) struct Reader {
     object: Arc<Object>,
     position: u64,
     /// A block and where it begins.
     block: (u64, Vec<u8>),
-    coming: VecDeque<(Range<u64>, JoinHandle<io::Result<Vec<u8>>>)>,
+    coming: VecDeque<Coming>,
     failure: Option<io::Error>,
 }
 

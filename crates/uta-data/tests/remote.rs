@@ -330,7 +330,7 @@ fn a_server_that_falls_silent_ends_the_stream_in_time() {
     let e = far.read(3).unwrap_err();
     assert_eq!(e.fault(), Fault::Unreadable);
     assert!(e.to_string().contains("does not answer") && !e.to_string().contains('\n'), "{e}");
-    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     // Every replacement of the unreadable sample is as silent, and waited for less.
     let options = StreamOptions { batch: 7, workers: 3, ..StreamOptions::default() };
     let transform = TrainTransform { size: 8, ..TrainTransform::default() };

@@ -332,10 +332,9 @@ mod tests {
     #[test]
     fn a_block_on_a_gpu_keeps_what_autograd_saves() {
         let (d, f, heads, tokens) = (768, 2048, 12, 155);
-        for (precision, bytes) in [
-            ("bf16", 44192 - 24 - 2 * heads * tokens + 2 * f),
-            ("f32", 68680 - 72 - 4 * d),
-        ] {
+        for (precision, bytes) in
+            [("bf16", 44192 - 24 - 2 * heads * tokens + 2 * f), ("f32", 68680 - 72 - 4 * d)]
+        {
             let shapes = shapes("preset = \"uta-b14\"", "ratio = 0.4", precision);
             assert_eq!(shapes.kept_by_block(Kernels::Gpu), bytes, "{precision}");
         }

@@ -219,7 +219,9 @@ fn zeroshot(args: &ZeroshotArgs, group: &Rc<ProcessGroup>) -> anyhow::Result<()>
     if let Some((_, text)) = &text {
         task = task.with_text(text.clone());
     }
-    if let Some(cache) = args.cache.clone().or_else(uta_data::cache_folder).filter(|_| !args.no_cache) {
+    if let Some(cache) =
+        args.cache.clone().or_else(uta_data::cache_folder).filter(|_| !args.no_cache)
+    {
         task = task.with_cache(cache);
     }
     let mut written = Ok(());

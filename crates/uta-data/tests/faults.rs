@@ -276,7 +276,7 @@ fn a_thousand_corruptions_of_images_are_each_served_or_rejected_and_counted() {
                 files.entry(kind).or_default().push((extension, fs::read(path).unwrap()));
             }
         }
-        let files: Vec<(String, Vec<(String, Vec<u8>)>)> = files.into_iter().collect();
+        let files: Vec<_> = files.into_iter().collect();
         assert_eq!(files.len(), 5);
         let kind = |i: usize| &files[i / 2 % 5].0;
 

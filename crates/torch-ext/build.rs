@@ -16,6 +16,7 @@ fn main() {
     build.cpp(true).std("c++20").files(
         [
             "attention",
+            "checkpoint",
             "distributed",
             "frozen",
             "gate",

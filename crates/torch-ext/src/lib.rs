@@ -1,7 +1,9 @@
-//! What tch leaves out of libtorch, and nothing of vision: autocast on every device, the fused AdamW kernel, arithmetic
-//! over many tensors in one call, and [`distributed`] training. The C++ side is in `cpp/`; this is its safe face.
+//! What tch leaves out of libtorch, and nothing of vision: autocast on every device, activation checkpointing, the fused
+//! AdamW kernel, arithmetic over many tensors in one call, and [`distributed`] training. The C++ side is in `cpp/`; this is
+//! its safe face.
 
 mod attention;
+mod checkpoint;
 pub mod distributed;
 mod frozen;
 mod gate;
@@ -16,6 +18,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use torch_sys::C_tensor;
 
 pub use attention::attention;
+pub use checkpoint::checkpoint;
 pub use frozen::{Activation, PackedLinear, cpu_has_tiles};
 pub use gate::{Norm, gate};
 pub use linear::linear;

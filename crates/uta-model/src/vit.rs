@@ -6,8 +6,9 @@
 //!
 //! Shapes: B batch, N patches, K kept patches, T = 1 + K tokens, D width, H heads, E joint width.
 
-use tch::{Device, Kind, Tensor, nn};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tch::{Device, Kind, Tensor, nn};
 use torch_ext::{Activation, PackedLinear, Precision};
 
 use crate::layers::{self, LayerNorm, Linear, Scope, Stream, quick_gelu, rows};
@@ -23,12 +24,14 @@ pub struct Vit {
     rope: Option<Rope>,
     rel_pos: Option<RelativePositions>,
     norm_pre: Option<LayerNorm>,
-    blocks: Vec<Block>,
+    /// Shared with autograd, which runs checkpointed ones again, on a GPU on a thread of its own.
+    blocks: Vec<Arc<Mutex<Block>>>,
     norm: LayerNorm,
     head: Option<Linear>,
     pool: Pool,
     /// What a frozen net computes in.
     frozen: Option<Kind>,
+    checkpointed: bool,
 }
 
 /// What a vision transformer makes of whole images on its way.
@@ -64,7 +67,9 @@ impl Vit {
             rope: c.rope.then(|| Rope::new(c.grid(), c.head_width(), s.device())),
             rel_pos: RelativePositions::new(s, c),
             norm_pre: c.norm_pre.then(|| LayerNorm::new(&(s / "norm_pre"), c.width, c.eps)),
-            blocks: (0..c.depth).map(|i| Block::new(&(s / "blocks" / i), c, i)).collect(),
+            blocks: (0..c.depth)
+                .map(|i| Arc::new(Mutex::new(Block::new(&(s / "blocks" / i), c, i))))
+                .collect(),
             norm: LayerNorm::new(&(s / norm), c.width, c.eps),
             head: match c.head {
                 Head::Biased => Some(head(true)),
@@ -73,7 +78,14 @@ impl Vit {
             },
             pool: c.pool,
             frozen: None,
+            checkpointed: false,
         }
+    }
+
+    /// Whether in training a block keeps nothing but its input, and runs again in the backward pass: a third more work for
+    /// less memory.
+    pub fn checkpoint_blocks(&mut self, checkpointed: bool) {
+        self.checkpointed = checkpointed;
     }
 
     /// Makes the net ready for looking forward only, faster and in less memory: products have their weights in the compute
@@ -81,7 +93,8 @@ impl Vit {
     /// so that it can neither learn nor be saved. Sums, norms and softmax stay as they are under autocast.
     pub fn freeze(&mut self, precision: Precision) {
         let kind = precision.kind();
-        for block in &mut self.blocks {
+        for block in &self.blocks {
+            let mut block = lock(block);
             block.attn.freeze(kind);
             block.mlp.freeze(kind);
         }
@@ -125,7 +138,7 @@ impl Vit {
             Pool::Mean => (self.blocks.len(), all),
         };
         for (block, l) in self.blocks.iter().zip(0..) {
-            block.forward_t(&mut x, &at, if l == last { wanted } else { all }, train);
+            self.block_t(block, &mut x, &at, if l == last { wanted } else { all }, train);
         }
         self.embedding(&x.value())
     }
@@ -159,7 +172,7 @@ impl Vit {
         let first = x.value();
         let mut hidden: Vec<Tensor> = layers.iter().map(|_| first.shallow_clone()).collect();
         for (block, l) in self.blocks.iter().zip(1..) {
-            block.forward_t(&mut x, &at, at.tokens, false);
+            self.block_t(block, &mut x, &at, at.tokens, false);
             for (place, _) in layers.iter().enumerate().filter(|&(_, &layer)| layer == l) {
                 hidden[place] = x.value();
             }
@@ -180,9 +193,36 @@ impl Vit {
     fn hidden_t(&self, patches: Tensor, kept: Option<&Tensor>, train: bool) -> Stream {
         let (mut x, at) = self.placed(patches, kept);
         for block in &self.blocks {
-            block.forward_t(&mut x, &at, at.tokens, train);
+            self.block_t(block, &mut x, &at, at.tokens, train);
         }
         x
+    }
+
+    /// A block, of whose work nothing but its input is kept where blocks are checkpointed.
+    fn block_t(
+        &self,
+        block: &Arc<Mutex<Block>>,
+        x: &mut Stream,
+        at: &Places,
+        wanted: i64,
+        train: bool,
+    ) {
+        if !(train && self.checkpointed) || !x.value().requires_grad() {
+            return lock(block).forward_t(x, at, wanted, train);
+        }
+        let mine = |t: &Option<Tensor>| t.as_ref().map(Tensor::shallow_clone);
+        let (block, tokens) = (block.clone(), at.tokens);
+        let (turns, offsets) = (mine(&at.turns), mine(&at.offsets));
+        // A bias that blocks share is worked out anew: gradients reach its table from within.
+        let table = self.rel_pos.as_ref().and_then(|rel_pos| mine(&rel_pos.shared));
+        let out = torch_ext::checkpoint(&x.value(), move |x| {
+            let bias = table.as_ref().zip(offsets.as_ref()).map(|(table, of)| bias(table, of));
+            let at = Places { tokens, turns: mine(&turns), offsets: mine(&offsets), bias };
+            let mut x = Stream::new(x.shallow_clone(), None);
+            lock(&block).forward_t(&mut x, &at, wanted, train);
+            x.value()
+        });
+        *x = Stream::new(out.expect(layers::FITS), None);
     }
 
     /// What the first block gets of patches [B, K, D], [B, 1+K, D], and what attention needs to know of their places.
@@ -207,6 +247,11 @@ impl Vit {
         let bias = shared.zip(offsets.as_ref()).map(|(table, offsets)| bias(table, offsets));
         (Stream::new(x, self.frozen), Places { tokens, turns, offsets, bias })
     }
+}
+
+/// A block for as long as it runs.
+fn lock(block: &Mutex<Block>) -> MutexGuard<'_, Block> {
+    block.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What attention needs to know of the tokens' places.
@@ -727,6 +772,53 @@ mod tests {
     }
 
     #[test]
+    fn checkpointed_blocks_change_no_output_and_no_gradient() {
+        let _rng = seeded(8);
+        let images = Tensor::randn([3, 3, 32, 32], (Kind::Float, Device::Cpu));
+        let kept = Tensor::from_slice(&[1i64, 6, 11, 0, 5, 9, 2, 3, 15]).view([3, 3]);
+        let with_bias = VitConfig { rope: false, rel_pos: RelPos::Shared, ..small() };
+        for (config, tolerance) in
+            [(VitConfig { drop_path: 0.5, ..small() }, 0.0), (with_bias, 1e-6)]
+        {
+            for precision in [Precision::F32, Precision::Bf16] {
+                let run = |checkpointed: bool, whole: bool| {
+                    tch::manual_seed(9);
+                    let vs = nn::VarStore::new(Device::Cpu);
+                    let mut vit = Vit::new(&vs.root(), &config);
+                    vit.checkpoint_blocks(checkpointed);
+                    let out = torch_ext::autocast(Device::Cpu, precision, || {
+                        let out = match whole {
+                            true => vit.cls_t(&images, true),
+                            false => vit.forward_t(&images, Some(&kept), true),
+                        };
+                        out.to_kind(Kind::Float).square().mean(Kind::Float).backward();
+                        out
+                    });
+                    let mut all: Vec<(String, Tensor)> = vs.variables().into_iter().collect();
+                    all.retain(|(_, variable)| variable.grad().defined());
+                    all.sort_by(|a, b| a.0.cmp(&b.0));
+                    let gradients = all.into_iter().map(|(name, v)| (name, v.grad()));
+                    std::iter::once(("out".to_owned(), out.detach())).chain(gradients).collect()
+                };
+                for whole in [true, false] {
+                    let plain: Vec<(String, Tensor)> = run(false, whole);
+                    let checkpointed = run(true, whole);
+                    assert!(plain.len() > 40 && plain.len() == checkpointed.len());
+                    for ((name, a), (_, b)) in plain.iter().zip(&checkpointed) {
+                        // A shared table adds up what blocks want of it in another order.
+                        let exact = tolerance == 0.0 || !name.contains("rel_pos");
+                        let limit = if exact { 0.0 } else { tolerance };
+                        let limit = if precision == Precision::F32 { limit } else { 1e4 * limit };
+                        let largest = a.abs().max().double_value(&[]);
+                        let off = (a - b).abs().max().double_value(&[]);
+                        assert!(off <= limit * largest, "{precision:?} {name}: {off}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn variables_are_the_official_keys_with_their_shapes_and_count() {
         let vs = nn::VarStore::new(Device::Cpu);
         let (_rng, config) = (seeded(0), small());
@@ -787,10 +879,10 @@ mod tests {
         let _rng = seeded(7);
         let vs = nn::VarStore::new(Device::Cpu);
         let vit = Vit::new(&vs.root(), &VitConfig { drop_path: 0.5, ..small() });
-        let rates: Vec<f64> = vit.blocks.iter().map(|block| block.drop_path).collect();
+        let rates: Vec<f64> = vit.blocks.iter().map(|block| lock(block).drop_path).collect();
         assert_eq!(rates, [0.0, 0.25, 0.5]);
         let branch = Tensor::ones([4000, 2, 1], (Kind::Float, Device::Cpu));
-        let dropped = vit.blocks[1].drop(branch, true);
+        let dropped = Block::drop(&lock(&vit.blocks[1]), branch, true);
         let (first, second) = (dropped.select(1, 0), dropped.select(1, 1));
         assert_eq!(first, second, "a sample is dropped whole");
         assert!((first.max().double_value(&[]) - 1.0 / 0.75).abs() < 1e-6);

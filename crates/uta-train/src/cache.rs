@@ -116,6 +116,15 @@ pub struct Made {
     pub images_per_second: f64,
 }
 
+/// The teacher whose targets lie in `dir`, and how they are stored.
+///
+/// # Errors
+/// When there is no cache.
+pub fn cached_targets(dir: &Path) -> Result<(ClipConfig, TargetKind), TrainError> {
+    let manifest = Manifest::read(dir)?;
+    Ok((manifest.teacher.config, manifest.targets.kind))
+}
+
 /// A source of the recipe, what becomes of its images, and where their targets go.
 struct Part {
     source: Arc<dyn Source>,

@@ -19,7 +19,7 @@ mod task;
 pub mod tensorboard;
 mod trainer;
 
-pub use cache::{CacheOptions, Made, decode as decode_targets, make as make_cache};
+pub use cache::{CacheOptions, Made, cached_targets, decode as decode_targets, make as make_cache};
 pub use error::TrainError;
 pub use optim::{Ema, Optimizer, Parameter};
 pub use recipe::{Recipe, RecipeError};

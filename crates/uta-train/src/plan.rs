@@ -4,8 +4,10 @@
 //! H heads, E joint width, S side of an image, P of a patch.
 
 use serde::Serialize;
+use uta_data::targets::TargetKind;
 use uta_model::{ClipConfig, Ffn, TextConfig, VitConfig};
 
+use crate::cache::cached_targets;
 use crate::mask::MaskGenerator;
 use crate::recipe::{PrecisionName, Recipe};
 use crate::task::align;
@@ -33,6 +35,11 @@ pub struct Shapes {
     kept: i64,
     precision: PrecisionName,
     ema: bool,
+    checkpointed: bool,
+    /// Batches that are decoded ahead.
+    prefetch: i64,
+    /// How targets are stored that are read from a cache instead of being computed.
+    cached: Option<TargetKind>,
 }
 
 /// Bytes that a device holds, by kind.
@@ -48,19 +55,21 @@ pub struct Memory {
     pub average: i64,
     /// The bf16 copies of the weights that autocast keeps for a step.
     pub copies: i64,
-    /// The teacher's image encoder, frozen: products in the compute type, the rest f32.
+    /// The teacher's image encoder, frozen: products in the compute type, the rest f32. None with cached targets.
     pub teacher: i64,
-    /// Text towers, f32: the teacher's, and the student's copy of it.
+    /// Text towers, f32: the student's, and the teacher's that it is a copy of, where a teacher is there.
     pub text: i64,
     /// The micro-batch: bytes, and f32 as both nets see it.
     pub pixels: i64,
+    /// Crops that are decoded ahead, with their cached targets: the host's memory, a part of `step` where that is the device.
+    pub ahead: i64,
     /// What the student keeps for its backward pass, with the targets.
     pub activations: i64,
     /// What is alive for a moment only, at most, while the teacher or the backward pass runs, beyond `activations`.
     pub transient: i64,
     /// All of it, at the worst moment of a step.
     pub step: i64,
-    /// Before the first step, while the teacher still has its f32 weights.
+    /// Before the first step, while the teacher, where there is one, still has its f32 weights.
     pub start: i64,
 }
 
@@ -83,6 +92,13 @@ impl Shapes {
             kept: masks.kept_count() as i64,
             precision: recipe.train.precision,
             ema: recipe.train.ema > 0.0,
+            checkpointed: recipe.train.checkpoint_blocks,
+            prefetch: recipe.data.prefetch as i64,
+            cached: recipe.teacher.as_ref().and_then(|teacher| {
+                let dir = teacher.cache.as_ref()?;
+                // One that isn't there yet is made with the default.
+                Some(cached_targets(dir).map_or(TargetKind::I8, |(_, kind)| kind))
+            }),
         })
     }
 
@@ -96,9 +112,16 @@ impl Shapes {
         [1 + self.kept, 1 + self.student.num_patches()]
     }
 
-    /// FLOPs of the student's products for one image, forward and backward.
+    /// Whether targets are read from a cache.
+    pub fn is_cached(&self) -> bool {
+        self.cached.is_some()
+    }
+
+    /// FLOPs of the student's products for one image, forward and backward; checkpointed blocks run forward twice.
     pub fn student_flops(&self) -> f64 {
-        3.0 * 2.0 * self.student.macs(self.kept) as f64
+        let all = self.student.macs(self.kept);
+        let blocks = all - VitConfig { depth: 0, ..self.student.clone() }.macs(self.kept);
+        2.0 * (3 * all + if self.checkpointed { blocks } else { 0 }) as f64
     }
 
     /// FLOPs of the teacher's products for one image, all of which it sees.
@@ -127,18 +150,22 @@ impl Shapes {
         share * (WIDE * self.parameters()) as f64
     }
 
-    /// Bytes of the targets of `tokens` tokens, a byte a value.
+    /// Bytes of the stored targets of `tokens` tokens, a byte a value unless the recipe's cache has more.
     pub fn target_bytes(&self, tokens: i64) -> i64 {
-        tokens * self.student.out
+        tokens * self.student.out * self.cached.unwrap_or(TargetKind::I8).bytes() as i64
     }
 
     /// What a device holds for a micro-batch of `batch` images.
     pub fn memory(&self, batch: i64, kernels: Kernels) -> Memory {
         let own = WIDE * self.parameters();
         let narrow = self.precision == PrecisionName::Bf16;
-        let teacher = self.teacher.parameters();
-        let frozen = products(&self.teacher);
-        let text = self.text.as_ref().map_or(0, |text| 2 * WIDE * text.parameters());
+        let live = !self.is_cached();
+        let teacher = if live { self.teacher.parameters() } else { 0 };
+        let frozen = if live { products(&self.teacher) } else { 0 };
+        let towers = if live { 2 } else { 1 };
+        let text = self.text.as_ref().map_or(0, |text| towers * WIDE * text.parameters());
+        let pixels = 3 * self.student.image_size.pow(2);
+        let targets = if live { 0 } else { self.target_bytes(1 + self.kept) };
         let mut memory = Memory {
             weights: own,
             gradients: own,
@@ -147,15 +174,19 @@ impl Shapes {
             copies: if narrow { 2 * products(&self.student) } else { 0 },
             teacher: self.compute() * frozen + WIDE * (teacher - frozen),
             text,
-            pixels: batch * (1 + WIDE) * 3 * self.student.image_size.pow(2),
+            pixels: batch * (1 + WIDE) * pixels,
+            ahead: batch * self.prefetch * (pixels + targets),
             activations: batch * self.activations(kernels),
             transient: 0,
             step: 0,
             start: own + text + WIDE * teacher,
         };
         // The teacher runs before the student has anything to keep.
-        let looking = batch * self.teacher_transient(kernels) - memory.activations;
-        memory.transient = looking.max(batch * self.backward_transient());
+        let looking = match live {
+            true => batch * self.teacher_transient(kernels) - memory.activations,
+            false => 0,
+        };
+        memory.transient = looking.max(batch * self.backward_transient(kernels));
         memory.step = memory.weights
             + memory.gradients
             + memory.moments
@@ -164,6 +195,7 @@ impl Shapes {
             + memory.teacher
             + memory.text
             + memory.pixels
+            + if kernels == Kernels::Cpu { memory.ahead } else { 0 }
             + memory.activations
             + memory.transient;
         memory
@@ -186,15 +218,22 @@ impl Shapes {
 
     /// Bytes that the student keeps of one image for its backward pass.
     ///
-    /// The patches' pixels for the embedding's gradient, K 3 P^2; the blocks; the final norm's input, in f32, and the
-    /// head's; and the loss in f32: the student's tokens, and the targets' directions, beside the targets themselves.
+    /// The patches' pixels for the embedding's gradient, K 3 P^2; the blocks, or where they are checkpointed their inputs, in
+    /// f32; the final norm's input, in f32, and the head's; and the loss in f32: the student's tokens, and the targets'
+    /// directions, beside the targets themselves.
     fn activations(&self, kernels: Kernels) -> i64 {
         let (c, e) = (&self.student, self.compute());
         let (t, d) = (1 + self.kept, c.width);
         let embedding = e * self.kept * 3 * c.patch_size.pow(2);
-        let head = t * (WIDE * d + e * d);
-        let loss = t * (2 * WIDE + e) * c.out;
-        embedding + c.depth * t * self.kept_by_block(kernels) + head + loss
+        let block = if self.checkpointed { WIDE * d } else { self.kept_by_block(kernels) };
+        embedding + c.depth * t * block + self.kept_behind_blocks()
+    }
+
+    /// The part of `activations` that is behind the blocks, and gone when the backward pass reaches them.
+    fn kept_behind_blocks(&self) -> i64 {
+        let (c, e, t) = (&self.student, self.compute(), 1 + self.kept);
+        let target = if self.is_cached() { self.target_bytes(t) } else { t * e * c.out };
+        t * ((WIDE + e) * c.width + 2 * WIDE * c.out) + target
     }
 
     /// Bytes that a block of the student keeps of one token, e being those of a value in the compute type.
@@ -239,15 +278,24 @@ impl Shapes {
 
     /// Bytes of one image that are alive at most while the backward pass begins: in the loss, three tensors as wide as the
     /// tokens, in f32; or in the last block's feed-forward network, gradients of the stream and the branch, and of what is
-    /// inside.
-    fn backward_transient(&self) -> i64 {
+    /// inside, the operand that `torch_ext::linear` turns on the CPU, and what the block keeps where it runs again.
+    fn backward_transient(&self, kernels: Kernels) -> i64 {
         let (c, e) = (&self.student, self.compute());
         let inside = match c.ffn {
             Ffn::SwiGlu => 3,
             Ffn::Gelu | Ffn::QuickGelu => 2,
         };
-        let block = (WIDE + e) * c.width + inside * e * c.hidden;
-        (1 + self.kept) * block.max(3 * WIDE * c.out)
+        let turned = match kernels {
+            Kernels::Cpu if self.precision == PrecisionName::Bf16 => e * c.width.min(c.hidden),
+            _ => 0,
+        };
+        let t = 1 + self.kept;
+        let again = match self.checkpointed {
+            true => t * self.kept_by_block(kernels) - self.kept_behind_blocks(),
+            false => 0,
+        };
+        let block = t * ((WIDE + e) * c.width + inside * e * c.hidden + turned) + again;
+        block.max(t * 3 * WIDE * c.out)
     }
 
     /// Bytes of one image that are alive at most in the teacher's forward pass: the stream in f32, a norm's output, and the
@@ -314,6 +362,34 @@ mod tests {
                 assert!((found - expected).abs() < 0.06, "{preset}: {found}, not {expected}");
             }
         }
+    }
+
+    #[test]
+    fn checkpointed_blocks_run_forward_twice_and_keep_their_inputs() {
+        let plain = shapes("preset = \"uta-b14\"", "ratio = 0.4", "bf16");
+        let ours = Shapes { checkpointed: true, ..plain.clone() };
+        let more = ours.student_flops() / plain.student_flops();
+        assert!((1.32..4.0 / 3.0).contains(&more), "{more}");
+        let [keeps, inputs] = [plain.kept_by_block(Kernels::Gpu), 4 * 768].map(|bytes| 155 * bytes);
+        let behind = plain.kept_behind_blocks();
+        let [plain, ours] = [plain, ours].map(|shapes| shapes.memory(32, Kernels::Gpu));
+        assert_eq!(plain.activations - ours.activations, 32 * 12 * (keeps - inputs));
+        // What is behind the blocks is gone when the last of them runs again.
+        assert_eq!(ours.transient - plain.transient, 32 * (keeps - behind));
+    }
+
+    #[test]
+    fn cached_targets_need_no_teacher() {
+        let live = shapes("preset = \"uta-b14\"", "ratio = 0.4", "bf16");
+        let [kind, wide] = [TargetKind::I8, TargetKind::F32]
+            .map(|kind| Shapes { cached: Some(kind), ..live.clone() });
+        assert_eq!((kind.target_bytes(155), wide.target_bytes(155)), (155 * 1024, 155 * 4096));
+        let [live, cached] = [live, kind].map(|shapes| shapes.memory(8, Kernels::Gpu));
+        assert_eq!((cached.teacher, 2 * cached.text), (0, live.text));
+        // bf16 targets become bytes; those of two batches wait beside their pixels.
+        assert_eq!(live.activations - cached.activations, 8 * 155 * 1024);
+        assert_eq!(cached.ahead - live.ahead, 2 * 8 * 155 * 1024);
+        assert!(cached.step < live.step - live.teacher && cached.start < live.start);
     }
 
     #[test]

@@ -350,6 +350,10 @@ pub struct Train {
     /// Micro-batches in a step; the gradient is the whole batch's.
     #[serde(default = "one")]
     pub accumulate: usize,
+    /// Whether each block of the vision transformer keeps its input alone for the backward pass, and runs again there: a
+    /// third more work for less memory.
+    #[serde(default)]
+    pub checkpoint_blocks: bool,
     /// Type of matrix products.
     #[serde(default)]
     pub precision: PrecisionName,

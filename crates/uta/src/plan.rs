@@ -155,6 +155,8 @@ struct Report {
     teacher: Net,
     /// The student's products as a share of those without a mask.
     relative_flops: f64,
+    /// Whether the recipe reads its targets from a cache: then there is no teacher in `memory`.
+    targets_cached: bool,
     /// With the teacher in every step.
     live: Speed,
     /// With the teacher's targets read from a cache.
@@ -168,7 +170,7 @@ struct Report {
     /// That a device sends a step, and receives.
     all_reduce_bytes: f64,
     update_bytes: u64,
-    /// Of all images and one crop, at 8 bits a value.
+    /// Of all images and one crop, at 8 bits a value unless the recipe's cache has more.
     cache_bytes: u64,
     /// That training from it reads, a second, over all devices.
     cache_bytes_per_second: f64,
@@ -225,11 +227,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let samples = recipe.steps() * batch;
     let flops = [shapes.student_flops(), shapes.teacher_flops()];
     let both: f64 = flops.iter().sum();
+    let targets_cached = shapes.is_cached();
+    let spent = if targets_cached { [flops[0], 0.0] } else { flops };
     let [student, teacher] = [0, 1].map(|net| Net {
         tokens: shapes.tokens()[net],
         image_flops: flops[net],
-        run_flops: flops[net] * samples as f64,
-        share: flops[net] / both,
+        run_flops: spent[net] * samples as f64,
+        share: spent[net] / spent.iter().sum::<f64>(),
     });
     let all_reduce_bytes = shapes.all_reduce_bytes(args.count);
     let speed = |image_flops: f64| {
@@ -275,6 +279,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         cache_bytes_per_second: kept as f64 * cached.images_per_second,
         student,
         teacher,
+        targets_cached,
         live,
         cached,
         device,
@@ -282,10 +287,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     print(args.json, &report)
 }
 
-/// The teacher's sizes: those of a preset, or of the net at its path.
+/// The teacher's sizes: those of the cache's, of a preset, or of the net at its path.
 fn teacher(args: &Args, recipe: &Recipe) -> anyhow::Result<ClipConfig> {
     let missing = || Usage(format!("{}: has no [teacher]", args.recipe.display()));
     let teacher = recipe.teacher.as_ref().ok_or_else(missing)?;
+    if let Some(dir) = teacher.cache.as_ref().filter(|dir| dir.exists()) {
+        return Ok(uta_train::cached_targets(dir)?.0);
+    }
     let (arch, path) = (teacher.arch.as_deref(), teacher.path.as_ref());
     match (arch.map(VitConfig::preset), path.filter(|path| path.exists())) {
         (Some(Ok(vision)), _) => {
@@ -374,13 +382,19 @@ impl Report {
             let [image, run] = [image, run].map(|flops| si(flops) + "FLOP");
             writeln!(f, "  {name:<10} {image:>19} {run:>16} {:>6.1} %{note}", 100.0 * share)
         };
-        let note = format!("   {} tokens, forward", teacher.tokens);
+        let note = match self.targets_cached {
+            true => "   an image, in none of the steps: targets are read from the cache".to_owned(),
+            false => format!("   {} tokens, forward", teacher.tokens),
+        };
         line("teacher", teacher.image_flops, teacher.run_flops, teacher.share, note)?;
         let note = format!(
             "   {} tokens, forward and backward; {:.2} of that without a mask",
             student.tokens, self.relative_flops
         );
         line("student", student.image_flops, student.run_flops, student.share, note)?;
+        if self.targets_cached {
+            return Ok(());
+        }
         let (image, run) =
             (teacher.image_flops + student.image_flops, teacher.run_flops + student.run_flops);
         line("both", image, run, 1.0, String::new())
@@ -412,8 +426,9 @@ impl Report {
             ("average", m.average, "of the weights, f32"),
             ("copies", m.copies, "of the weights, bf16, for a step"),
             ("teacher", m.teacher, "frozen"),
-            ("text towers", m.text, "the teacher's and the student's copy, f32"),
+            ("text towers", m.text, "the student's, and the teacher's where it is there, f32"),
             ("pixels", m.pixels, "bytes and f32"),
+            ("ahead", m.ahead, "crops and cached targets that wait, in the host's memory"),
             ("activations", m.activations, "kept for the backward pass, with the targets"),
             ("transient", m.transient, "alive for a moment"),
         ] {
@@ -424,9 +439,10 @@ impl Report {
         writeln!(f, "  {:<12} {:>16}", "a step", si(m.step as f64) + "B")?;
         writeln!(
             f,
-            "  {:<12} {:>16}   before the first step, the teacher in f32",
+            "  {:<12} {:>16}   before the first step{}",
             "start",
-            si(m.start as f64) + "B"
+            si(m.start as f64) + "B",
+            if self.targets_cached { "" } else { ", the teacher in f32" }
         )?;
         writeln!(
             f,
@@ -466,7 +482,7 @@ impl Report {
             "-".into(),
             a_second(self.cache_bytes_per_second),
             format!(
-                "over all devices, kept tokens; the cache has {}B a crop at 8 bits",
+                "over all devices, kept tokens; the cache has {}B for a crop of each",
                 si(self.cache_bytes as f64)
             ),
         )?;

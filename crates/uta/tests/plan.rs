@@ -49,6 +49,28 @@ fn the_papers_run_is_planned_without_its_data_and_weights() {
 }
 
 #[test]
+fn a_run_with_cached_targets_is_planned_without_a_teacher() {
+    let recipe = "recipes/pretrain/uta-b14-in21k.toml";
+    let live = json(&["plan", recipe, "--count", "64"]);
+    // Before there is a cache: the teacher's sizes are its preset's.
+    let set = ["--set", "teacher.cache=no/such/folder"];
+    let cached = json(&[&["plan", recipe, "--count", "64"], &set[..]].concat());
+    let number = |plan: &Value, path: &str| plan.pointer(path).unwrap().as_f64().unwrap();
+    assert_eq!(
+        (number(&cached, "/teacher/run_flops"), number(&cached, "/memory/teacher")),
+        (0.0, 0.0)
+    );
+    assert_eq!(number(&cached, "/student/share"), 1.0);
+    assert_eq!(2.0 * number(&cached, "/memory/text"), number(&live, "/memory/text"));
+    // 155 rows of 1,024 bytes an image.
+    let [rate, images] =
+        ["/cache_bytes_per_second", "/cached/images_per_second"].map(|path| number(&cached, path));
+    assert!((rate / images - 155.0 * 1024.0).abs() < 1e-6);
+    let page = String::from_utf8(uta(&[&["plan", recipe], &set[..]].concat()).stdout).unwrap();
+    assert!(page.contains("targets are read from the cache"), "{page}");
+}
+
+#[test]
 fn what_cannot_be_planned_is_said_in_one_line() {
     let recipe = "recipes/pretrain/uta-b14-in21k.toml";
     for (args, words) in [
@@ -78,19 +100,22 @@ fn memory_grows_with_the_batch_as_planned() {
         [train]\nsteps = 1\nbatch = 64\ndevice = \"cpu\"\n";
     fs::write(&recipe, text).unwrap();
     let recipe = recipe.to_str().unwrap();
-    for precision in ["bf16", "f32"] {
+    for (precision, checkpointed) in [("bf16", "false"), ("f32", "false"), ("bf16", "true")] {
         let precision = format!("train.precision={precision}");
+        let checkpointed = format!("train.checkpoint_blocks={checkpointed}");
+        let sets = ["--set", &precision, "--set", &checkpointed];
         let measured = |batch: &str| {
             let bench = ["bench", "step", recipe, "--part", "student", "--steps", "1"];
-            let args = [&bench[..], &["--batch", batch, "--set", &precision]].concat();
+            let args = [&bench[..], &["--batch", batch], &sets].concat();
             json(&args)["peak_memory_bytes"].as_f64().unwrap()
         };
         let planned = |batch: &str| {
             let batch = format!("train.batch={batch}");
-            let args = ["plan", recipe, "--device", "cpu", "--set", &batch, "--set", &precision];
+            let args = [&["plan", recipe, "--device", "cpu", "--set", &batch], &sets[..]].concat();
             json(&args)["memory"]["step"].as_f64().unwrap()
         };
         let [measured, planned] = [measured("48") - measured("16"), planned("48") - planned("16")];
-        assert!((measured / planned - 1.0).abs() < 0.15, "{precision}: {measured} and {planned}");
+        let apart = (measured / planned - 1.0).abs();
+        assert!(apart < 0.15, "{precision}, {checkpointed}: {measured} and {planned}");
     }
 }

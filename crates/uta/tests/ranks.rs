@@ -131,6 +131,10 @@ fn ranks_train_evaluate_and_report_as_one_process_does() {
         assert!(one.iter().any(|line| line.contains_key("text_to_image/r1")));
         assert_near(&one, &two);
     }
+    let checkpointed = ["--set", "train.checkpoint_blocks=true", "--out", "checkpointed"];
+    let args = [&align[..], &["--set", RETRIEVAL], &checkpointed].concat();
+    Ranks::start(&world, 2, &args).succeed();
+    assert_eq!(metrics(&world.path("checkpointed")), metrics(&world.path("align-2")));
     let environment = fs::read_to_string(world.path("align-2/environment.json")).unwrap();
     let environment: Value = serde_json::from_str(&environment).unwrap();
     assert_eq!(environment["world_size"], 2);

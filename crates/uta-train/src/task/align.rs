@@ -197,8 +197,9 @@ impl Task for Align {
 /// The student, a CLIP with a text tower like the teacher's.
 fn student(recipe: &Recipe, teacher: &ClipConfig, device: Device) -> Result<Clip, TrainError> {
     let config = ClipConfig { vision: recipe.model.vision.clone(), ..teacher.clone() };
-    let student = Clip::new(&config, device);
+    let mut student = Clip::new(&config, device);
     initialise(&student, &recipe.model.init)?;
+    student.visual.checkpoint_blocks(recipe.train.checkpoint_blocks);
     Ok(student)
 }
 

@@ -41,8 +41,9 @@ impl Contrastive {
         let tokenizer = Tokenizer::new(text.vocab_size as usize, text.context_length as usize)?;
         let config = ClipConfig::new(recipe.model.vision.clone(), Some(text));
         config.check()?;
-        let clip = Clip::new(&config, device);
+        let mut clip = Clip::new(&config, device);
         initialise(&clip, &recipe.model.init)?;
+        clip.visual.checkpoint_blocks(recipe.train.checkpoint_blocks);
         if let Some(scale) = &clip.logit_scale {
             let start = (1.0 / recipe.contrastive.temperature).ln();
             let _ = no_grad(|| scale.shallow_clone().fill_(start));

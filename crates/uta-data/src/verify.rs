@@ -65,7 +65,7 @@ impl fmt::Display for Verified {
 /// Verifies each of `specs` on its own, with a progress bar on standard error where `progress`, and calls `each` with every
 /// fault.
 ///
-/// In a set one of whose first [`LOOKED_AT`] samples has a caption all others need one, and so with classes.
+/// In a set one of whose first hundred samples has a caption all others need one, and so with classes.
 ///
 /// # Errors
 /// As [`open_with`]; those of `each`.

@@ -127,7 +127,7 @@ impl Shared {
                 *sum += share;
                 Some(*sum)
             });
-            let fault = until.enumerate().find(|(_, until)| f64::from(drawn) < *until);
+            let fault = until.enumerate().find(|(_, until)| drawn < *until);
             let fault = fault.map(|(i, _)| {
                 self.met.lock().unwrap()[i] += 1;
                 ["dropped", "refused", "failed", "stalled"][i]

@@ -21,7 +21,7 @@ unsafe extern "C" {
 
 /// Softmax attention, scaled by the root of the head width W, of queries, keys and values `[B, T, 3 H W]` as one product
 /// leaves them, bf16: what the first `wanted` tokens find among all, `[B, wanted, H W]`. Queries and keys are turned before
-/// by `turns` `[B or 1, T, W]`, as by [`rotate`](crate::rotate). Only where [`cpu_has_tiles`](crate::cpu_has_tiles);
+/// by `turns` `[B or 1, T, W]`, as by [`rotate()`](crate::rotate()). Only where [`cpu_has_tiles`](crate::cpu_has_tiles);
 /// differentiable in `qkv`; scores and sums are f32, and no scores are kept.
 ///
 /// # Errors

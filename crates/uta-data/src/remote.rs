@@ -22,7 +22,7 @@ use object_store::http::HttpBuilder;
 use object_store::path::Path as Location;
 use object_store::{
     BackoffConfig, ClientConfigKey, ClientOptions, Error, GetOptions, GetRange, ObjectMeta,
-    ObjectStore, ObjectStoreExt, RetryConfig,
+    ObjectStore, RetryConfig,
 };
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Semaphore;
@@ -276,19 +276,18 @@ pub(crate) fn stamp(url: &Path) -> io::Result<Stamp> {
 
 /// The text at a URL; None where there is none, or none that may be read.
 pub(crate) fn text(url: &Path) -> io::Result<Option<String>> {
-    let (store, location) = Store::of(&url.to_string_lossy())?;
-    let asked = async {
-        let answer = store.objects.get(&location).await?;
-        match answer.meta.size > MOST_TEXT {
-            true => Ok(Err(io::Error::other("is too large for a text"))),
-            false => answer.bytes().await.map(Ok),
+    let tar = match stamp(url) {
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
+            return Ok(None);
         }
+        stamp => stamp?,
     };
-    match runtime().block_on(store.answer(asked)) {
-        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes?).into_owned())),
-        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => Ok(None),
-        Err(e) => Err(e),
+    let length = tar.bytes;
+    if length > MOST_TEXT {
+        return Err(io::Error::other(format!("{length} bytes are too many for a text")));
     }
+    let bytes = runtime().block_on(Object::new(url, tar)?.fetch(0..length))?;
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// A shard elsewhere, in the state that it was found in.

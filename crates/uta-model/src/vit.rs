@@ -207,7 +207,7 @@ impl Vit {
         wanted: i64,
         train: bool,
     ) {
-        if !(train && self.checkpointed) || !x.value().requires_grad() {
+        if !train || !self.checkpointed || !x.value().requires_grad() {
             return lock(block).forward_t(x, at, wanted, train);
         }
         let mine = |t: &Option<Tensor>| t.as_ref().map(Tensor::shallow_clone);

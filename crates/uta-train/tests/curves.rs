@@ -146,7 +146,7 @@ impl Plain {
             let scores = q.matmul(&k.transpose(-2, -1)) / (self.config.head_width() as f64).sqrt();
             let found = scores.softmax(-1, scores.kind()).matmul(&v).transpose(1, 2).flatten(2, 3);
             let found = self.norm(&block("attn.inner_attn_ln"), &found);
-            x = x + self.linear(&block("attn.proj"), &found);
+            x = &x + self.linear(&block("attn.proj"), &found);
             let normed = self.norm(&block("norm2"), &x);
             let mlp = |name: &str, x: &Tensor| self.linear(&block(&format!("mlp.{name}")), x);
             let fed = match self.config.ffn {
@@ -156,7 +156,7 @@ impl Plain {
                 }
                 _ => mlp("fc2", &mlp("fc1", &normed).gelu("none")),
             };
-            x = x + fed;
+            x = &x + fed;
         }
         self.linear("head", &self.norm("norm", &x))
     }

@@ -26,20 +26,31 @@ pub(crate) fn load<H: DeserializeOwned>(path: &Path) -> Option<(H, Vec<u8>)> {
     Some((header, file))
 }
 
-/// Writes it under another name, synced, and renamed; several processes may do so at once.
+/// Writes it as [`replace`] does.
 pub(crate) fn store(path: &Path, header: &impl Serialize, body: &[&[u8]]) -> io::Result<()> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
     let line = serde_json::to_vec(header)?;
-    let which = COUNT.fetch_add(1, Ordering::Relaxed);
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}-{which}.tmp", std::process::id()));
-    let written = File::create(&temporary).and_then(|file| {
-        let (mut out, mut crc) = (BufWriter::new(file), Crc::new());
+    replace(path, |out| {
+        let mut crc = Crc::new();
         for part in [&line[..], b"\n"].iter().chain(body) {
             crc.update(part);
             out.write_all(part)?;
         }
-        out.write_all(&crc.sum().to_le_bytes())?;
+        out.write_all(&crc.sum().to_le_bytes())
+    })
+}
+
+/// Writes a file under another name, synced, and renamed; several processes may do so at once.
+pub(crate) fn replace(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> io::Result<()> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let which = COUNT.fetch_add(1, Ordering::Relaxed);
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}-{which}.tmp", std::process::id()));
+    let written = File::create(&temporary).and_then(|file| {
+        let mut out = BufWriter::new(file);
+        write(&mut out)?;
         out.flush()?;
         out.get_ref().sync_all()?;
         fs::rename(&temporary, path)

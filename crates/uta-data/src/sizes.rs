@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::DataError;
+use crate::{DataError, sidecar};
 
 const SIZES: &str = "sizes.json";
 const LENGTH: &str = "__len__";
@@ -104,16 +104,8 @@ pub(crate) fn add<'a>(
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     sizes.extend(shards.map(|(shard, samples)| (name(shard), samples.into())));
     let text = serde_json::to_string_pretty(&sizes).expect("names and numbers") + "\n";
-    let beside = folder.join(format!(".{SIZES}.tmp"));
-    let written = File::create(&beside).and_then(|mut file| {
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&beside, &path)
-    });
-    if written.is_err() {
-        let _ = fs::remove_file(&beside);
-    }
-    written.map_err(DataError::io("write", &path))
+    sidecar::replace(&path, |out| out.write_all(text.as_bytes()))
+        .map_err(DataError::io("write", &path))
 }
 
 #[cfg(test)]

@@ -201,6 +201,17 @@ impl Rejected {
             reason: error.to_string(),
         }
     }
+
+    /// A line of JSON, with its end: the step that met it, 0 before the first, and all that is known of it.
+    pub fn line(&self, step: u64) -> String {
+        #[derive(Serialize)]
+        struct Line<'a> {
+            step: u64,
+            #[serde(flatten)]
+            rejected: &'a Rejected,
+        }
+        serde_json::to_string(&Line { step, rejected: self }).expect("plain data") + "\n"
+    }
 }
 
 /// An image of a batch and its pixels.

@@ -15,6 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use image::{ImageFormat, RgbImage};
+use tempfile::TempDir;
 use uta_data::rng::{Purpose, Rng};
 use uta_data::shards::{Limit, ShardWriter, index};
 use uta_data::{
@@ -225,6 +226,14 @@ fn write(dir: &Path, shards: u64) {
     fs::write(dir.join("classnames.txt"), "one\ntwo\nthree\n").unwrap();
 }
 
+/// A folder of such shards, and a server of it.
+fn served(shards: u64, faults: Faults) -> (TempDir, Server) {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), shards);
+    let server = Server::start(dir.path(), faults);
+    (dir, server)
+}
+
 fn local(dir: &Path) -> Arc<dyn Source> {
     open(dir.to_str().unwrap()).unwrap()
 }
@@ -302,9 +311,7 @@ fn stalled_answers_are_asked_for_again() {
     if !apart("stalled_answers_are_asked_for_again", 6) {
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
-    write(dir.path(), 2);
-    let server = Server::start(dir.path(), Faults { stalled: 0.03, ..Faults::default() });
+    let (dir, server) = served(2, Faults { stalled: 0.03, ..Faults::default() });
     let (near, far) =
         (local(dir.path()), open(&format!("{}/set-00000{{0,1}}.tar", server.url)).unwrap());
     let whole = batches(&near, OrderKind::Streaming, 0, 20);
@@ -320,9 +327,7 @@ fn a_server_that_falls_silent_ends_the_stream_in_time() {
     if !apart("a_server_that_falls_silent_ends_the_stream_in_time", 2) {
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
-    write(dir.path(), 1);
-    let server = Server::start(dir.path(), Faults::default());
+    let (_dir, server) = served(1, Faults::default());
     let url = format!("{}/set-000000.tar", server.url);
     let far = open(&url).unwrap();
     server.shared.silent.store(true, SeqCst);
@@ -348,9 +353,7 @@ fn a_shard_that_vanishes_is_rejected_and_one_that_was_never_there_is_named() {
     if !apart("a_shard_that_vanishes_is_rejected_and_one_that_was_never_there_is_named", 120) {
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
-    write(dir.path(), 4);
-    let server = Server::start(dir.path(), Faults::default());
+    let (dir, server) = served(4, Faults::default());
     let spec = format!("{}/set-{{000000..000003}}.tar", server.url);
     let far = open(&spec).unwrap();
     fs::remove_file(dir.path().join("set-000002.tar")).unwrap();
@@ -373,9 +376,7 @@ fn an_index_is_kept_for_the_same_shard_and_another_one_is_scanned() {
     if !apart("an_index_is_kept_for_the_same_shard_and_another_one_is_scanned", 120) {
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
-    write(dir.path(), 1);
-    let server = Server::start(dir.path(), Faults::default());
+    let (dir, server) = served(1, Faults::default());
     let url = format!("{}/set-000000.tar", server.url);
     let tar = dir.path().join("set-000000.tar");
     let first = index(&url).unwrap();
@@ -403,9 +404,7 @@ fn neighbours_are_fetched_together_and_nothing_twice() {
     if !apart("neighbours_are_fetched_together_and_nothing_twice", 120) {
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
-    write(dir.path(), 20);
-    let server = Server::start(dir.path(), Faults::default());
+    let (_dir, server) = served(20, Faults::default());
     let far = open(&format!("{}/set-0000{{00..19}}.tar", server.url)).unwrap();
     let tars = server.bytes();
     // Time for what is expected to come; then an epoch of 600 samples is read.
@@ -427,9 +426,7 @@ fn what_can_not_be_read_from_elsewhere_is_refused_in_a_line() {
     if !apart("what_can_not_be_read_from_elsewhere_is_refused_in_a_line", 120) {
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
-    write(dir.path(), 1);
-    let server = Server::start(dir.path(), Faults { whole: true, ..Faults::default() });
+    let (_dir, server) = served(1, Faults { whole: true, ..Faults::default() });
     let of = |path: &str| format!("{}/{path}", server.url);
     for (spec, told) in [
         (of("set-000000.tar"), "no range requests"),

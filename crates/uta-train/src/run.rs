@@ -155,27 +155,17 @@ impl RunDir {
     /// # Errors
     /// When it can't be written.
     pub fn reject(&self, step: u64, rejected: &[Rejected]) -> Result<(), TrainError> {
-        #[derive(Serialize)]
-        struct Line<'a> {
-            step: u64,
-            #[serde(flatten)]
-            rejected: &'a Rejected,
-        }
         if rejected.is_empty() {
             return Ok(());
         }
-        let mut lines = vec![];
-        for rejected in rejected {
-            serde_json::to_writer(&mut lines, &Line { step, rejected }).expect("plain data");
-            lines.push(b'\n');
-        }
+        let lines: String = rejected.iter().map(|rejected| rejected.line(step)).collect();
         let file = self.path.join(REJECTED);
         let mut open = OpenOptions::new()
             .create(true)
             .append(true)
             .open(&file)
             .map_err(TrainError::io(&file))?;
-        open.write_all(&lines).map_err(TrainError::io(&file))
+        open.write_all(lines.as_bytes()).map_err(TrainError::io(&file))
     }
 
     /// Writes the checkpoint of `state.step`, makes it the latest, and removes all but the newest `keep`.

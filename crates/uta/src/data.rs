@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
@@ -198,16 +198,7 @@ impl Report {
 
     /// As what a run finds before its first step.
     fn add(&mut self, rejected: &Rejected) -> Result<(), DataError> {
-        #[derive(Serialize)]
-        struct Line<'a> {
-            step: u64,
-            #[serde(flatten)]
-            rejected: &'a Rejected,
-        }
-        serde_json::to_writer(&mut self.out, &Line { step: 0, rejected })
-            .map_err(io::Error::from)
-            .and_then(|()| self.out.write_all(b"\n"))
-            .map_err(DataError::io("write", &self.path))
+        self.out.write_all(rejected.line(0).as_bytes()).map_err(DataError::io("write", &self.path))
     }
 
     fn finish(mut self) -> Result<(), DataError> {

@@ -113,10 +113,10 @@ fn settle_runtime() {
         &[("MALLOC_MMAP_MAX_", "0"), ("MALLOC_TRIM_THRESHOLD_", "1000000000000")],
         &[("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")],
     ];
-    let set =
-        |group: &&&[(&str, &str)]| group.iter().any(|(name, _)| std::env::var_os(name).is_some());
+    let given =
+        |group: &[(&str, &str)]| group.iter().any(|(name, _)| std::env::var_os(name).is_some());
     let missing: Vec<_> =
-        SETTINGS.iter().filter(|group| !set(group)).copied().flatten().copied().collect();
+        SETTINGS.into_iter().filter(|group| !given(group)).flatten().copied().collect();
     if missing.is_empty() {
         return;
     }

@@ -2,6 +2,7 @@
 
     python step.py [--part all|student|teacher] [--student eva02_base_patch14_224] [--teacher vit_large_patch14_clip_224]
                    [--batch 8] [--ratio 0.4] [--precision bf16|f32] [--threads 2] [--steps 5] [--profile]
+                   [--device cpu|cuda]
 
 timm's EVA-02 gets the kept patches with their gathered rotary rows (its own patch dropout, told which to keep), and timm's
 CLIP encoder the whole images; bf16 autocast, scaled_dot_product_attention, fused AdamW, gradients clipped at 3. Random
@@ -32,6 +33,7 @@ class Keep(torch.nn.Module):
 class Peer:
     def __init__(self, a):
         torch.manual_seed(0)
+        torch.set_default_device(a.device)
         self.a, self.width = a, 768
         if a.part != "student":
             self.teacher = timm.create_model(a.teacher, num_classes=a.width).eval().requires_grad_(False)
@@ -58,7 +60,7 @@ class Peer:
         a = self.a
         kept = torch.rand(a.batch, self.patches).argsort(1)[:, : self.keep].sort(1).values
         index = F.pad(kept + 1, (1, 0))
-        with torch.autocast("cpu", torch.bfloat16, enabled=a.precision == "bf16"):
+        with torch.autocast(a.device, torch.bfloat16, enabled=a.precision == "bf16"):
             target = self.fixed if a.part == "student" else self.targets(index)
             if a.part == "teacher":
                 return
@@ -83,25 +85,36 @@ def main():
     p.add_argument("--precision", default="bf16", choices=["bf16", "f32"])
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--steps", type=int, default=5)
+    p.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     p.add_argument("--profile", action="store_true")
     a = p.parse_args()
+    on_gpu = a.device == "cuda"
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
     torch.set_num_threads(a.threads)
     peer = Peer(a)
     for _ in range(2):
         peer.step()
     seconds = []
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
     for _ in range(a.steps):
+        wait()
         began = time.perf_counter()
         peer.step()
+        wait()
         seconds.append(time.perf_counter() - began)
     if a.profile:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        kinds = torch.profiler.ProfilerActivity
+        with torch.profiler.profile(activities=[kinds.CUDA if on_gpu else kinds.CPU]) as profile:
             peer.step()
-        print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
+            wait()
+        order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+        print(profile.key_averages().table(sort_by=order, row_limit=25))
     print(json.dumps({
         "images_per_second": a.batch / statistics.median(seconds),
         "part": a.part, "batch": a.batch, "precision": a.precision, "threads": a.threads,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "torch": torch.__version__, "timm": timm.__version__,
     }))
 

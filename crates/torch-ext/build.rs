@@ -17,9 +17,11 @@ fn main() {
         [
             "attention",
             "checkpoint",
+            "device",
             "distributed",
             "frozen",
             "gate",
+            "gpu",
             "linear",
             "norm",
             "profile",
@@ -28,6 +30,12 @@ fn main() {
         ]
         .map(|name| format!("cpp/{name}.cpp")),
     );
+    // A GPU's kernels travel as text, and are compiled where they run.
+    let kernels = std::fs::read_to_string("cpp/kernels.cu").expect("it lies there");
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
+    std::fs::write(out.join("kernels.inc"), format!("R\"cuda({kernels})cuda\"\n"))
+        .expect("cargo's folder can be written");
+    build.include(out);
     // Loops over rows are vectorised, in builds for debugging too, and for the widest registers there are.
     build.opt_level(3).flag_if_supported("-mprefer-vector-width=512");
     // As system headers: libtorch's own warnings stay quiet, ours do not.
@@ -40,7 +48,7 @@ fn main() {
         match nccl_headers(&lib) {
             Some(found) => {
                 system.extend(found);
-                build.define("TE_NCCL", None);
+                build.define("TE_CUDA", None);
                 println!("cargo:rustc-link-lib=torch_cuda");
                 println!("cargo:rustc-link-lib=c10_cuda");
             }

@@ -6,9 +6,9 @@
 
 #include "guarded.h"
 #include "rows.h"
+#include "tensor_rows.h"
 #include "turn.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/native/CPUBlas.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -27,7 +27,7 @@ struct Sizes {
   Sizes(int64_t samples, int64_t tokens, int64_t wanted, int64_t heads, int64_t width)
       : samples(samples), tokens(tokens), wanted(wanted), heads(heads), width(width),
         padded_tokens(round_up(tokens, 32)), padded_width(round_up(width, 32)) {
-    constexpr int64_t TOGETHER = 288; // 289 scores a query: 2/3 MB for what the backward pass holds of them
+    constexpr int64_t TOGETHER = 288; // so that whatever is made of their scores to some 300 tokens stays in the cache
     int64_t parts = (wanted + TOGETHER - 1) / TOGETHER;
     block = round_up((wanted + parts - 1) / parts, 32);
   }
@@ -35,18 +35,18 @@ struct Sizes {
   float scale() const { return 1.0f / std::sqrt(static_cast<float>(width)); }
 };
 
-// Memory that a thread works in, handed out in parts.
+// Memory that a thread works in, handed out in parts; without any it only counts.
 class Room {
-  at::Tensor memory;
-  std::byte *next;
+  std::byte *memory;
+  int64_t taken = 0;
 
 public:
-  explicit Room(int64_t bytes) : memory(at::empty({bytes}, at::kByte)), next(static_cast<std::byte *>(memory.data_ptr())) {}
-  template <class T> static int64_t bytes(int64_t n) { return round_up(n * sizeof(T), 64); }
+  explicit Room(std::byte *memory) : memory(memory) {}
+  int64_t bytes() const { return taken; }
   template <class T> T *take(int64_t n) {
-    auto *part = reinterpret_cast<T *>(next);
-    next += bytes<T>(n);
-    return part;
+    int64_t at = taken;
+    taken += round_up(n * sizeof(T), 64);
+    return memory ? reinterpret_cast<T *>(memory + at) : nullptr;
   }
 };
 
@@ -89,10 +89,6 @@ EVERY_CPU void by_columns(const Bf16 *x, uint32_t *out, int64_t n, int64_t width
   turn_block(reinterpret_cast<const uint32_t *>(x), width / 2, out, n, n, width / 2);
 }
 
-EVERY_CPU void turn(const Bf16 *from, Bf16 *to, int64_t rows, int64_t columns) {
-  turn_block(reinterpret_cast<const uint16_t *>(from), columns, reinterpret_cast<uint16_t *>(to), rows, rows, columns);
-}
-
 // c [m, n] (+)= a [m, k] b [k, n]
 void product(const Bf16 *a, const uint32_t *b, float *c, int64_t m, int64_t n, int64_t k, bool add) {
   at::native::cpublas::brgemm(m, n, k, k, n, n, add, reinterpret_cast<const at::BFloat16 *>(a),
@@ -116,7 +112,7 @@ INLINE float largest(const float *x, int64_t n) {
 }
 
 // e^(scale (s - max)) of each row's `n` scores, `padded` apart, its zeros behind, and `inverse`, 1 / sum; the row's log of
-// the sum of e^(scale s) into `logs` where wanted.
+// the sum of e^(scale s) into `logs`.
 EVERY_CPU void exponentials(float *scores, Bf16 *p, float *inverse, float *logs, float scale, int64_t rows, int64_t n,
                             int64_t padded) {
   for (int64_t i = 0; i < rows; ++i) {
@@ -130,7 +126,7 @@ EVERY_CPU void exponentials(float *scores, Bf16 *p, float *inverse, float *logs,
     float total = sum(n, [&](int64_t j) { return s[j]; });
     std::memset(out + n, 0, (padded - n) * sizeof(Bf16));
     inverse[i] = 1.0f / total;
-    if (logs) logs[i] = scale * highest + std::log(total);
+    logs[i] = scale * highest + std::log(total);
   }
 }
 
@@ -159,19 +155,18 @@ EVERY_CPU void softmax_back(const float *s, const float *g, const float *logs, c
     }
 }
 
-// Calls f(sample, head, room) for each head of each sample, in threads.
-template <class F> void each_head(const Sizes &z, int64_t bytes, F &&f) {
+// Calls f(sample, head, parts) for each head of each sample, in threads, each with `Parts` of memory of its own.
+template <class Parts, class F> void each_head(const Sizes &z, F &&f) {
+  Room counting(nullptr);
+  Parts(counting, z);
   at::parallel_for(0, z.samples * z.heads, 1, [&](int64_t begin, int64_t end) {
-    Room memory(bytes);
-    for (int64_t i = begin; i < end; ++i) {
-      Room room = memory;
-      f(i / z.heads, i % z.heads, room);
-    }
+    auto memory = at::empty({counting.bytes()}, at::kByte);
+    Room room(pointer<std::byte>(memory));
+    Parts parts(room, z);
+    for (int64_t i = begin; i < end; ++i) f(i / z.heads, i % z.heads, parts);
     at::native::cpublas::brgemm_release();
   });
 }
-
-const Bf16 *pointer(const at::Tensor &x) { return static_cast<const Bf16 *>(x.const_data_ptr()); }
 
 const float *turns_of(const at::Tensor &turns, const Sizes &z, int64_t sample) {
   if (!turns.defined()) return nullptr;
@@ -180,38 +175,65 @@ const float *turns_of(const at::Tensor &turns, const Sizes &z, int64_t sample) {
 
 const float *from_row(const float *turns, int64_t row, int64_t width) { return turns ? turns + row * width : nullptr; }
 
-// [B, wanted, H W] of qkv [B, T, 3 H W]; `logs` [B, H, wanted] gets the log of each softmax's denominator, where defined.
+// What a head works with in the forward pass.
+struct Forward {
+  Bf16 *rows, *queries, *p;
+  uint32_t *keys, *values; // by columns, by rows
+  float *scores, *sums, *inverse;
+
+  Forward(Room &room, const Sizes &z)
+      : rows(room.take<Bf16>(z.padded_tokens * z.padded_width)), queries(room.take<Bf16>(z.block * z.padded_width)),
+        p(room.take<Bf16>(z.block * z.padded_tokens)), keys(room.take<uint32_t>(z.padded_tokens * z.padded_width / 2)),
+        values(room.take<uint32_t>(z.padded_tokens * z.padded_width / 2)),
+        scores(room.take<float>(z.block * z.padded_tokens)), sums(room.take<float>(z.block * z.padded_width)),
+        inverse(room.take<float>(z.block)) {}
+};
+
+// [B, wanted, H W] of qkv [B, T, 3 H W]; `logs` [B, H, wanted] gets the log of each softmax's denominator.
 at::Tensor attend(const at::Tensor &qkv, const at::Tensor &turns, const Sizes &z, const at::Tensor &logs) {
   auto out = at::empty({z.samples, z.wanted, z.heads * z.width}, qkv.options());
   int64_t d = z.heads * z.width, tp = z.padded_tokens, wp = z.padded_width;
-  auto *to = static_cast<Bf16 *>(out.data_ptr());
-  int64_t bytes = Room::bytes<Bf16>(tp * wp) * 3 + Room::bytes<Bf16>(z.block * wp) + Room::bytes<float>(z.block * tp) +
-                  Room::bytes<Bf16>(z.block * tp) + Room::bytes<float>(z.block * wp) + Room::bytes<float>(z.block);
-  each_head(z, bytes, [&](int64_t b, int64_t h, Room &room) {
-    const Bf16 *q = pointer(qkv) + b * z.tokens * z.row() + h * z.width, *k = q + d, *v = k + d;
+  auto *to = pointer<Bf16>(out);
+  each_head<Forward>(z, [&](int64_t b, int64_t h, const Forward &f) {
+    const Bf16 *q = pointer<Bf16>(qkv) + b * z.tokens * z.row() + h * z.width, *k = q + d, *v = k + d;
     const float *table = turns_of(turns, z, b);
-    auto *rows = room.take<Bf16>(tp * wp);
-    auto *keys = room.take<uint32_t>(tp * wp / 2), *values = room.take<uint32_t>(tp * wp / 2);
-    gather(k, z.row(), table, rows, z.tokens, tp, z.width, wp);
-    by_columns(rows, keys, tp, wp);
-    gather(v, z.row(), nullptr, rows, z.tokens, tp, z.width, wp);
-    by_rows(rows, values, tp, wp);
-    auto *queries = room.take<Bf16>(z.block * wp);
-    auto *scores = room.take<float>(z.block * tp);
-    auto *p = room.take<Bf16>(z.block * tp);
-    auto *sums = room.take<float>(z.block * wp), *inverse = room.take<float>(z.block);
+    gather(k, z.row(), table, f.rows, z.tokens, tp, z.width, wp);
+    by_columns(f.rows, f.keys, tp, wp);
+    gather(v, z.row(), nullptr, f.rows, z.tokens, tp, z.width, wp);
+    by_rows(f.rows, f.values, tp, wp);
     for (int64_t first = 0; first < z.wanted; first += z.block) {
       int64_t m = std::min(z.block, z.wanted - first);
-      gather(q + first * z.row(), z.row(), from_row(table, first, z.width), queries, m, m, z.width, wp);
-      product(queries, keys, scores, m, tp, wp, false);
-      float *log = logs.defined() ? logs.data_ptr<float>() + (b * z.heads + h) * z.wanted + first : nullptr;
-      exponentials(scores, p, inverse, log, z.scale(), m, z.tokens, tp);
-      product(p, values, sums, m, wp, tp, false);
-      finish(sums, inverse, to + (b * z.wanted + first) * d + h * z.width, d, m, z.width, wp);
+      gather(q + first * z.row(), z.row(), from_row(table, first, z.width), f.queries, m, m, z.width, wp);
+      product(f.queries, f.keys, f.scores, m, tp, wp, false);
+      float *log = pointer<float>(logs) + (b * z.heads + h) * z.wanted + first;
+      exponentials(f.scores, f.p, f.inverse, log, z.scale(), m, z.tokens, tp);
+      product(f.p, f.values, f.sums, m, wp, tp, false);
+      finish(f.sums, f.inverse, to + (b * z.wanted + first) * d + h * z.width, d, m, z.width, wp);
     }
   });
   return out;
 }
+
+// What a head works with in the backward pass; `s`, `g` are the scores and the gradients of their softmax `p`, a row for
+// each key.
+struct Backward {
+  Bf16 *key_rows, *value_rows, *rows, *grad_rows, *p, *ds, *ds_turned;
+  uint32_t *keys, *queries, *queries_across, *grads, *grads_across; // by rows, and across by columns
+  float *s, *g, *dq, *dk, *dv, *log, *dot;
+
+  Backward(Room &room, const Sizes &z) {
+    int64_t of_tokens = z.padded_tokens * z.padded_width, of_queries = z.block * z.padded_width;
+    for (auto **part : {&key_rows, &value_rows}) *part = room.take<Bf16>(of_tokens);
+    for (auto **part : {&rows, &grad_rows}) *part = room.take<Bf16>(of_queries);
+    for (auto **part : {&p, &ds, &ds_turned}) *part = room.take<Bf16>(z.padded_tokens * z.block);
+    keys = room.take<uint32_t>(of_tokens / 2);
+    for (auto **part : {&queries, &queries_across, &grads, &grads_across}) *part = room.take<uint32_t>(of_queries / 2);
+    for (auto **part : {&s, &g}) *part = room.take<float>(z.padded_tokens * z.block);
+    for (auto **part : {&dk, &dv}) *part = room.take<float>(of_tokens);
+    dq = room.take<float>(of_queries);
+    for (auto **part : {&log, &dot}) *part = room.take<float>(z.block);
+  }
+};
 
 // The gradient of qkv. Scores are made again, turned: a row for each key.
 at::Tensor attend_back(const at::Tensor &qkv, const at::Tensor &turns, const Sizes &z, const at::Tensor &logs,
@@ -219,53 +241,40 @@ at::Tensor attend_back(const at::Tensor &qkv, const at::Tensor &turns, const Siz
   // Queries that nobody wanted have no gradient.
   auto back = z.wanted < z.tokens ? at::zeros(qkv.sizes(), qkv.options()) : at::empty(qkv.sizes(), qkv.options());
   int64_t d = z.heads * z.width, tp = z.padded_tokens, wp = z.padded_width, mp = z.block;
-  auto *to = static_cast<Bf16 *>(back.data_ptr());
-  int64_t bytes = Room::bytes<Bf16>(tp * wp) * 3 + Room::bytes<Bf16>(mp * wp) * 6 + Room::bytes<float>(tp * mp) * 2 +
-                  Room::bytes<Bf16>(tp * mp) * 3 + Room::bytes<float>(tp * wp) * 2 + Room::bytes<float>(mp * wp) +
-                  Room::bytes<float>(mp) * 2;
-  each_head(z, bytes, [&](int64_t b, int64_t h, Room &room) {
+  auto *to = pointer<Bf16>(back);
+  each_head<Backward>(z, [&](int64_t b, int64_t h, const Backward &f) {
     int64_t at = b * z.tokens * z.row() + h * z.width;
-    const Bf16 *q = pointer(qkv) + at, *k = q + d, *v = k + d;
+    const Bf16 *q = pointer<Bf16>(qkv) + at, *k = q + d, *v = k + d;
     const float *table = turns_of(turns, z, b);
-    auto *key_rows = room.take<Bf16>(tp * wp), *value_rows = room.take<Bf16>(tp * wp);
-    auto *keys = room.take<uint32_t>(tp * wp / 2);
-    gather(k, z.row(), table, key_rows, z.tokens, tp, z.width, wp);
-    by_rows(key_rows, keys, tp, wp);
-    gather(v, z.row(), nullptr, value_rows, z.tokens, tp, z.width, wp);
-    auto *rows = room.take<Bf16>(mp * wp), *grad_rows = room.take<Bf16>(mp * wp);
-    uint32_t *queries[2], *grads[2]; // by rows, by columns
-    for (auto *pair : {queries, grads})
-      for (int i = 0; i < 2; ++i) pair[i] = room.take<uint32_t>(mp * wp / 2);
-    auto *s = room.take<float>(tp * mp), *g = room.take<float>(tp * mp);
-    auto *p = room.take<Bf16>(tp * mp), *ds = room.take<Bf16>(tp * mp), *ds_turned = room.take<Bf16>(tp * mp);
-    auto *dk = room.take<float>(tp * wp), *dv = room.take<float>(tp * wp), *dq = room.take<float>(mp * wp);
-    auto *log = room.take<float>(mp), *dot = room.take<float>(mp);
-    std::memset(ds + z.tokens * mp, 0, (tp - z.tokens) * mp * sizeof(Bf16));
+    gather(k, z.row(), table, f.key_rows, z.tokens, tp, z.width, wp);
+    by_rows(f.key_rows, f.keys, tp, wp);
+    gather(v, z.row(), nullptr, f.value_rows, z.tokens, tp, z.width, wp);
+    std::memset(f.ds + z.tokens * mp, 0, (tp - z.tokens) * mp * sizeof(Bf16));
     for (int64_t first = 0; first < z.wanted; first += mp) {
       int64_t m = std::min(mp, z.wanted - first), place = (b * z.wanted + first) * d + h * z.width;
       const float *turned = from_row(table, first, z.width);
-      gather(q + first * z.row(), z.row(), turned, rows, m, mp, z.width, wp);
-      gather(pointer(grad) + place, d, nullptr, grad_rows, m, mp, z.width, wp);
-      by_rows(rows, queries[0], mp, wp);
-      by_columns(rows, queries[1], mp, wp);
-      by_rows(grad_rows, grads[0], mp, wp);
-      by_columns(grad_rows, grads[1], mp, wp);
+      gather(q + first * z.row(), z.row(), turned, f.rows, m, mp, z.width, wp);
+      gather(pointer<Bf16>(grad) + place, d, nullptr, f.grad_rows, m, mp, z.width, wp);
+      by_rows(f.rows, f.queries, mp, wp);
+      by_columns(f.rows, f.queries_across, mp, wp);
+      by_rows(f.grad_rows, f.grads, mp, wp);
+      by_columns(f.grad_rows, f.grads_across, mp, wp);
       // Queries of the padding have rows of zeros, and leave nothing anywhere.
-      std::memset(log, 0, mp * sizeof(float));
-      std::memset(dot, 0, mp * sizeof(float));
-      std::memcpy(log, logs.const_data_ptr<float>() + (b * z.heads + h) * z.wanted + first, m * sizeof(float));
-      dots(pointer(out) + place, pointer(grad) + place, d, dot, m, z.width);
-      product(key_rows, queries[1], s, z.tokens, mp, wp, false);
-      product(value_rows, grads[1], g, z.tokens, mp, wp, false);
-      softmax_back(s, g, log, dot, p, ds, z.scale(), z.tokens, mp);
-      product(p, grads[0], dv, z.tokens, wp, mp, first > 0);
-      product(ds, queries[0], dk, z.tokens, wp, mp, first > 0);
-      turn(ds, ds_turned, tp, mp);
-      product(ds_turned, keys, dq, m, wp, tp, false);
-      scatter(dq, turned, to + at + first * z.row(), z.row(), m, z.width, wp);
+      std::memset(f.log, 0, mp * sizeof(float));
+      std::memset(f.dot, 0, mp * sizeof(float));
+      std::memcpy(f.log, pointer<float>(logs) + (b * z.heads + h) * z.wanted + first, m * sizeof(float));
+      dots(pointer<Bf16>(out) + place, pointer<Bf16>(grad) + place, d, f.dot, m, z.width);
+      product(f.key_rows, f.queries_across, f.s, z.tokens, mp, wp, false);
+      product(f.value_rows, f.grads_across, f.g, z.tokens, mp, wp, false);
+      softmax_back(f.s, f.g, f.log, f.dot, f.p, f.ds, z.scale(), z.tokens, mp);
+      product(f.p, f.grads, f.dv, z.tokens, wp, mp, first > 0);
+      product(f.ds, f.queries, f.dk, z.tokens, wp, mp, first > 0);
+      turn(f.ds, mp, f.ds_turned, tp, tp, mp);
+      product(f.ds_turned, f.keys, f.dq, m, wp, tp, false);
+      scatter(f.dq, turned, to + at + first * z.row(), z.row(), m, z.width, wp);
     }
-    scatter(dk, table, to + at + d, z.row(), z.tokens, z.width, wp);
-    scatter(dv, nullptr, to + at + 2 * d, z.row(), z.tokens, z.width, wp);
+    scatter(f.dk, table, to + at + d, z.row(), z.tokens, z.width, wp);
+    scatter(f.dv, nullptr, to + at + 2 * d, z.row(), z.tokens, z.width, wp);
   });
   return back;
 }

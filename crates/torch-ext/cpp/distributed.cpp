@@ -1,8 +1,8 @@
 // c10d behind plain functions: the rendezvous store, a process group with Gloo for CPU tensors and NCCL for CUDA ones
-// (where the build has it: TE_NCCL), the collectives that are used here, and DDP's bucketing Reducer.
+// (where the build has it: TE_CUDA), the collectives that are used here, and DDP's bucketing Reducer.
 
 #define USE_C10D_GLOO
-#ifdef TE_NCCL
+#ifdef TE_CUDA
 #define USE_C10D_NCCL
 #endif
 
@@ -19,7 +19,7 @@
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #include <torch/csrc/distributed/c10d/comm.hpp>
 #include <torch/csrc/distributed/c10d/reducer.hpp>
-#ifdef TE_NCCL
+#ifdef TE_CUDA
 #include <c10/cuda/CUDAFunctions.h>
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 #endif
@@ -100,7 +100,7 @@ void te_group_free(Group *group) { delete group; }
 // Makes collectives of tensors on CUDA device `index` possible, and that device the current one.
 char *te_group_use_cuda(Group *group, int index) {
   return guarded([&] {
-#ifdef TE_NCCL
+#ifdef TE_CUDA
     c10::cuda::set_device(static_cast<c10::DeviceIndex>(index));
     auto options = c10d::ProcessGroupNCCL::Options::create();
     options->timeout = group->timeout;

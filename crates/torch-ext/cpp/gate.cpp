@@ -1,14 +1,16 @@
 // SwiGLU's gate, silu(a) * b, and the layer norm that EVA-02 puts behind it, in one pass over memory, forward and backward.
 // What lies between the two is not kept but computed again.
 
+#include "gpu.h"
 #include "guarded.h"
 #include "rows.h"
+#include "tensor_rows.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <cstddef>
 #include <vector>
 
 namespace {
@@ -94,8 +96,6 @@ GATE(gate_bf16, gate_back_bf16, Bf16)
 GATE(gate_f32, gate_back_f32, float)
 #undef GATE
 
-template <class T> T *pointer(const at::Tensor &x) { return static_cast<T *>(x.data_ptr()); }
-
 // Where rows of a and b begin: in one tensor [..., 2 n], or in two [..., n].
 template <class T> struct Rows {
   T *a, *b;
@@ -114,20 +114,26 @@ struct Gate : torch::autograd::Function<Gate> {
     sizes.back() = n;
     auto a = x.contiguous(), b = y ? y->contiguous() : at::Tensor(), out = at::empty(sizes, x.options());
     auto statistics = at::empty({weight ? rows : 0, 2}, x.options().dtype(at::kFloat));
+    context->save_for_backward({a, b, weight.value_or(at::Tensor()), statistics});
+    if (x.is_cuda()) {
+      Rows<std::byte> from(a, b, n * x.element_size());
+      gpu::gate(from.a, from.b, from.step / x.element_size(), out, statistics, weight.value_or(at::Tensor()),
+                bias.value_or(at::Tensor()), static_cast<float>(eps));
+      return out;
+    }
     Affine norm{weight ? weight->const_data_ptr<float>() : nullptr, bias ? bias->const_data_ptr<float>() : nullptr,
                 static_cast<float>(eps)};
     auto run = [&]<class T>(T *to, auto &&kernel) {
       Rows<T> from(a, b, n);
       at::parallel_for(0, rows, 8, [&](int64_t begin, int64_t end) {
         std::vector<float> hidden(n);
-        kernel(from.a, from.b, from.step, to, hidden.data(), statistics.data_ptr<float>(), norm, begin, end, n);
+        kernel(from.a, from.b, from.step, to, hidden.data(), pointer<float>(statistics), norm, begin, end, n);
       });
     };
     if (x.scalar_type() == at::kBFloat16)
       run(pointer<Bf16>(out), gate_bf16);
     else
       run(pointer<float>(out), gate_f32);
-    context->save_for_backward({a, b, weight.value_or(at::Tensor()), statistics});
     return out;
   }
 
@@ -138,29 +144,27 @@ struct Gate : torch::autograd::Function<Gate> {
     auto grad = grads[0].contiguous();
     int64_t n = grad.size(-1), rows = grad.numel() / n;
     auto da = at::empty_like(a), db = b.defined() ? at::empty_like(b) : at::Tensor();
+    if (a.is_cuda()) {
+      int64_t bytes = n * a.element_size();
+      Rows<std::byte> from(a, b, bytes), to(da, db, bytes);
+      auto sums = gpu::gate_back(from.a, from.b, from.step / a.element_size(), grad, to.a, to.b, statistics, weight);
+      if (!sums.defined()) return {da, db, at::Tensor(), at::Tensor(), at::Tensor()};
+      return {da, db, sums[0], sums[1], at::Tensor()};
+    }
     const float *pw = weight.defined() ? weight.const_data_ptr<float>() : nullptr;
-    // Parts of a fixed number, summed in order: the gradient doesn't depend on the number of threads.
-    int64_t parts = std::min<int64_t>(16, rows), each = (rows + parts - 1) / parts;
-    auto partial = at::zeros({2, parts, pw ? n : 0}, statistics.options());
+    // Of the norm's weight, then of its bias.
     auto run = [&]<class T>(const T *pg, auto &&kernel) {
       Rows<T> from(a, b, n), to(da, db, n);
-      at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+      return sums_over_rows(rows, pw ? 2 * n : 0, [&](int64_t first, int64_t last, float *sums) {
         std::vector<float> kept(2 * n);
-        for (int64_t part = begin; part < end; ++part) {
-          int64_t first = std::min(part * each, rows), last = std::min(first + each, rows);
-          float *dw = partial.data_ptr<float>() + (pw ? part * n : 0), *dbias = dw + (pw ? parts * n : 0);
-          kernel(from.a, from.b, from.step, pg, to.a, to.b, kept.data(), statistics.data_ptr<float>(), pw, dw, dbias, first,
-                 last, n);
-        }
+        kernel(from.a, from.b, from.step, pg, to.a, to.b, kept.data(), pointer<float>(statistics), pw, sums,
+               pw ? sums + n : sums, first, last, n);
       });
     };
-    if (a.scalar_type() == at::kBFloat16)
-      run(pointer<Bf16>(grad), gate_back_bf16);
-    else
-      run(pointer<float>(grad), gate_back_f32);
+    auto sums = a.scalar_type() == at::kBFloat16 ? run(pointer<Bf16>(grad), gate_back_bf16)
+                                                 : run(pointer<float>(grad), gate_back_f32);
     if (!pw) return {da, db, at::Tensor(), at::Tensor(), at::Tensor()};
-    auto sums = partial.sum(1);
-    return {da, db, sums[0], sums[1], at::Tensor()};
+    return {da, db, sums.narrow(0, 0, n), sums.narrow(0, n, n), at::Tensor()};
   }
 };
 
@@ -172,15 +176,16 @@ extern "C" {
 // are the norm's; null: there is none.
 char *te_gate(at::Tensor *x, at::Tensor *y, at::Tensor *weight, at::Tensor *bias, double eps, at::Tensor **out) {
   return guarded([&] {
-    bool fit = x->device().is_cpu() && (x->scalar_type() == at::kFloat || x->scalar_type() == at::kBFloat16) &&
-               x->dim() > 0 && x->numel() > 0 && x->size(-1) % (y ? 1 : 2) == 0;
-    if (y) fit = fit && y->sizes() == x->sizes() && y->scalar_type() == x->scalar_type() && y->device().is_cpu();
+    bool fit = (x->scalar_type() == at::kFloat || x->scalar_type() == at::kBFloat16) && x->dim() > 0 && x->numel() > 0 &&
+               x->size(-1) % (y ? 1 : 2) == 0 && (x->is_cpu() || (x->is_cuda() && gpu::takes(x->size(-1) / (y ? 1 : 2))));
+    if (y) fit = fit && y->sizes() == x->sizes() && y->scalar_type() == x->scalar_type() && y->device() == x->device();
     for (const auto *p : {weight, bias})
       if (p)
         fit = fit && p->scalar_type() == at::kFloat && p->is_contiguous() && p->numel() == x->size(-1) / (y ? 1 : 2) &&
-              p->device().is_cpu();
+              p->device() == x->device();
     TORCH_CHECK(fit && !weight == !bias,
-                "a gate wants a and b of one shape, f32 or bf16 on the CPU, and f32 parameters of their width");
+                "a gate wants a and b of one shape, f32 or bf16, on a GPU of rows of vectors, and f32 parameters of their "
+                "width");
     auto maybe = [](const at::Tensor *t) { return t ? std::optional(*t) : std::nullopt; };
     *out = new at::Tensor(Gate::apply(*x, maybe(y), maybe(weight), maybe(bias), eps));
   });

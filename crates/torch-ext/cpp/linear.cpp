@@ -6,11 +6,11 @@
 
 #include "guarded.h"
 #include "rows.h"
+#include "tensor_rows.h"
 #include "turn.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
@@ -22,35 +22,28 @@ namespace {
 // Parts of a matrix whose tiles stay in the first cache.
 constexpr int64_t PART_ROWS = 32, PART_COLUMNS = 64;
 
-EVERY_CPU void turn_part(const Bf16 *from, int64_t from_row, Bf16 *to, int64_t to_row, int64_t rows, int64_t columns) {
-  turn_block(reinterpret_cast<const uint16_t *>(from), from_row, reinterpret_cast<uint16_t *>(to), to_row, rows, columns);
-}
-
-// The same into f32.
-EVERY_CPU void turn_part_up(const Bf16 *from, int64_t from_row, float *to, int64_t to_row, int64_t rows, int64_t columns) {
+// A part turned, into f32.
+EVERY_CPU void turn_up(const Bf16 *from, int64_t from_row, float *to, int64_t to_row, int64_t rows, int64_t columns) {
   Bf16 turned[PART_COLUMNS * PART_ROWS];
-  turn_block(reinterpret_cast<const uint16_t *>(from), from_row, reinterpret_cast<uint16_t *>(turned), PART_ROWS, rows,
-             columns);
+  turn(from, from_row, turned, PART_ROWS, rows, columns);
   for (int64_t c = 0; c < columns; ++c)
     APART for (int64_t r = 0; r < rows; ++r) down(up(turned[c * PART_ROWS + r]), to[c * to_row + r]);
 }
 
 // A matrix [rows, columns] whose rows are `from_row` elements apart, turned: [columns, rows], contiguous.
-template <class To, class Part>
-void turn(const Bf16 *from, int64_t from_row, To *to, int64_t rows, int64_t columns, Part &&part) {
+template <class To, class Turn>
+void in_parts(const Bf16 *from, int64_t from_row, To *to, int64_t rows, int64_t columns, Turn &&turn) {
   at::parallel_for(0, (columns + PART_COLUMNS - 1) / PART_COLUMNS, 1, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin * PART_COLUMNS; c < std::min(columns, end * PART_COLUMNS); c += PART_COLUMNS)
       for (int64_t r = 0; r < rows; r += PART_ROWS)
-        part(from + r * from_row + c, from_row, to + c * rows + r, rows, std::min(PART_ROWS, rows - r),
+        turn(from + r * from_row + c, from_row, to + c * rows + r, rows, std::min(PART_ROWS, rows - r),
              std::min(PART_COLUMNS, columns - c));
   });
 }
 
-const Bf16 *pointer(const at::Tensor &x) { return static_cast<const Bf16 *>(x.const_data_ptr()); }
-
 at::Tensor turned(const at::Tensor &x) {
   auto out = at::empty({x.size(1), x.size(0)}, x.options());
-  turn(pointer(x), x.size(1), static_cast<Bf16 *>(out.data_ptr()), x.size(0), x.size(1), turn_part);
+  in_parts(pointer<Bf16>(x), x.size(1), pointer<Bf16>(out), x.size(0), x.size(1), turn);
   return out;
 }
 
@@ -64,7 +57,7 @@ std::vector<at::Tensor> weight_gradients(const at::Tensor &dy, const at::Tensor 
   for (int64_t width : widths) {
     auto grad = at::empty({width, in}, x.options().dtype(at::kFloat));
     if (turn_x)
-      turn(pointer(joint) + first, out, grad.data_ptr<float>(), in, width, turn_part_up);
+      in_parts(pointer<Bf16>(joint) + first, out, pointer<float>(grad), in, width, turn_up);
     else
       grad.copy_(joint.narrow(0, first, width));
     grads.push_back(grad);
@@ -80,24 +73,17 @@ EVERY_CPU void add_rows(const Bf16 *x, float *to, int64_t rows, int64_t columns)
 
 // The sum of x's [N, columns] rows, f32.
 at::Tensor column_sums(const at::Tensor &x) {
-  int64_t n = x.size(0), columns = x.size(1);
-  // Parts of a fixed number, summed in order: the sum doesn't depend on the number of threads.
-  int64_t parts = std::min<int64_t>(16, n), each = (n + parts - 1) / parts;
-  auto partial = at::zeros({parts, columns}, x.options().dtype(at::kFloat));
-  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part) {
-      int64_t first = std::min(part * each, n), last = std::min(first + each, n);
-      add_rows(pointer(x) + first * columns, partial.data_ptr<float>() + part * columns, last - first, columns);
-    }
+  int64_t columns = x.size(1);
+  return sums_over_rows(x.size(0), columns, [&](int64_t first, int64_t last, float *sums) {
+    add_rows(pointer<Bf16>(x) + first * columns, sums, last - first, columns);
   });
-  return partial.sum(0);
 }
 
 struct Linear : torch::autograd::Function<Linear> {
   // `parameters` are the layers' weights and then their biases, where they have one.
   static at::Tensor forward(torch::autograd::AutogradContext *context, const at::Tensor &x, at::TensorList parameters,
                             int64_t layers, int64_t biased) {
-    std::vector<int64_t> widths, with_bias;
+    std::vector<int64_t> widths;
     int64_t in = x.size(-1), out = 0;
     for (int64_t i = 0; i < layers; ++i) widths.push_back(parameters[i].size(0)), out += widths.back();
     auto weight = at::empty({out, in}, x.options());

@@ -1,12 +1,13 @@
 // The layer norm of an f32 residual stream, put out in the type that products compute in, with its gradient; what is added
 // to the stream before is added in the same pass, and its gradient in the pass back.
 
+#include "gpu.h"
 #include "guarded.h"
 #include "rows.h"
+#include "tensor_rows.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <cmath>
@@ -74,13 +75,15 @@ BACK(back_f32, float)
 #undef BACK
 
 void check(const at::Tensor &x, const at::Tensor *branch, const at::Tensor &weight, const at::Tensor &bias) {
-  TORCH_CHECK(x.device().is_cpu() && x.scalar_type() == at::kFloat && x.is_contiguous() && x.dim() > 0 && x.size(-1) > 0,
-              "the norm of a stream wants a contiguous f32 tensor on the CPU");
+  TORCH_CHECK(x.scalar_type() == at::kFloat && x.is_contiguous() && x.dim() > 0 && x.size(-1) > 0 &&
+                  (x.is_cpu() || (x.is_cuda() && gpu::takes(x.size(-1)))),
+              "the norm of a stream wants a contiguous f32 tensor, on a GPU of rows of vectors");
   for (const auto *p : {&weight, &bias})
-    TORCH_CHECK(p->scalar_type() == at::kFloat && p->is_contiguous() && p->numel() == x.size(-1),
+    TORCH_CHECK(p->scalar_type() == at::kFloat && p->is_contiguous() && p->numel() == x.size(-1) &&
+                    p->device() == x.device(),
                 "the norm of a stream wants f32 weights of the width ", x.size(-1));
   if (branch)
-    TORCH_CHECK(branch->sizes() == x.sizes() && branch->device().is_cpu() &&
+    TORCH_CHECK(branch->sizes() == x.sizes() && branch->device() == x.device() &&
                     (branch->scalar_type() == at::kFloat || branch->scalar_type() == at::kBFloat16),
                 "the norm of a stream: ", branch->sizes(), " can't be added to ", x.sizes());
 }
@@ -94,6 +97,10 @@ at::Tensor forward_rows(const at::Tensor &x, const at::Tensor &branch, const at:
   if (branch.defined()) {
     added = branch.contiguous();
     if (!bf16) added = added.to(at::kFloat);
+  }
+  if (x.is_cuda()) {
+    gpu::norm(x, added, total, weight, bias, normed, statistics ? *statistics : at::Tensor(), static_cast<float>(eps));
+    return normed;
   }
   bool narrow = added.defined() && added.scalar_type() == at::kBFloat16;
   const float *px = x.const_data_ptr<float>(), *pw = weight.const_data_ptr<float>(), *pb = bias.const_data_ptr<float>();
@@ -138,30 +145,31 @@ struct Norm : torch::autograd::Function<Norm> {
     if (!grad.defined()) return {stream, stream, none, none, none, none};
     grad = grad.contiguous();
     if (stream.defined()) stream = stream.contiguous();
-    int64_t d = x.size(-1), n = x.numel() / d;
-    // Parts of a fixed number, summed in order: the gradient doesn't depend on the number of threads.
-    int64_t parts = std::min<int64_t>(16, n), each = (n + parts - 1) / parts;
-    auto dx = at::empty_like(x), partial = at::zeros({2, parts, d}, x.options());
+    int64_t d = x.size(-1);
+    auto dx = at::empty_like(x);
     if (context->saved_data["narrow"].toBool()) narrow = at::empty(x.sizes(), x.options().dtype(at::kBFloat16));
+    at::Tensor sums; // of the weight, then of the bias
+    if (x.is_cuda())
+      sums = gpu::norm_back(x, grad, stream, weight, statistics, dx, narrow).flatten();
+    else
+      sums = on_cpu(x, grad, stream, weight, statistics, dx, narrow);
+    auto dbranch = narrow.defined() ? narrow : branched ? dx : none;
+    return {dx, dbranch, sums.narrow(0, 0, d), sums.narrow(0, d, d), none, none};
+  }
+
+  static at::Tensor on_cpu(const at::Tensor &x, const at::Tensor &grad, const at::Tensor &stream, const at::Tensor &weight,
+                           const at::Tensor &statistics, const at::Tensor &dx, const at::Tensor &narrow) {
+    int64_t d = x.size(-1), n = x.numel() / d;
     const float *px = x.const_data_ptr<float>(), *pw = weight.const_data_ptr<float>();
     const float *ps = statistics.const_data_ptr<float>(), *pr = stream.defined() ? stream.const_data_ptr<float>() : nullptr;
-    float *pd = dx.data_ptr<float>(), *pp = partial.data_ptr<float>();
-    auto *pn = narrow.defined() ? static_cast<Bf16 *>(narrow.data_ptr()) : nullptr;
-    const void *pg = grad.const_data_ptr();
-    bool bf16 = grad.scalar_type() == at::kBFloat16;
-    at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t part = begin; part < end; ++part) {
-        int64_t first = std::min(part * each, n), last = std::min(first + each, n);
-        float *dw = pp + part * d, *db = pp + (parts + part) * d;
-        if (bf16)
-          back_bf16(px, static_cast<const Bf16 *>(pg), pr, pw, ps, pd, pn, dw, db, first, last, d);
-        else
-          back_f32(px, static_cast<const float *>(pg), pr, pw, ps, pd, pn, dw, db, first, last, d);
-      }
+    float *pd = pointer<float>(dx);
+    auto *pn = narrow.defined() ? pointer<Bf16>(narrow) : nullptr;
+    return sums_over_rows(n, 2 * d, [&](int64_t first, int64_t last, float *sums) {
+      if (grad.scalar_type() == at::kBFloat16)
+        back_bf16(px, pointer<Bf16>(grad), pr, pw, ps, pd, pn, sums, sums + d, first, last, d);
+      else
+        back_f32(px, pointer<float>(grad), pr, pw, ps, pd, pn, sums, sums + d, first, last, d);
     });
-    auto sums = partial.sum(1);
-    auto dbranch = narrow.defined() ? narrow : branched ? dx : none;
-    return {dx, dbranch, sums[0], sums[1], none, none};
   }
 };
 

@@ -1,10 +1,12 @@
 // Rotary embedding of queries and keys in one pass over memory, forward and backward.
 
+#include "gpu.h"
 #include "guarded.h"
 #include "rows.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 namespace {
@@ -51,9 +53,17 @@ void turn_all(const at::Tensor &from, at::Tensor &to, const at::Tensor &turns, f
 struct Rotate : torch::autograd::Function<Rotate> {
   static at::Tensor forward(torch::autograd::AutogradContext *context, const at::Tensor &x, const at::Tensor &turns) {
     auto from = x.stride(3) == 1 ? x : x.contiguous();
-    auto out = at::empty({x.size(0), x.size(2), x.size(1), x.size(3)}, x.options());
-    turn_all(from, out, turns, 1, false);
+    int64_t tokens = x.size(1), heads = x.size(2), width = x.size(3);
     context->save_for_backward({turns});
+    if (x.is_cuda()) {
+      // A GPU's attention reads heads as they lie, and puts out the same order.
+      auto out = at::empty_strided({x.size(0), heads, tokens, width}, {tokens * heads * width, width, heads * width, 1},
+                                   x.options());
+      gpu::rotate(from, out.transpose(1, 2), turns, 1);
+      return out;
+    }
+    auto out = at::empty({x.size(0), heads, tokens, width}, x.options());
+    turn_all(from, out, turns, 1, false);
     return out;
   }
 
@@ -61,7 +71,11 @@ struct Rotate : torch::autograd::Function<Rotate> {
                                                  torch::autograd::variable_list grads) {
     auto grad = grads[0].stride(3) == 1 ? grads[0] : grads[0].contiguous();
     auto out = at::empty({grad.size(0), grad.size(2), grad.size(1), grad.size(3)}, grad.options());
-    turn_all(grad, out, context->get_saved_variables()[0], -1, true);
+    auto turns = context->get_saved_variables()[0];
+    if (grad.is_cuda())
+      gpu::rotate(grad.transpose(1, 2), out, turns, -1);
+    else
+      turn_all(grad, out, turns, -1, true);
     return {out, at::Tensor()};
   }
 };
@@ -70,16 +84,16 @@ struct Rotate : torch::autograd::Function<Rotate> {
 
 extern "C" {
 
-// x [B, T, H, W] of f32 or bf16, turned by turns [B or 1, T, W] f32 (cos, sin, cos, ...): [B, H, T, W].
+// x [B, T, H, W] of f32 or bf16, turned by turns [B or 1, T, W] f32 (cos, sin, cos, ...): [B, H, T, W], on a GPU in x's order.
 char *te_rotate(at::Tensor *x, at::Tensor *turns, at::Tensor **out) {
   return guarded([&] {
     TORCH_CHECK(x->dim() == 4 && turns->dim() == 3 && x->size(3) % 2 == 0, "rotate: x is [B, T, H, W], turns [B, T, W]");
     TORCH_CHECK(turns->size(1) == x->size(1) && turns->size(2) == x->size(3) &&
                     (turns->size(0) == 1 || turns->size(0) == x->size(0)),
                 "rotate: turns ", turns->sizes(), " don't fit x ", x->sizes());
-    TORCH_CHECK(x->device().is_cpu() && turns->device().is_cpu() && turns->scalar_type() == at::kFloat &&
+    TORCH_CHECK((x->is_cpu() || x->is_cuda()) && turns->device() == x->device() && turns->scalar_type() == at::kFloat &&
                     turns->is_contiguous() && (x->scalar_type() == at::kFloat || x->scalar_type() == at::kBFloat16),
-                "rotate wants f32 or bf16 and f32 turns on the CPU");
+                "rotate wants f32 or bf16, and f32 turns on the same device");
     *out = new at::Tensor(Rotate::apply(*x, *turns));
   });
 }

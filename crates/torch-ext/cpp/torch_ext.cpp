@@ -26,8 +26,7 @@ char *te_autocast_enter(int cuda, bool enabled, bool *was_enabled) {
   });
 }
 
-// Whether it is on for the CPU.
-bool te_autocast_is_on() { return at::autocast::is_autocast_enabled(at::kCPU); }
+bool te_autocast_is_on(int cuda) { return at::autocast::is_autocast_enabled(cuda ? at::kCUDA : at::kCPU); }
 
 // Undoes te_autocast_enter. The outermost exit drops the cached bf16 copies of the weights.
 char *te_autocast_exit(int cuda, bool was_enabled) {

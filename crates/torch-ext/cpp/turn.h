@@ -41,4 +41,8 @@ INLINE void turn_block(const T *from, int64_t from_row, T *to, int64_t to_row, i
     for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c) to[c * to_row + r] = from[r * from_row + c];
 }
 
+EVERY_CPU void turn(const Bf16 *from, int64_t from_row, Bf16 *to, int64_t to_row, int64_t rows, int64_t columns) {
+  turn_block(reinterpret_cast<const uint16_t *>(from), from_row, reinterpret_cast<uint16_t *>(to), to_row, rows, columns);
+}
+
 } // namespace

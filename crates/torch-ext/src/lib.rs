@@ -1,9 +1,10 @@
 //! What tch leaves out of libtorch, and nothing of vision: autocast on every device, activation checkpointing, the fused
-//! AdamW kernel, arithmetic over many tensors in one call, and [`distributed`] training. The C++ side is in `cpp/`; this is
+//! AdamW kernel, loops over rows that are fused, arithmetic over many tensors in one call, and [`distributed`] training. The C++ side is in `cpp/`; this is
 //! its safe face.
 
 mod attention;
 mod checkpoint;
+mod device;
 pub mod distributed;
 mod frozen;
 mod gate;
@@ -19,6 +20,7 @@ use torch_sys::C_tensor;
 
 pub use attention::attention;
 pub use checkpoint::checkpoint;
+pub use device::{fuses, peak_memory, reset_peak_memory, upload, without_waiting};
 pub use frozen::{Activation, PackedLinear, cpu_has_tiles};
 pub use gate::{Norm, gate};
 pub use linear::linear;
@@ -30,7 +32,7 @@ unsafe extern "C" {
     fn te_free_message(message: *mut c_char);
     fn te_autocast_enter(cuda: i32, enabled: bool, was_enabled: *mut bool) -> *mut c_char;
     fn te_autocast_exit(cuda: i32, was_enabled: bool) -> *mut c_char;
-    fn te_autocast_is_on() -> bool;
+    fn te_autocast_is_on(cuda: i32) -> bool;
     fn te_fused_adamw(
         params: *const *mut C_tensor,
         grads: *const *mut C_tensor,
@@ -129,10 +131,10 @@ pub fn autocast<T>(device: Device, precision: Precision, f: impl FnOnce() -> T) 
     f()
 }
 
-/// The type that autocast makes products on the CPU compute in; `None` while it is off.
-pub fn cpu_autocast() -> Option<Kind> {
-    // SAFETY: no arguments; reads this thread's state.
-    unsafe { te_autocast_is_on() }.then_some(Kind::BFloat16)
+/// The type that autocast makes products on `device` compute in; `None` while it is off.
+pub fn autocast_kind(device: Device) -> Option<Kind> {
+    // SAFETY: no pointers; reads this thread's state.
+    unsafe { te_autocast_is_on(i32::from(device.is_cuda())) }.then_some(Kind::BFloat16)
 }
 
 /// The numbers of one AdamW update.

@@ -1,4 +1,4 @@
-//! The layer norm of an f32 residual stream in one pass over memory, on the CPU. The C++ side is `cpp/norm.cpp`.
+//! The layer norm of an f32 residual stream in one pass over memory. The C++ side is `cpp/norm.cpp`.
 
 use std::ffi::c_char;
 use std::ptr::null_mut;
@@ -31,7 +31,7 @@ unsafe extern "C" {
 }
 
 /// Adds `branch` to `x` `[..., D]` in place, and returns the layer norm of the sum as `kind`, bf16 or f32. `x` is f32,
-/// contiguous and on the CPU. Not differentiable.
+/// contiguous, and on a device where it [`fuses`](crate::fuses()). Not differentiable.
 ///
 /// # Errors
 /// When shapes, kinds or devices aren't so.
@@ -53,7 +53,8 @@ pub fn add_layer_norm(
 
 /// `x + branch` `[..., D]`, f32, and the layer norm of it as `kind`, bf16 or f32: what autocast makes of them for the product
 /// that follows, in one pass over memory, and one pass back. Where there is no branch the sum is `x` itself. `x` is f32,
-/// contiguous and on the CPU. Gradients are f32 but for a bf16 branch's, and don't depend on the number of threads.
+/// contiguous, and on a device where it [`fuses`](crate::fuses()). Gradients are f32 but for a bf16 branch's, and repeat
+/// themselves to the bit on every number of threads.
 ///
 /// # Errors
 /// When shapes, kinds or devices aren't so.

@@ -11,7 +11,7 @@ unsafe extern "C" {
     fn te_rotate(x: *mut C_tensor, turns: *mut C_tensor, out: *mut *mut C_tensor) -> *mut c_char;
 }
 
-/// Turns pairs of neighbouring channels of x `[B, T, H, W]`, f32 or bf16 on the CPU, by the angles whose cosines and sines
+/// Turns pairs of neighbouring channels of x `[B, T, H, W]`, f32 or bf16, by the angles whose cosines and sines
 /// are `turns` `[B or 1, T, W]`, f32: cos, sin, cos, ...; heads come first in the result, `[B, H, T, W]`. Differentiable in
 /// x; computed in f32.
 ///

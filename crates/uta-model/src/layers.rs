@@ -118,7 +118,7 @@ impl Linear {
         if let Some(packed) = &other.packed {
             return normed(packed.times(x, &self.activated(x, Activation::Silu)).expect(FITS));
         }
-        if x.device() != Device::Cpu {
+        if !torch_ext::fuses(x.device(), other.weight.size()[0]) {
             return normed(x.apply(self).silu() * x.apply(other));
         }
         let norm = norm.map(LayerNorm::view);
@@ -152,16 +152,15 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tens
 /// weights that don't learn, without autocast, or on a GPU.
 pub(crate) fn joint(x: &Tensor, layers: &[(&Tensor, Option<&Tensor>)]) -> Option<Tensor> {
     let learning = layers.iter().all(|(weight, _)| weight.requires_grad());
-    let on_cpu = x.device() == Device::Cpu;
-    torch_ext::cpu_autocast()
-        .filter(|_| learning && on_cpu)
+    torch_ext::autocast_kind(Device::Cpu)
+        .filter(|_| learning && x.device() == Device::Cpu)
         .map(|_| torch_ext::linear(x, layers).expect(FITS))
 }
 
 /// What a packed layer never fails for.
 pub(crate) const FITS: &str = "the layers of a net fit";
 
-/// A copy of a layer as oneDNN reads it; `None` on a GPU, whose products read plain weights.
+/// A copy of a layer as products read it; `None` where oneDNN can't make one.
 pub(crate) fn pack(weight: &Tensor, bias: Option<&Tensor>, kind: Kind) -> Option<PackedLinear> {
     PackedLinear::new(weight, bias, kind).ok()
 }
@@ -199,47 +198,49 @@ impl LayerNorm {
     }
 }
 
-/// The residual stream: what branches are added to and norms are taken of.
+/// The residual stream: what branches are added to and norms are taken of. Its sums stay f32 whatever the branches are, and
+/// norms put out what products compute in: once for all of them.
 ///
-/// On the CPU a branch waits for the next norm, which adds it in the same pass over memory, and the sums stay f32 whatever the
-/// branches are.
+/// A branch waits for the next norm, which adds it in the same pass over memory.
 #[derive(Debug)]
 pub(crate) struct Stream {
     x: Tensor, // [B, T, D]
     branch: Option<Tensor>,
-    /// What norms put out, in a frozen net, whose sums are made in place.
+    /// What products compute in, in a frozen net, whose sums are made in place.
     frozen: Option<Kind>,
+    /// But for rows that no fused loop takes.
     fused: bool,
 }
 
 impl Stream {
     /// Begins with `x`, which nobody else holds.
     pub(crate) fn new(x: Tensor, frozen: Option<Kind>) -> Stream {
-        let fused = x.device() == Device::Cpu;
-        let x = if fused { x.to_kind(Kind::Float).contiguous() } else { x };
-        Stream { x, branch: None, frozen: frozen.filter(|_| fused), fused }
+        let fused = torch_ext::fuses(x.device(), x.size().last().copied().unwrap_or(0));
+        let x = x.to_kind(Kind::Float);
+        let x = if fused { x.contiguous() } else { x };
+        Stream { x, branch: None, frozen, fused }
     }
 
     /// x += branch
     pub(crate) fn add(&mut self, branch: Tensor) {
         self.settle();
-        if self.fused {
-            self.branch = Some(branch);
-        } else {
-            self.x = &self.x + branch;
+        self.branch = Some(branch);
+        if !self.fused {
+            self.settle();
         }
     }
 
     /// norm(x)
     pub(crate) fn norm(&mut self, norm: &LayerNorm) -> Tensor {
+        let kind = self.frozen.or_else(|| torch_ext::autocast_kind(self.x.device()));
+        let kind = kind.unwrap_or(Kind::Float);
         if !self.fused {
-            return norm.forward(&self.x);
+            return norm.forward(&self.x).to_kind(kind);
         }
         let (branch, norm) = (self.branch.take(), norm.view());
-        if let Some(kind) = self.frozen {
+        if self.frozen.is_some() {
             return torch_ext::add_layer_norm(&mut self.x, branch.as_ref(), norm, kind).expect(F32);
         }
-        let kind = torch_ext::cpu_autocast().unwrap_or(Kind::Float);
         let (x, normed) = torch_ext::layer_norm(&self.x, branch.as_ref(), norm, kind).expect(F32);
         self.x = x;
         normed
@@ -272,7 +273,7 @@ impl Stream {
 }
 
 /// What the norm of a fused stream never fails for.
-const F32: &str = "the stream is f32, contiguous and on the CPU";
+const F32: &str = "the stream is f32, contiguous, and of rows that fuse";
 
 /// `x sigmoid(1.702 x)`, OpenAI's stand-in for GELU.
 pub(crate) fn quick_gelu(x: &Tensor) -> Tensor {

@@ -89,8 +89,9 @@ impl Vit {
     }
 
     /// Makes the net ready for looking forward only, faster and in less memory: products have their weights in the compute
-    /// type for good, on the CPU in oneDNN's own order and with what follows them fused in. Its variables are then empty,
-    /// so that it can neither learn nor be saved. Sums, norms and softmax stay as they are under autocast.
+    /// type for good, one for queries, keys and values together, on the CPU in oneDNN's own order and with what follows them
+    /// fused in. Its variables are then empty, so that it can neither learn nor be saved. Sums, norms and softmax stay as they
+    /// are under autocast.
     pub fn freeze(&mut self, precision: Precision) {
         let kind = precision.kind();
         for block in &self.blocks {
@@ -362,7 +363,7 @@ impl Rope {
 
     /// x [B, T, H, head_width] turned, heads first: [B, H, T, head_width].
     fn apply(x: &Tensor, turns: &Tensor) -> Tensor {
-        if x.device() == Device::Cpu {
+        if torch_ext::fuses(x.device(), x.size()[3]) {
             return torch_ext::rotate(x, turns).expect("a table has a row for each token");
         }
         let complex = |x: &Tensor| x.unflatten(-1, [-1, 2]).view_as_complex();
@@ -568,7 +569,8 @@ impl Attention {
         let bias = own.as_ref().or(at.bias.as_ref()).map(|bias| bias.narrow(2, 0, wanted));
         let joint = self.joint(x);
         let fused = joint.as_ref().filter(|joint| {
-            bias.is_none() && joint.kind() == Kind::BFloat16 && torch_ext::cpu_has_tiles()
+            let on_cpu = joint.device() == Device::Cpu && torch_ext::cpu_has_tiles();
+            on_cpu && joint.kind() == Kind::BFloat16 && bias.is_none()
         });
         let out = match fused {
             Some(joint) => torch_ext::attention(joint, at.turns.as_ref(), self.heads, wanted)

@@ -19,9 +19,9 @@ const WIDE: i64 = 4;
 /// Which kernels run: they don't keep the same things for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernels {
-    /// CUDA's: attention is fused, and autocast runs norms in f32.
+    /// CUDA's: attention is fused, and norms inside branches run in f32.
     Gpu,
-    /// The CPU's: in bf16 attention is two batched products, and norms come in the type of their input.
+    /// The CPU's: fused loops keep less, and norms come in the type of their input.
     Cpu,
 }
 
@@ -40,6 +40,9 @@ pub struct Shapes {
     prefetch: i64,
     /// How targets are stored that are read from a cache instead of being computed.
     cached: Option<TargetKind>,
+    /// Whether gradients lie beside a micro-batch's activations: those of the micro-batches before, or the buckets in which
+    /// devices share them. Otherwise each takes the place of activations that the backward pass is done with.
+    gradients_stay: bool,
 }
 
 /// Bytes that a device holds, by kind.
@@ -47,7 +50,7 @@ pub struct Shapes {
 pub struct Memory {
     /// The student's weights, f32.
     pub weights: i64,
-    /// Their gradients, f32, kept from step to step.
+    /// Their gradients, f32.
     pub gradients: i64,
     /// AdamW's two moments, f32.
     pub moments: i64,
@@ -99,7 +102,13 @@ impl Shapes {
                 // One that isn't there yet is made with the default.
                 Some(cached_targets(dir).map_or(TargetKind::I8, |(_, kind)| kind))
             }),
+            gradients_stay: recipe.train.accumulate > 1,
         })
+    }
+
+    /// The same for each of `count` devices.
+    pub fn on_devices(self, count: u64) -> Shapes {
+        Shapes { gradients_stay: self.gradients_stay || count > 1, ..self }
     }
 
     /// K, the patches that the student sees of each image.
@@ -187,25 +196,32 @@ impl Shapes {
             false => 0,
         };
         memory.transient = looking.max(batch * self.backward_transient(kernels));
+        let held = memory.activations + memory.transient;
         memory.step = memory.weights
-            + memory.gradients
+            + if self.gradients_stay { own + held } else { own.max(held) }
             + memory.moments
             + memory.average
             + memory.copies
             + memory.teacher
             + memory.text
             + memory.pixels
-            + if kernels == Kernels::Cpu { memory.ahead } else { 0 }
-            + memory.activations
-            + memory.transient;
+            + if kernels == Kernels::Cpu { memory.ahead } else { 0 };
         memory
     }
 
-    /// The largest micro-batch for which neither start nor step takes more than `bytes`; 0 when there is none.
+    /// The largest micro-batch of several in a step for which neither start nor step takes more than `bytes`; 0 when there is
+    /// none.
     pub fn largest_batch(&self, bytes: i64, kernels: Kernels) -> i64 {
-        // Everything is linear in the batch.
-        let [none, one] = [0, 1].map(|batch| self.memory(batch, kernels).step);
-        if self.memory(0, kernels).start > bytes { 0 } else { (bytes - none).max(0) / (one - none) }
+        let several = Shapes { gradients_stay: true, ..self.clone() };
+        let fits = |batch: i64| {
+            let memory = several.memory(batch, kernels);
+            memory.step.max(memory.start) <= bytes
+        };
+        // The largest that fits is among the powers of two's bits.
+        (0..24).rev().map(|bit| 1 << bit).fold(0, |batch, more| match fits(batch + more) {
+            true => batch + more,
+            false => batch,
+        })
     }
 
     /// Bytes of a value in the type that products compute in.
@@ -241,11 +257,11 @@ impl Shapes {
     /// | kept by | f32 on the CPU | bf16 on the CPU | f32 on a GPU | bf16 on a GPU |
     /// |---|---|---|---|---|
     /// | two norms: their input, the stream | 8 D | 8 D | 8 D | 8 D |
-    /// | q, k, v: the norm's output, on a GPU one cast each | 4 D | 2 D | 4 D | 6 D |
+    /// | q, k, v: the norm's output | 4 D | 2 D | 4 D | 2 D |
     /// | attention: q, k, v, and the projection's input | 16 D | 8 D | 16 D | 8 D |
     /// | attention: its output in its own order | 4 D | | | |
     /// | `inner_attn_ln`: its output beside its input | 4 D | 2 D | 4 D | 6 D |
-    /// | w1, w2 (or fc1 alone): the norm's output | 4 D | 2 D | 4 D | 4 D (2 D) |
+    /// | w1, w2 (or fc1 alone): the norm's output | 4 D | 2 D | 4 D | 2 D |
     /// | SwiGLU: w1 x, w2 x, their product or its norm | 12 F | 6 F | 12 F | 6 F |
     /// | SwiGLU: SiLU, and the product beside its norm | | | 8 F | 6 F |
     /// | GELU and its input; the fast one's sigmoid too | 8 F (12 F) | 4 F (6 F) | 8 F (12 F) | 4 F (6 F) |
@@ -261,18 +277,17 @@ impl Shapes {
         let some = |there: bool, bytes: i64| if there { bytes } else { 0 };
         // A norm inside a branch: its output, and on a GPU its input in f32 in the place of that in bf16.
         let widened = some(narrow && gpu, WIDE - e);
-        let normed = |casts: i64| if narrow && gpu { casts * e * d } else { e * d };
-        let stream = 2 * WIDE * d;
-        let attention = normed(3)
+        let (stream, normed) = (2 * WIDE * d, e * d);
+        let attention = normed
             + 4 * e * d
             + some(!narrow && !gpu, e * d)
             + some(c.attn_norm, (e + WIDE * i64::from(widened > 0)) * d);
-        let ffn = match c.ffn {
-            Ffn::SwiGlu if gpu => normed(2) + 4 * e * f + some(c.ffn_norm, (e + widened) * f),
-            Ffn::SwiGlu => normed(2) + 3 * e * f,
-            Ffn::Gelu => normed(1) + 2 * e * f,
-            Ffn::QuickGelu => normed(1) + 3 * e * f,
-        };
+        let ffn = normed
+            + match c.ffn {
+                Ffn::SwiGlu if gpu => 4 * e * f + some(c.ffn_norm, (e + widened) * f),
+                Ffn::SwiGlu | Ffn::QuickGelu => 3 * e * f,
+                Ffn::Gelu => 2 * e * f,
+            };
         stream + attention + ffn + some(c.layer_scale, 2 * e * d)
     }
 
@@ -303,13 +318,10 @@ impl Shapes {
     fn teacher_transient(&self, kernels: Kernels) -> i64 {
         let (c, e) = (&self.teacher, self.compute());
         let t = 1 + c.num_patches();
-        // q, k, v and the output; q and k turned; scores and probabilities where attention isn't fused.
-        let turned = if c.rope { 2 } else { 0 };
-        let scores = match kernels {
-            Kernels::Cpu if self.precision == PrecisionName::Bf16 => 2 * e * c.heads * t,
-            _ => 0,
-        };
-        let attention = (4 + turned) * e * c.width + scores;
+        // q, k, v and the output; q and k turned, but where the CPU's attention does it.
+        let fused = kernels == Kernels::Cpu && self.precision == PrecisionName::Bf16;
+        let turned = if c.rope && !fused { 2 } else { 0 };
+        let attention = (4 + turned) * e * c.width;
         let ffn = match c.ffn {
             Ffn::SwiGlu => 3 * e * c.hidden,
             Ffn::Gelu | Ffn::QuickGelu => 2 * e * c.hidden,
@@ -379,6 +391,21 @@ mod tests {
     }
 
     #[test]
+    fn gradients_take_the_place_of_activations_unless_they_stay() {
+        let alone = shapes("preset = \"uta-b14\"", "ratio = 0.4", "bf16");
+        let shared = alone.clone().on_devices(8);
+        for batch in [1, 8, 64] {
+            let [one, eight] = [&alone, &shared].map(|shapes| shapes.memory(batch, Kernels::Gpu));
+            let held = one.activations + one.transient;
+            assert_eq!(eight.step - one.step, one.gradients.min(held), "{batch}");
+        }
+        assert_eq!(
+            alone.clone().on_devices(1).memory(8, Kernels::Cpu),
+            alone.memory(8, Kernels::Cpu)
+        );
+    }
+
+    #[test]
     fn cached_targets_need_no_teacher() {
         let live = shapes("preset = \"uta-b14\"", "ratio = 0.4", "bf16");
         let [kind, wide] = [TargetKind::I8, TargetKind::F32]
@@ -404,12 +431,13 @@ mod tests {
     }
 
     /// What autograd's saved tensors hold for such a block in PyTorch on the CPU (`tests/golden/block_memory.py`), statistics
-    /// apart. A GPU's attention keeps its output in one order only and no probabilities, and its `ffn_ln` an f32 input.
+    /// apart. A GPU's attention keeps its output in one order only and no probabilities, its `ffn_ln` an f32 input; and ours
+    /// casts a norm's output once, not for each of five products.
     #[test]
     fn a_block_on_a_gpu_keeps_what_autograd_saves() {
         let (d, f, heads, tokens) = (768, 2048, 12, 155);
         for (precision, bytes) in
-            [("bf16", 44192 - 24 - 2 * heads * tokens + 2 * f), ("f32", 68680 - 72 - 4 * d)]
+            [("bf16", 44192 - 24 - 2 * heads * tokens + 2 * f - 6 * d), ("f32", 68680 - 72 - 4 * d)]
         {
             let shapes = shapes("preset = \"uta-b14\"", "ratio = 0.4", precision);
             assert_eq!(shapes.kept_by_block(Kernels::Gpu), bytes, "{precision}");
@@ -430,7 +458,7 @@ mod tests {
         for (model, precision) in
             [("preset = \"uta-b14\"", "bf16"), ("preset = \"uta-g14\"", "f32")]
         {
-            let shapes = shapes(model, "ratio = 0.5", precision);
+            let shapes = shapes(model, "ratio = 0.5", precision).on_devices(2);
             for kernels in [Kernels::Gpu, Kernels::Cpu] {
                 let bytes = 60_000_000_000;
                 let largest = shapes.largest_batch(bytes, kernels);

@@ -661,6 +661,14 @@ impl Recipe {
     }
 }
 
+/// A device by the name that recipes have for it.
+pub fn device_name(device: tch::Device) -> String {
+    match device {
+        tch::Device::Cuda(index) => format!("cuda:{index}"),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
 /// The device a name stands for; `cuda` alone is the GPU of this process's number on its machine, or the only one it sees.
 ///
 /// # Errors

@@ -126,7 +126,7 @@ impl Device {
         product.seconds(); // warms up
         Ok(Device {
             name: format!("this CPU with {} threads", tch::get_num_threads()),
-            peak: Product::FLOPS / product.seconds(),
+            peak: product.flops() / product.seconds(),
             memory_bytes: 1024.0 * memory,
             memory_bytes_per_second: None,
             source: "measured now: a plain product of 2048 x 2048".into(),
@@ -211,7 +211,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let path = args.recipe.display();
         return Err(Usage(format!("{path}: only runs of task \"align\" are planned yet")).into());
     }
-    let shapes = Shapes::new(&recipe, &teacher(args, &recipe)?)?;
+    let shapes = Shapes::new(&recipe, &teacher(args, &recipe)?)?.on_devices(args.count);
     let (batch, accumulate) = (recipe.train.batch as u64, recipe.train.accumulate as u64);
     if !batch.is_multiple_of(args.count * accumulate) {
         return Err(Usage(format!(

@@ -138,9 +138,5 @@ pub fn upload(batch: &Batch, device: Device) -> Tensor {
 }
 
 pub(crate) fn to_device(tensor: Tensor, device: Device) -> Tensor {
-    if !device.is_cuda() {
-        return tensor;
-    }
-    let kind = tensor.kind();
-    tensor.pin_memory(device).to_device_(device, kind, true, false)
+    torch_ext::upload(tensor, device).expect("a batch has room on its device")
 }

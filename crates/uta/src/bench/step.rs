@@ -86,10 +86,10 @@ struct Report {
     seconds: f64,
     /// Of matrix products, by the shapes.
     gflops: f64,
-    /// The rate of plain products of 2048 x 2048, the median between the steps.
+    /// The rate of plain products, the median between the steps.
     ceiling_gflops: f64,
     utilisation: f64,
-    /// The process's largest, with the weights.
+    /// The process's largest, with the weights; on a GPU that of the tensors there.
     peak_memory_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     profile: Option<Vec<Share>>,
@@ -191,15 +191,14 @@ fn measure(args: &Args, recipe: &Recipe, device: Device, batch: usize) -> anyhow
         _ => None,
     };
 
-    let mut step = |live: bool| -> anyhow::Result<()> {
-        let batch = pictures.next();
+    let mut step = |batch: &Batch, live: bool| -> anyhow::Result<()> {
         autocast(device, precision, || {
-            let images = task.images(&batch);
-            let kept = task.kept(&batch, Mode::Train);
+            let images = task.images(batch);
+            let kept = task.kept(batch, Mode::Train);
             let target = match &cached {
-                Some(cached) if !live => cached.target(&batch, kept.as_ref(), device)?,
+                Some(cached) if !live => cached.target(batch, kept.as_ref(), device)?,
                 _ if args.part == Part::Student => fixed.shallow_clone(),
-                _ => task.target(&batch, &images, kept.as_ref(), Mode::Train)?,
+                _ => task.target(batch, &images, kept.as_ref(), Mode::Train)?,
             };
             if args.part != Part::Teacher {
                 task.loss(&images, kept.as_ref(), &target, Mode::Train).loss.backward();
@@ -212,26 +211,31 @@ fn measure(args: &Args, recipe: &Recipe, device: Device, batch: usize) -> anyhow
         wait(device);
         Ok(())
     };
+    let mut timed = |batch: &Batch, live: bool| -> anyhow::Result<f64> {
+        let began = Instant::now();
+        step(batch, live)?;
+        Ok(began.elapsed().as_secs_f64())
+    };
     let plain = Product::new(device, precision);
     for _ in 0..2 {
-        step(false)?;
+        timed(&pictures.next(), false)?;
         plain.seconds();
     }
+    torch_ext::reset_peak_memory(device);
     let (mut seconds, mut live, mut ceilings) = (vec![], vec![], vec![]);
     for _ in 0..args.steps {
-        let began = Instant::now();
-        step(false)?;
-        seconds.push(began.elapsed().as_secs_f64());
+        seconds.push(timed(&pictures.next(), false)?);
         if cached.is_some() {
-            let began = Instant::now();
-            step(true)?;
-            live.push(began.elapsed().as_secs_f64());
+            live.push(timed(&pictures.next(), true)?);
         }
-        ceilings.push(Product::FLOPS / plain.seconds());
+        ceilings.push(plain.flops() / plain.seconds());
     }
+    // On a CPU the largest memory that the process has held.
+    let peak_memory = torch_ext::peak_memory(device).or_else(|| super::memory("VmHWM:"));
     let profile = match args.profile {
         true => {
-            let (done, operators) = profile(|| step(false));
+            let batch = pictures.next();
+            let (done, operators) = profile(device, || timed(&batch, false));
             done?;
             Some(shares(&operators))
         }
@@ -254,14 +258,13 @@ fn measure(args: &Args, recipe: &Recipe, device: Device, batch: usize) -> anyhow
         batch,
         kept: kept as usize,
         precision: if precision == Precision::Bf16 { "bf16" } else { "f32" },
-        device: format!("{device:?}").to_lowercase(),
+        device: uta_train::recipe::device_name(device),
         threads: tch::get_num_threads(),
         seconds,
         gflops: rate / 1e9,
         ceiling_gflops: ceiling / 1e9,
         utilisation: rate / ceiling,
-        // The largest memory that the process has held.
-        peak_memory_bytes: super::memory("VmHWM:"),
+        peak_memory_bytes: peak_memory,
         profile,
     })
 }
@@ -385,15 +388,16 @@ pub struct Product {
 }
 
 impl Product {
-    const SIDE: i64 = 2048;
-    /// Of one product.
-    pub const FLOPS: f64 = 2.0 * (Product::SIDE * Product::SIDE * Product::SIDE) as f64;
-
-    /// Of random numbers, in the type of `precision`.
+    /// Of random numbers in the type of `precision`, and large enough for the device.
     pub fn new(device: Device, precision: Precision) -> Product {
-        let square = Tensor::randn([Product::SIDE; 2], (Kind::Float, device));
-        let square = square.to_kind(precision.kind());
-        Product { square }
+        let side = if device.is_cuda() { 8192 } else { 2048 };
+        let square = Tensor::randn([side, side], (Kind::Float, device));
+        Product { square: square.to_kind(precision.kind()) }
+    }
+
+    /// Of one product.
+    pub fn flops(&self) -> f64 {
+        2.0 * (self.square.size()[0] as f64).powi(3)
     }
 
     /// The median of a few.
@@ -421,7 +425,16 @@ fn median(mut of: Vec<f64>) -> f64 {
 
 /// Kinds of operators, by what their names contain; the first that fits.
 const KINDS: [(&str, &[&str]); 6] = [
-    ("attention", &["scaled_dot_product", "flash_attention", "softmax"]),
+    (
+        "attention",
+        &[
+            "scaled_dot_product",
+            "flash_attention",
+            "efficient_attention",
+            "cudnn_attention",
+            "softmax",
+        ],
+    ),
     ("products", &["mm", "linear", "convolution", "matmul", "dot"]),
     ("norms", &["norm"]),
     ("optimiser", &["adam", "foreach"]),

@@ -1,0 +1,116 @@
+//! Training on a GPU beside the CPU, and by itself. Not run where there is none:
+//!
+//!     cargo test -p uta-train --test cuda -- --ignored --test-threads 1
+#![allow(clippy::unwrap_used)]
+
+mod small;
+
+use small::{batch, recipe, teacher};
+use tch::{Device, Kind, Tensor, no_grad};
+use torch_ext::{Precision, autocast};
+use uta_train::{Align, Ema, Mode, Optimizer, Task};
+
+const GPU: Device = Device::Cuda(0);
+const STEPS: usize = 60;
+
+/// The same weights on every device: those that the CPU draws.
+fn task(precision: &str, checkpointed: bool, device: Device) -> Align {
+    let recipe = recipe(precision, 1, checkpointed);
+    let [cpu, ours] = [Device::Cpu, device].map(|device| {
+        let teacher = teacher(1, device);
+        if device.is_cuda() {
+            let source = small::teacher(1, Device::Cpu);
+            teacher.copy_from(&source, "visual.").unwrap();
+        }
+        tch::manual_seed(1);
+        Align::with_teacher(&recipe, teacher, device).unwrap()
+    });
+    no_grad(|| {
+        for (from, to) in cpu.parameters().iter().zip(ours.parameters()) {
+            assert_eq!(from.name, to.name);
+            to.tensor.shallow_clone().copy_(&from.tensor);
+        }
+    });
+    ours
+}
+
+/// Forward, backward and update of one batch; the loss, where it was computed.
+fn step(
+    task: &Align,
+    optimizer: &mut Optimizer,
+    precision: &str,
+    device: Device,
+    i: usize,
+) -> Tensor {
+    let precision = if precision == "bf16" { Precision::Bf16 } else { Precision::F32 };
+    let loss = autocast(device, precision, || {
+        let loss = task.forward(&batch(i), Mode::Train).unwrap().loss;
+        loss.backward();
+        loss.detach()
+    });
+    let _norm = optimizer.step(1e-3).unwrap();
+    loss
+}
+
+fn curve(precision: &str, checkpointed: bool, device: Device) -> Vec<f64> {
+    let task = task(precision, checkpointed, device);
+    let recipe = recipe(precision, 1, checkpointed);
+    let mut optimizer = Optimizer::new(&task.parameters(), &recipe.optim);
+    let losses = (0..STEPS).map(|i| step(&task, &mut optimizer, precision, device, i));
+    let losses: Vec<Tensor> = losses.collect();
+    losses.iter().map(|loss| loss.double_value(&[])).collect()
+}
+
+fn furthest(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn a_gpu_learns_as_the_cpu_does() {
+    for (precision, tolerance) in [("f32", 1e-5), ("bf16", 1e-2)] {
+        let [cpu, gpu] = [Device::Cpu, GPU].map(|device| curve(precision, false, device));
+        assert!(cpu[STEPS - 1] < cpu[0] - 0.1, "it learns: {cpu:?}");
+        let off = furthest(&cpu, &gpu);
+        println!("{precision}: CPU and GPU are {off:.1e} apart");
+        assert!(off < tolerance, "{precision}: {off:e}");
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn a_gpu_repeats_itself_to_the_bit_with_checkpointed_blocks_too() {
+    for precision in ["f32", "bf16"] {
+        let first = curve(precision, false, GPU);
+        for (what, again) in
+            [("again", curve(precision, false, GPU)), ("checkpointed", curve(precision, true, GPU))]
+        {
+            let off = furthest(&first, &again);
+            println!("{precision}: {what} is {off:.1e} off");
+            assert_eq!(off, 0.0, "{precision} {what}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn a_step_never_waits_for_the_gpu() {
+    for (precision, checkpointed) in [("bf16", false), ("bf16", true), ("f32", false)] {
+        let task = task(precision, checkpointed, GPU);
+        let recipe = recipe(precision, 1, checkpointed);
+        let mut optimizer = Optimizer::new(&task.parameters(), &recipe.optim);
+        let ema = Ema::new(&task.parameters(), 0.99);
+        for i in 0..3 {
+            let _loss = step(&task, &mut optimizer, precision, GPU, i);
+        }
+        torch_ext::without_waiting(|| {
+            let _loss = step(&task, &mut optimizer, precision, GPU, 3);
+            ema.update(3).unwrap();
+        });
+    }
+    // Reading a number is such a call.
+    let number = Tensor::ones([], (Kind::Float, GPU));
+    let read = torch_ext::without_waiting(|| number.f_double_value(&[]));
+    assert!(read.is_err());
+    assert!(torch_ext::peak_memory(GPU).unwrap() > 0);
+}

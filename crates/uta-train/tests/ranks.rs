@@ -86,8 +86,9 @@ fn the_loss_of_shared_batches_and_its_gradients_are_those_of_the_whole_batch() {
             for (p, q) in tensors(ours.as_ref()).iter().zip(tensors(alone.as_ref())) {
                 let off = (p.grad() - q.grad()).abs().max().double_value(&[]);
                 let size = q.grad().abs().max().double_value(&[]);
-                // Of the tensor's largest gradient, where that is above 1: f32 has 7 digits.
-                assert!(off < 1e-6 * size.max(1.0) && size > 0.0, "step {step}: {off} of {size}");
+                // Of the tensor's largest gradient, where that is above 1. Products of 6 samples and of 12 sum in orders of
+                // their own, on every CPU others: some thirty units in f32's last place.
+                assert!(off < 4e-6 * size.max(1.0) && size > 0.0, "step {step}: {off} of {size}");
                 for mut grad in [p.grad(), q.grad()] {
                     let _ = grad.zero_();
                 }

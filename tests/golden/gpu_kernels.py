@@ -124,8 +124,7 @@ def gates():
 def rotations():
     samples, tokens, heads, width = 4, 9, 3, 16
     for kind in KINDS:
-        narrow = " -DNARROW" if kind == "Bf16" else ""
-        lib = build(f"-DROTATE -DWIDTH={width} -DHEADS={heads} -DNUMBER={kind}{narrow}")
+        lib = build(f"-DROTATE -DWIDTH={width} -DHEADS={heads} -DNUMBER={kind}")
         for tables in (1, samples):
             # The second of three parts side by side, as of queries, keys and values.
             wide = torch.randn(samples, tokens, 3 * heads * width).to(KINDS[kind])

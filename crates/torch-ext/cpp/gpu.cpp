@@ -6,10 +6,15 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/util/Exception.h>
+#include <c10/util/StringUtil.h>
 
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <vector>
+
+// What a program is compiled with, an option each.
+using Options = std::vector<std::string>;
 
 #ifdef TE_CUDA
 #include <c10/cuda/CUDAFunctions.h>
@@ -86,7 +91,7 @@ private:
 void check(int code, const char *what) { TORCH_CHECK(code == 0, "a GPU's kernel: ", what, " failed with code ", code); }
 
 // The program for the current GPU.
-CUmodule compiled(const std::string &options) {
+CUmodule compiled(const Options &options) {
   const auto &l = Libraries::get();
   TORCH_CHECK(l.found, "NVRTC (libnvrtc.so) or the driver (libcuda.so.1) was not found");
   CUdevice device;
@@ -94,14 +99,9 @@ CUmodule compiled(const std::string &options) {
   check(l.cuCtxGetDevice(&device), "cuCtxGetDevice");
   check(l.cuDeviceGetAttribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device), "cuDeviceGetAttribute");
   check(l.cuDeviceGetAttribute(&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device), "cuDeviceGetAttribute");
-  std::vector<std::string> words{"-arch=sm_" + std::to_string(major) + std::to_string(minor), "-std=c++17"};
-  for (size_t at = 0; at < options.size();) {
-    auto end = options.find(' ', at);
-    words.push_back(options.substr(at, end - at));
-    at = end == std::string::npos ? end : end + 1;
-  }
-  std::vector<const char *> arguments;
-  for (const auto &word : words) arguments.push_back(word.c_str());
+  auto arch = "-arch=sm_" + std::to_string(major) + std::to_string(minor);
+  std::vector<const char *> arguments{arch.c_str(), "-std=c++17"};
+  for (const auto &option : options) arguments.push_back(option.c_str());
   Libraries::Program program;
   check(l.nvrtcCreateProgram(&program, SOURCE, "kernels.cu", 0, nullptr, nullptr), "nvrtcCreateProgram");
   if (l.nvrtcCompileProgram(program, static_cast<int>(arguments.size()), arguments.data()) != 0) {
@@ -110,7 +110,7 @@ CUmodule compiled(const std::string &options) {
     std::string log(size, '\0');
     l.nvrtcGetProgramLog(program, log.data());
     l.nvrtcDestroyProgram(&program);
-    TORCH_CHECK(false, "kernels.cu: ", options, ": ", log.c_str());
+    TORCH_CHECK(false, "kernels.cu: ", c10::Join(" ", options), ": ", log.c_str());
   }
   size_t size = 0;
   check(l.nvrtcGetCUBINSize(program, &size), "nvrtcGetCUBINSize");
@@ -123,9 +123,9 @@ CUmodule compiled(const std::string &options) {
 }
 
 // Kernel `name` of the program compiled with `options`, on the current GPU; programs stay for the life of the process.
-CUfunction kernel(const char *name, const std::string &options) {
+CUfunction kernel(const char *name, const Options &options) {
   static std::mutex lock;
-  static std::map<std::pair<int, std::string>, CUmodule> programs;
+  static std::map<std::pair<int, Options>, CUmodule> programs;
   std::lock_guard guard(lock);
   auto [place, fresh] = programs.try_emplace({c10::cuda::current_device(), options}, nullptr);
   if (fresh) {
@@ -151,38 +151,44 @@ void launch(CUfunction function, int64_t blocks, int64_t threads, Arguments... a
         "cuLaunchKernel");
 }
 
-bool found() { return Libraries::get().found; }
-
 } // namespace
+
+bool gpu::compiles() { return Libraries::get().found; }
 
 #else
 
 namespace {
 
-void *kernel(const char *, const std::string &) { throw std::logic_error("this program was built without CUDA"); }
+void *kernel(const char *, const Options &) { throw std::logic_error("this program was built without CUDA"); }
 template <class... Arguments> void launch(void *, int64_t, int64_t, Arguments...) {}
-bool found() { return false; }
-
 } // namespace
+
+bool gpu::compiles() { return false; }
 
 #endif
 
 namespace {
 
-const char *type(at::ScalarType kind) { return kind == at::kBFloat16 ? "Bf16" : "float"; }
+std::string type(const char *name, at::ScalarType kind) {
+  return std::string("-D") + name + (kind == at::kBFloat16 ? "=Bf16" : "=float");
+}
+
+std::string number(const char *name, int64_t value) { return std::string("-D") + name + "=" + std::to_string(value); }
 
 void *pointer(const at::Tensor &x) { return x.defined() ? x.data_ptr() : nullptr; }
 
 // How a row of `width` numbers is shared: four vectors of four numbers for a thread, at most.
 struct Row {
-  int64_t threads, per;
-  std::string options;
+  int64_t width, threads;
 
-  explicit Row(int64_t width) {
-    int64_t vectors = width / 4;
-    threads = (vectors + 4 * 32 - 1) / (4 * 32) * 32;
-    per = (vectors + threads - 1) / threads;
-    options = "-DD=" + std::to_string(width) + " -DTHREADS=" + std::to_string(threads) + " -DPER=" + std::to_string(per);
+  explicit Row(int64_t width) : width(width), threads((vectors() + 4 * 32 - 1) / (4 * 32) * 32) {}
+  int64_t vectors() const { return width / 4; }
+
+  // With `kind`, which kernels they are, and their types.
+  Options options(const char *kind, Options types) const {
+    int64_t per = (vectors() + threads - 1) / threads;
+    types.insert(types.end(), {kind, number("D", width), number("THREADS", threads), number("PER", per)});
+    return types;
   }
 
   // Of a pass back, each with sums of its own: enough for any GPU, and the same number on all.
@@ -193,14 +199,12 @@ struct Row {
 
 namespace gpu {
 
-bool compiles() { return found(); }
-
 void norm(const at::Tensor &x, const at::Tensor &branch, const at::Tensor &total, const at::Tensor &weight,
           const at::Tensor &bias, const at::Tensor &out, const at::Tensor &statistics, float eps) {
   c10::DeviceGuard on(x.device());
   Row row(x.size(-1));
   auto branch_type = branch.defined() ? branch.scalar_type() : at::kFloat;
-  auto options = row.options + " -DNORM -DBRANCH=" + type(branch_type) + " -DOUT=" + type(out.scalar_type());
+  auto options = row.options("-DNORM", {type("BRANCH", branch_type), type("OUT", out.scalar_type())});
   launch(kernel("norm_rows", options), x.numel() / x.size(-1), row.threads, pointer(x), pointer(branch), pointer(total),
          pointer(weight), pointer(bias), pointer(out), pointer(statistics), eps);
 }
@@ -209,7 +213,7 @@ at::Tensor norm_back(const at::Tensor &x, const at::Tensor &grad, const at::Tens
                      const at::Tensor &statistics, const at::Tensor &dx, const at::Tensor &narrow) {
   c10::DeviceGuard on(x.device());
   Row row(x.size(-1));
-  auto options = row.options + " -DNORM -DBRANCH=float -DOUT=" + type(grad.scalar_type());
+  auto options = row.options("-DNORM", {type("BRANCH", at::kFloat), type("OUT", grad.scalar_type())});
   long long rows = x.numel() / x.size(-1);
   auto sums = at::empty({row.blocks(rows), 2, x.size(-1)}, x.options());
   launch(kernel("norm_rows_back", options), sums.size(0), row.threads, pointer(x), pointer(grad), pointer(stream),
@@ -221,7 +225,7 @@ void gate(const void *a, const void *b, int64_t step, const at::Tensor &out, con
           const at::Tensor &weight, const at::Tensor &bias, float eps) {
   c10::DeviceGuard on(out.device());
   Row row(out.size(-1));
-  auto options = row.options + " -DGATE -DNUMBER=" + type(out.scalar_type());
+  auto options = row.options("-DGATE", {type("NUMBER", out.scalar_type())});
   launch(kernel("gate_rows", options), out.numel() / out.size(-1), row.threads, a, b, static_cast<long long>(step),
          pointer(out), pointer(statistics), pointer(weight), pointer(bias), eps);
 }
@@ -230,12 +234,12 @@ at::Tensor gate_back(const void *a, const void *b, int64_t step, const at::Tenso
                      const at::Tensor &statistics, const at::Tensor &weight) {
   c10::DeviceGuard on(grad.device());
   Row row(grad.size(-1));
-  auto options = row.options + " -DGATE -DNUMBER=" + type(grad.scalar_type());
+  auto options = row.options("-DGATE", {type("NUMBER", grad.scalar_type())});
   long long rows = grad.numel() / grad.size(-1);
   at::Tensor sums;
   if (weight.defined()) sums = at::empty({row.blocks(rows), 2, grad.size(-1)}, weight.options());
-  launch(kernel("gate_rows_back", options), row.blocks(rows), row.threads, a, b, static_cast<long long>(step), pointer(grad), da,
-         db, pointer(statistics), pointer(weight), pointer(sums), rows);
+  launch(kernel("gate_rows_back", options), row.blocks(rows), row.threads, a, b, static_cast<long long>(step),
+         pointer(grad), da, db, pointer(statistics), pointer(weight), pointer(sums), rows);
   return sums.defined() ? sums.sum(0) : sums;
 }
 
@@ -246,9 +250,7 @@ void rotate(const at::Tensor &from, const at::Tensor &to, const at::Tensor &turn
   for (const auto *x : {&from, &to})
     for (int64_t i = 0; i < 3; ++i) even = even && x->stride(i) % 2 == 0 && x->storage_offset() % 2 == 0;
   TORCH_CHECK(even, "rotate: pairs of numbers lie at even places");
-  bool narrow = from.scalar_type() == at::kBFloat16;
-  auto options = "-DROTATE -DWIDTH=" + std::to_string(width) + " -DHEADS=" + std::to_string(heads) +
-                 " -DNUMBER=" + type(from.scalar_type()) + (narrow ? " -DNARROW" : "");
+  Options options{"-DROTATE", number("WIDTH", width), number("HEADS", heads), type("NUMBER", from.scalar_type())};
   auto stride = [](const at::Tensor &x, int64_t i) { return static_cast<long long>(x.stride(i)); };
   long long each = turns.size(0) == 1 ? 0 : tokens * width;
   launch(kernel("rotate_pairs", options), (pairs + 255) / 256, 256, pointer(from), stride(from, 0), stride(from, 1),

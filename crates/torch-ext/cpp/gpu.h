@@ -5,8 +5,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <vector>
-
 namespace gpu {
 
 // Whether kernels can be compiled here.

@@ -212,6 +212,14 @@ extern "C" __global__ void gate_rows_back(const NUMBER *a, const NUMBER *b, i64 
 #endif
 #ifdef ROTATE
 
+__device__ inline float2 load_pair(const float *from) { return *reinterpret_cast<const float2 *>(from); }
+__device__ inline float2 load_pair(const Bf16 *from) {
+  unsigned both = *reinterpret_cast<const unsigned *>(from);
+  return make_float2(__uint_as_float(both << 16), __uint_as_float(both & 0xffff0000u));
+}
+__device__ inline void store_pair(float *to, float a, float b) { *reinterpret_cast<float2 *>(to) = make_float2(a, b); }
+__device__ inline void store_pair(Bf16 *to, float a, float b) { *reinterpret_cast<unsigned *>(to) = pair(a, b); }
+
 // Pairs of neighbours turned by the angles whose cosines and sines are `turns` [B or 1, T, WIDTH] (`each` numbers a sample);
 // back where `sign` is -1. Strides are those of samples, tokens and heads.
 extern "C" __global__ void rotate_pairs(const NUMBER *from, i64 f0, i64 f1, i64 f2, NUMBER *to, i64 t0, i64 t1, i64 t2, const float *turns,
@@ -225,15 +233,8 @@ extern "C" __global__ void rotate_pairs(const NUMBER *from, i64 f0, i64 f1, i64 
   turn.y *= sign;
   from += b * f0 + t * f1 + h * f2 + j;
   to += b * t0 + t * t1 + h * t2 + j;
-#ifdef NARROW
-  unsigned both = *reinterpret_cast<const unsigned *>(from);
-  float re = __uint_as_float(both << 16), im = __uint_as_float(both & 0xffff0000u);
-  *reinterpret_cast<unsigned *>(to) = pair(re * turn.x - im * turn.y, re * turn.y + im * turn.x);
-#else
-  float2 both = *reinterpret_cast<const float2 *>(from);
-  *reinterpret_cast<float2 *>(to) =
-      make_float2(both.x * turn.x - both.y * turn.y, both.x * turn.y + both.y * turn.x);
-#endif
+  float2 both = load_pair(from);
+  store_pair(to, both.x * turn.x - both.y * turn.y, both.x * turn.y + both.y * turn.x);
 }
 
 #endif

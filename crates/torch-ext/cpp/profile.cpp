@@ -37,6 +37,8 @@ Profile of_gpu;
 std::mutex of_gpu_lock;
 std::atomic<c10::DeviceIndex> gpu{-1};
 
+Profile &watched() { return gpu >= 0 ? of_gpu : of_thread; }
+
 void wait() { c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).synchronizeDevice(gpu); }
 
 std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction &) {
@@ -53,7 +55,7 @@ void end(const at::RecordFunction &function, at::ObserverContext *) {
   double all = std::chrono::duration<double>(Clock::now() - last.began).count();
   std::unique_lock<std::mutex> lock(of_gpu_lock, std::defer_lock);
   if (gpu >= 0) lock.lock();
-  auto &total = (gpu >= 0 ? of_gpu : of_thread).totals[function.name()];
+  auto &total = watched().totals[function.name()];
   total.seconds += all - last.within;
   total.calls += 1;
   if (!open_operators.empty()) open_operators.back().within += all;
@@ -70,17 +72,14 @@ char *te_profile_begin(int cuda) {
     open_operators.clear();
     auto callback = at::RecordFunctionCallback(begin, end).scopes(
         {at::RecordScope::FUNCTION, at::RecordScope::BACKWARD_FUNCTION});
-    if (gpu >= 0)
-      of_gpu = {{}, at::addGlobalCallback(callback)};
-    else
-      of_thread = {{}, at::addThreadLocalCallback(callback)};
+    watched() = {{}, gpu >= 0 ? at::addGlobalCallback(callback) : at::addThreadLocalCallback(callback)};
   });
 }
 
 // Ends it and hands every operator to `each`: its name, the seconds of itself alone, and how often it was called.
 char *te_profile_end(void (*each)(void *, const char *, double, int64_t), void *to) {
   return guarded([&] {
-    auto &profile = gpu >= 0 ? of_gpu : of_thread;
+    auto &profile = watched();
     at::removeCallback(profile.handle);
     for (const auto &[name, total] : profile.totals) each(to, name.c_str(), total.seconds, total.calls);
     profile.totals.clear();

@@ -31,7 +31,8 @@ pub struct Norm<'a> {
 }
 
 /// `norm(silu(a) * b)` of `[a, b]` `[..., 2 N]` side by side or, where there is a `b`, of two tensors `[..., N]`; all f32 or
-/// all bf16, on a device where it [`fuses`](crate::fuses()). Differentiable; computed in f32; what lies between gate and norm isn't kept.
+/// all bf16, on a device where it [`fuses`](crate::fuses()). Differentiable; computed in f32; what lies between gate and norm
+/// isn't kept.
 ///
 /// # Errors
 /// When shapes, kinds or devices aren't so.

@@ -1,6 +1,6 @@
 //! What tch leaves out of libtorch, and nothing of vision: autocast on every device, activation checkpointing, the fused
-//! AdamW kernel, loops over rows that are fused, arithmetic over many tensors in one call, and [`distributed`] training. The C++ side is in `cpp/`; this is
-//! its safe face.
+//! AdamW kernel, fused loops over rows, arithmetic over many tensors in one call, and [`distributed`] training. The C++ side is
+//! in `cpp/`; this is its safe face.
 
 mod attention;
 mod checkpoint;
@@ -21,7 +21,7 @@ use torch_sys::C_tensor;
 pub use attention::attention;
 pub use checkpoint::checkpoint;
 pub use device::{fuses, peak_memory, reset_peak_memory, upload, without_waiting};
-pub use frozen::{Activation, PackedLinear, cpu_has_tiles};
+pub use frozen::{Activation, PackedLinear, cpu_has_bf16, cpu_has_tiles};
 pub use gate::{Norm, gate};
 pub use linear::linear;
 pub use norm::{add_layer_norm, layer_norm};

@@ -13,51 +13,48 @@ use uta_train::{Align, Ema, Mode, Optimizer, Task};
 const GPU: Device = Device::Cuda(0);
 const STEPS: usize = 60;
 
-/// The same weights on every device: those that the CPU draws.
-fn task(precision: &str, checkpointed: bool, device: Device) -> Align {
-    let recipe = recipe(precision, 1, checkpointed);
-    let [cpu, ours] = [Device::Cpu, device].map(|device| {
-        let teacher = teacher(1, device);
-        if device.is_cuda() {
-            let source = small::teacher(1, Device::Cpu);
-            teacher.copy_from(&source, "visual.").unwrap();
-        }
-        tch::manual_seed(1);
-        Align::with_teacher(&recipe, teacher, device).unwrap()
-    });
-    no_grad(|| {
-        for (from, to) in cpu.parameters().iter().zip(ours.parameters()) {
-            assert_eq!(from.name, to.name);
-            to.tensor.shallow_clone().copy_(&from.tensor);
-        }
-    });
-    ours
+/// A run on `device` from the weights that the CPU draws.
+struct Run {
+    device: Device,
+    precision: Precision,
+    task: Align,
+    optimizer: Optimizer,
 }
 
-/// Forward, backward and update of one batch; the loss, where it was computed.
-fn step(
-    task: &Align,
-    optimizer: &mut Optimizer,
-    precision: &str,
-    device: Device,
-    i: usize,
-) -> Tensor {
-    let precision = if precision == "bf16" { Precision::Bf16 } else { Precision::F32 };
-    let loss = autocast(device, precision, || {
-        let loss = task.forward(&batch(i), Mode::Train).unwrap().loss;
-        loss.backward();
-        loss.detach()
-    });
-    let _norm = optimizer.step(1e-3).unwrap();
-    loss
+impl Run {
+    fn new(precision: &str, checkpointed: bool, device: Device) -> Run {
+        let recipe = recipe(precision, 1, checkpointed);
+        let [cpu, task] = [Device::Cpu, device].map(|device| {
+            let teacher = teacher(1, device);
+            teacher.copy_from(&small::teacher(1, Device::Cpu), "visual.").unwrap();
+            tch::manual_seed(1);
+            Align::with_teacher(&recipe, teacher, device).unwrap()
+        });
+        no_grad(|| {
+            for (from, to) in cpu.parameters().iter().zip(task.parameters()) {
+                assert_eq!(from.name, to.name);
+                to.tensor.shallow_clone().copy_(&from.tensor);
+            }
+        });
+        let optimizer = Optimizer::new(&task.parameters(), &recipe.optim);
+        Run { device, precision: recipe.train.precision.into(), task, optimizer }
+    }
+
+    /// Forward, backward and update of a batch; the loss, where it was computed.
+    fn step(&mut self, i: usize) -> Tensor {
+        let loss = autocast(self.device, self.precision, || {
+            let loss = self.task.forward(&batch(i), Mode::Train).unwrap().loss;
+            loss.backward();
+            loss.detach()
+        });
+        let _norm = self.optimizer.step(1e-3).unwrap();
+        loss
+    }
 }
 
 fn curve(precision: &str, checkpointed: bool, device: Device) -> Vec<f64> {
-    let task = task(precision, checkpointed, device);
-    let recipe = recipe(precision, 1, checkpointed);
-    let mut optimizer = Optimizer::new(&task.parameters(), &recipe.optim);
-    let losses = (0..STEPS).map(|i| step(&task, &mut optimizer, precision, device, i));
-    let losses: Vec<Tensor> = losses.collect();
+    let mut run = Run::new(precision, checkpointed, device);
+    let losses: Vec<Tensor> = (0..STEPS).map(|i| run.step(i)).collect();
     losses.iter().map(|loss| loss.double_value(&[])).collect()
 }
 
@@ -96,15 +93,13 @@ fn a_gpu_repeats_itself_to_the_bit_with_checkpointed_blocks_too() {
 #[ignore = "needs a GPU"]
 fn a_step_never_waits_for_the_gpu() {
     for (precision, checkpointed) in [("bf16", false), ("bf16", true), ("f32", false)] {
-        let task = task(precision, checkpointed, GPU);
-        let recipe = recipe(precision, 1, checkpointed);
-        let mut optimizer = Optimizer::new(&task.parameters(), &recipe.optim);
-        let ema = Ema::new(&task.parameters(), 0.99);
+        let mut run = Run::new(precision, checkpointed, GPU);
+        let ema = Ema::new(&run.task.parameters(), 0.99);
         for i in 0..3 {
-            let _loss = step(&task, &mut optimizer, precision, GPU, i);
+            let _loss = run.step(i);
         }
         torch_ext::without_waiting(|| {
-            let _loss = step(&task, &mut optimizer, precision, GPU, 3);
+            let _loss = run.step(3);
             ema.update(3).unwrap();
         });
     }

@@ -145,7 +145,10 @@ pub fn train(
     if r.train.device == "auto" && !device.is_cuda() {
         tracing::info!("no GPU was found; the CPU computes");
     }
-    if device == Device::Cpu && r.train.precision == PrecisionName::Bf16 && !cpu_knows_bf16() {
+    if device == Device::Cpu
+        && r.train.precision == PrecisionName::Bf16
+        && !torch_ext::cpu_has_bf16()
+    {
         tracing::warn!(
             "this CPU has no instructions for bf16, which is many times slower than f32 here; \
              see --set train.precision=f32"
@@ -168,14 +171,6 @@ pub fn train(
     let outcome = trainer.run()?;
     report::write(out).with_context(|| format!("writing {}", out.join("report.html").display()))?;
     Ok(outcome)
-}
-
-/// Whether products of bf16 numbers are no slower than those of f32 numbers: oneDNN has them for 512-bit registers and wider.
-fn cpu_knows_bf16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("avx512bw");
-    #[cfg(not(target_arch = "x86_64"))]
-    true
 }
 
 /// The evaluators that a recipe names.

@@ -113,8 +113,8 @@ fn memory_grows_with_the_batch_as_planned() {
         let sets = sets.iter().flat_map(|set| ["--set", set]);
         json(&plan.into_iter().chain(sets).collect::<Vec<_>>())["memory"].take()
     };
-    // Without registers of 512 bits a CPU computes bf16 products number by number, for minutes.
-    let narrow = is_x86_feature_detected!("avx512bw").then_some("train.precision=bf16");
+    // A CPU without bf16 takes minutes for it.
+    let narrow = torch_ext::cpu_has_bf16().then_some("train.precision=bf16");
     for precision in ["train.precision=f32"].into_iter().chain(narrow) {
         let [less, more] = ["16", "48"].map(|batch| measured(batch, &[precision]));
         let steps =

@@ -191,7 +191,9 @@ fn measure(args: &Args, recipe: &Recipe, device: Device, batch: usize) -> anyhow
         _ => None,
     };
 
-    let mut step = |batch: &Batch, live: bool| -> anyhow::Result<()> {
+    // The seconds that it took.
+    let mut step = |batch: &Batch, live: bool| -> anyhow::Result<f64> {
+        let began = Instant::now();
         autocast(device, precision, || {
             let images = task.images(batch);
             let kept = task.kept(batch, Mode::Train);
@@ -209,24 +211,19 @@ fn measure(args: &Args, recipe: &Recipe, device: Device, batch: usize) -> anyhow
             let _norm = optimizer.step(recipe.optim.lr)?;
         }
         wait(device);
-        Ok(())
-    };
-    let mut timed = |batch: &Batch, live: bool| -> anyhow::Result<f64> {
-        let began = Instant::now();
-        step(batch, live)?;
         Ok(began.elapsed().as_secs_f64())
     };
     let plain = Product::new(device, precision);
     for _ in 0..2 {
-        timed(&pictures.next(), false)?;
+        step(&pictures.next(), false)?;
         plain.seconds();
     }
     torch_ext::reset_peak_memory(device);
     let (mut seconds, mut live, mut ceilings) = (vec![], vec![], vec![]);
     for _ in 0..args.steps {
-        seconds.push(timed(&pictures.next(), false)?);
+        seconds.push(step(&pictures.next(), false)?);
         if cached.is_some() {
-            live.push(timed(&pictures.next(), true)?);
+            live.push(step(&pictures.next(), true)?);
         }
         ceilings.push(plain.flops() / plain.seconds());
     }
@@ -235,7 +232,7 @@ fn measure(args: &Args, recipe: &Recipe, device: Device, batch: usize) -> anyhow
     let profile = match args.profile {
         true => {
             let batch = pictures.next();
-            let (done, operators) = profile(device, || timed(&batch, false));
+            let (done, operators) = profile(device, || step(&batch, false));
             done?;
             Some(shares(&operators))
         }

@@ -4,6 +4,7 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/cpu/Utils.h>
+#include <ATen/native/CPUBlas.h>
 
 namespace {
 
@@ -20,10 +21,10 @@ c10::IValue maybe(const at::Tensor *tensor) { return tensor ? c10::IValue(*tenso
 
 extern "C" {
 
-// Whether this CPU has tile registers for bf16 products, and the system lets this process use them.
+// Whether this CPU has tile registers for bf16 products, and the system and oneDNN's settings let this process use them.
 bool te_cpu_has_tiles() {
   try {
-    return at::cpu::init_amx();
+    return at::cpu::init_amx() && at::native::cpublas::could_pack(at::kBFloat16);
   } catch (const std::exception &) {
     return false;
   }

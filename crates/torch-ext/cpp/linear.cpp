@@ -128,8 +128,9 @@ extern "C" {
 // [x W^T + b ...] of n layers in bf16, [..., out + out + ...]; weights and biases (null: none) are f32.
 char *te_linear(at::Tensor *x, at::Tensor *const *weights, at::Tensor *const *biases, int64_t n, at::Tensor **out) {
   return guarded([&] {
-    TORCH_CHECK(n > 0 && n < 64 && x->device().is_cpu() && x->dim() > 0 && x->numel() > 0,
-                "linear wants x [..., in] on the CPU");
+    TORCH_CHECK(n > 0 && n < 64 && x->device().is_cpu() && x->dim() > 0 && x->numel() > 0 &&
+                    (x->scalar_type() == at::kFloat || x->scalar_type() == at::kBFloat16),
+                "linear wants x [..., in], f32 or bf16, on the CPU");
     std::vector<at::Tensor> parameters = list(weights, n);
     int64_t biased = 0;
     for (int64_t i = 0; i < n; ++i) {

@@ -15,7 +15,7 @@ template <class T> T *pointer(const at::Tensor &x) { return static_cast<T *>(x.d
 // Sums over `rows` rows, f32 [columns]: `add(first, last, sums)` adds those of the rows from `first` to `last`. Parts of a
 // fixed number are summed in order, so that the sums don't depend on the number of threads.
 template <class Add> at::Tensor sums_over_rows(int64_t rows, int64_t columns, Add &&add) {
-  int64_t parts = std::min<int64_t>(16, rows), each = (rows + parts - 1) / parts;
+  int64_t parts = std::clamp<int64_t>(rows, 1, 16), each = (rows + parts - 1) / parts;
   auto partial = at::zeros({parts, columns}, at::kFloat);
   at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part)

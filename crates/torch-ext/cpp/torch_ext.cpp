@@ -11,6 +11,17 @@
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/stack.h>
 
+namespace {
+
+// Whether the elements of x are those of `other` place by place in memory; the stride of a single one says nothing.
+bool lies_as(const at::Tensor &x, const at::Tensor &other) {
+  bool same = x.sizes() == other.sizes();
+  for (int64_t i = 0; same && i < x.dim(); ++i) same = x.size(i) == 1 || x.stride(i) == other.stride(i);
+  return same;
+}
+
+} // namespace
+
 extern "C" {
 
 void te_free_message(char *message) { free(message); }
@@ -41,6 +52,14 @@ char *te_fused_adamw(at::Tensor *const *params, at::Tensor *const *grads, at::Te
                      at::Tensor *const *exp_avg_sqs, at::Tensor *const *steps, int64_t n, double lr, double beta1,
                      double beta2, double weight_decay, double eps, at::Tensor *found_inf) {
   return guarded([&] {
+    // The kernel for the CPU takes all of them to lie in memory as the parameters do, and looks at none.
+    for (int64_t i = 0; i < n; ++i) {
+      const auto &p = *params[i];
+      for (const auto *other : {grads[i], exp_avgs[i], exp_avg_sqs[i]})
+        TORCH_CHECK(lies_as(p, *other) && other->device() == p.device() && other->scalar_type() == p.scalar_type(),
+                    "fused_adamw: a gradient or moment ", other->toString(), other->sizes(), " by strides ",
+                    other->strides(), " is not as its parameter, ", p.toString(), p.sizes(), " by ", p.strides());
+    }
     std::optional<at::Tensor> skip;
     if (found_inf) skip = *found_inf;
     at::_fused_adamw_(list(params, n), list(grads, n), list(exp_avgs, n), list(exp_avg_sqs, n), {}, list(steps, n), lr,

@@ -29,20 +29,23 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-/// Whether this CPU has tile registers for bf16 products (AMX), and the system lets this process use them.
+/// Whether this CPU has tile registers for bf16 products (AMX), the system lets this process use them, and oneDNN does so: it
+/// is told otherwise by `ONEDNN_MAX_CPU_ISA`, and some builds of libtorch lack its small products.
 pub fn cpu_has_tiles() -> bool {
     // SAFETY: no arguments; asks the system for a permission, which is harmless to repeat.
     static TILES: LazyLock<bool> = LazyLock::new(|| unsafe { te_cpu_has_tiles() });
     *TILES
 }
 
-/// Whether this CPU has products of bf16 numbers: oneDNN makes them in registers of 512 bits and wider. Without, libtorch
-/// computes them number by number, dozens of times slower than in f32.
+/// Whether this CPU has products of bf16 numbers: oneDNN makes them in x86's registers of 512 bits and wider, and with ARM's
+/// instructions for them. Without, libtorch computes them number by number, dozens of times slower than in f32.
 pub fn cpu_has_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
     return is_x86_feature_detected!("avx512bw");
-    #[cfg(not(target_arch = "x86_64"))]
-    true
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("bf16");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    false
 }
 
 /// What follows a linear layer at once.

@@ -158,7 +158,7 @@ pub struct AdamW {
 /// non-finite gradients is skipped without the host ever waiting for the device.
 ///
 /// # Errors
-/// When shapes, devices or types differ.
+/// When shapes, layouts in memory, devices or types of a parameter, its gradient and its moments differ.
 pub fn fused_adamw(
     params: &[Tensor],
     grads: &[Tensor],
@@ -322,12 +322,27 @@ mod tests {
     }
 
     #[test]
-    fn a_shape_error_of_the_fused_kernel_comes_back_as_an_error() {
-        let (p, g) = ([Tensor::zeros([2], (Kind::Float, Device::Cpu))], [Tensor::from(1f64)]);
-        let adamw = AdamW { lr: 1e-3, betas: (0.9, 0.98), eps: 1e-6, weight_decay: 0.0 };
-        assert!(
-            fused_adamw(&p, &g, &[p[0].zeros_like()], &[p[0].zeros_like()], &[], adamw, None)
-                .is_err()
-        );
+    fn gradients_and_moments_that_do_not_lie_as_their_parameter_are_refused_and_nothing_changes() {
+        let zeros = |size: &[i64]| Tensor::zeros(size, (Kind::Float, Device::Cpu));
+        let adamw = AdamW { lr: 1.0, betas: (0.9, 0.98), eps: 1e-6, weight_decay: 0.0 };
+        let update = |grad: Tensor, moment: Tensor| {
+            let (p, steps) = ([zeros(&[2, 3])], [Tensor::from(1f32)]);
+            let done = fused_adamw(&p, &[grad], &[zeros(&[2, 3])], &[moment], &steps, adamw, None);
+            (done, p[0].abs().sum(Kind::Float).double_value(&[]))
+        };
+        let ones = zeros(&[2, 3]) + 1.0;
+        for (grad, moment) in [
+            (zeros(&[1]) + 1.0, zeros(&[2, 3])),
+            (ones.copy(), zeros(&[2])),
+            ((zeros(&[3, 2]) + 1.0).tr(), zeros(&[2, 3])),
+            (ones.to_kind(Kind::Double), zeros(&[2, 3])),
+        ] {
+            let (done, sum) = update(grad, moment);
+            assert!(done.unwrap_err().to_string().contains("is not as its parameter"));
+            assert_eq!(sum, 0.0);
+        }
+        let (done, sum) = update(ones, zeros(&[2, 3]));
+        done.unwrap();
+        assert!(sum > 5.0, "{sum}");
     }
 }

@@ -185,4 +185,15 @@ mod tests {
         assert_eq!(x.grad(), x.ones_like());
         assert_eq!(branch.grad(), branch.ones_like());
     }
+
+    #[test]
+    fn no_rows_have_a_norm_without_rows_and_weights_gradients_of_nothing() {
+        let x = random(&[0, 16]).set_requires_grad(true);
+        let [w, b] = [0, 1].map(|_| random(&[16]).set_requires_grad(true));
+        let norm = Norm { weight: &w, bias: &b, eps: 1e-6 };
+        let (_, out) = layer_norm(&x, None, norm, Kind::Float).unwrap();
+        out.sum(Kind::Float).backward();
+        assert_eq!(out.size(), [0, 16]);
+        assert_eq!(w.grad().abs().sum(Kind::Float).double_value(&[]), 0.0);
+    }
 }

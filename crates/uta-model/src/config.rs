@@ -389,6 +389,12 @@ impl ClipConfig {
     pub fn check(&self) -> Result<(), ModelError> {
         self.vision.check()?;
         self.preprocess.check(self.vision.image_size)?;
+        if !self.mean.iter().all(|mean| mean.is_finite()) {
+            return Err(ModelError::Config(format!("mean = {:?}: must be numbers", self.mean)));
+        }
+        if !self.std.iter().all(|std| std.is_finite() && *std > 0.0) {
+            return Err(ModelError::Config(format!("std = {:?}: must be above 0", self.std)));
+        }
         let text = self.text.as_ref();
         text.map_or(Ok(()), TextConfig::check)?;
         for (what, out) in
@@ -559,5 +565,18 @@ mod tests {
             assert!(e.contains(words), "{e}");
         }
         assert!(VitConfig::preset("vit-b").unwrap_err().to_string().contains("uta-b14"));
+    }
+    #[test]
+    fn statistics_that_make_no_pixels_are_named() {
+        let good = ClipConfig::new(VitConfig::preset("uta-b14").unwrap(), None);
+        good.check().unwrap();
+        for (bad, words) in [
+            (ClipConfig { std: [0.2, 0.0, 0.2], ..good.clone() }, "std = [0.2, 0.0, 0.2]"),
+            (ClipConfig { std: [0.2, -1.0, 0.2], ..good.clone() }, "must be above 0"),
+            (ClipConfig { mean: [f64::NAN, 0.5, 0.5], ..good.clone() }, "mean = [NaN"),
+        ] {
+            let e = bad.check().unwrap_err().to_string();
+            assert!(e.contains(words), "{e}");
+        }
     }
 }

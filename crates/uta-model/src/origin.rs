@@ -130,7 +130,7 @@ impl Origin {
                                 Preprocess::from_open_clip(cfg, size, &mut notes)
                             }
                             Format::Timm => {
-                                let cfg = &value["pretrained_cfg"];
+                                let cfg = pretrained_cfg(value);
                                 Preprocess::from_timm(cfg, size, config.mean, &mut notes)
                             }
                             Format::HuggingFace => preprocessor(file, &mut config, &mut notes)?,
@@ -638,9 +638,14 @@ fn timm(value: &Value, config: &mut ClipConfig) -> Result<(), String> {
             "global_pool = {other:?}: with {norm}, only {expected:?} is known here"
         ));
     }
-    take_rgb(&value["pretrained_cfg"], "mean", &mut config.mean);
-    take_rgb(&value["pretrained_cfg"], "std", &mut config.std);
+    take_rgb(pretrained_cfg(value), "mean", &mut config.mean);
+    take_rgb(pretrained_cfg(value), "std", &mut config.std);
     Ok(())
+}
+
+/// What timm says of pictures: in a part of its own or, in files of its first versions, among the rest.
+fn pretrained_cfg(value: &Value) -> &Value {
+    value.get("pretrained_cfg").unwrap_or(value)
 }
 
 #[cfg(test)]

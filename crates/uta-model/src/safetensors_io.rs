@@ -217,13 +217,18 @@ impl Checkpoint {
         }
 
         let name = path.to_str().ok_or_else(|| wrong("the path is not UTF-8".into()))?;
-        // A mapping for each tensor, up to its end: what was read of one is given back to the system with the tensor.
-        let map = |from: usize, to: usize| {
-            Tensor::f_from_file(name, false, to as i64, (Kind::Uint8, Device::Cpu))?.f_narrow(
-                0,
-                from as i64,
-                (to - from) as i64,
-            )
+        // A mapping for each tensor, up to its end: what was read of one is given back to the system with the tensor. Where a
+        // process may not have so many addresses (`ulimit -v`), one for all.
+        let mapped = |end| Tensor::f_from_file(name, false, end, (Kind::Uint8, Device::Cpu));
+        let mut whole: Option<Tensor> = None;
+        let mut map = |from: usize, to: usize| -> Result<Tensor, TchError> {
+            let own = if whole.is_none() { mapped(to as i64).ok() } else { None };
+            let bytes = match (own, &mut whole) {
+                (Some(own), _) => own,
+                (None, Some(whole)) => whole.shallow_clone(),
+                (None, none) => none.insert(mapped(length as i64)?).shallow_clone(),
+            };
+            bytes.f_narrow(0, from as i64, (to - from) as i64)
         };
         let view = |(name, info): (String, &TensorInfo)| {
             let kind = KINDS.iter().find(|(_, dtype)| *dtype == info.dtype).map(|&(kind, _)| kind);

@@ -570,7 +570,9 @@ impl Attention {
         let joint = self.joint(x);
         let fused = joint.as_ref().filter(|joint| {
             let on_cpu = joint.device() == Device::Cpu && torch_ext::cpu_has_tiles();
-            on_cpu && joint.kind() == Kind::BFloat16 && bias.is_none()
+            // A width of whole pairs.
+            let even = joint.size()[2] % (6 * self.heads) == 0;
+            on_cpu && joint.kind() == Kind::BFloat16 && even && bias.is_none()
         });
         let out = match fused {
             Some(joint) => torch_ext::attention(joint, at.turns.as_ref(), self.heads, wanted)

@@ -289,6 +289,31 @@ fn configurations_of_other_nets_are_refused_by_the_field() {
     assert!(e.contains("global_pool = \"map\""), "{e}");
 }
 
+/// timm's first versions wrote what they say of pictures among the rest of `config.json`.
+#[test]
+fn a_configuration_of_timms_first_form_has_the_same_pixels() {
+    let folder = golden().join("timm_mae");
+    let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
+    let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let own = [("mean", [0.5; 3]), ("std", [0.25; 3])];
+    for (key, numbers) in own {
+        value["pretrained_cfg"][key] = numbers.to_vec().into();
+    }
+    value["pretrained_cfg"]["crop_pct"] = 0.9.into();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(folder.join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+    let config = |value: &serde_json::Value| {
+        std::fs::write(dir.path().join("config.json"), value.to_string()).unwrap();
+        Origin::open(dir.path(), None).unwrap().config
+    };
+    let usual = config(&value);
+    let part = value.as_object_mut().unwrap().remove("pretrained_cfg").unwrap();
+    value.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
+    let first = config(&value);
+    assert_eq!(first, usual);
+    assert_eq!((first.mean, first.std, first.preprocess.crop_pct), ([0.5; 3], [0.25; 3], 0.9));
+}
+
 #[test]
 fn pytorchs_own_files_hold_the_same_nets() {
     let folder = golden().join("official_mae");

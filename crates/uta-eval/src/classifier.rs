@@ -139,7 +139,7 @@ const ROWS: &str = "classifier";
 const SHA256: &str = "sha256";
 
 impl File {
-    /// The name holds a hash of all that the classifier depends on, the version of this program included: who computes
+    /// The name holds a hash of all that the classifier depends on, this build of the program included: who computes
     /// otherwise must not find it.
     fn new(cache: &Path, key: &Key, text: &Clip) -> File {
         let mut hash = Sha256::new();
@@ -147,7 +147,7 @@ impl File {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         };
-        add(env!("CARGO_PKG_VERSION").as_bytes());
+        add(crate::program().as_bytes());
         let device = if key.device.is_cuda() { "cuda" } else { "cpu" };
         add(format!("{} {:?} {} {device}", key.tower, key.precision, key.whole_texts).as_bytes());
         for (name, weight) in text_weights(text) {

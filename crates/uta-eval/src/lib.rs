@@ -27,9 +27,26 @@ pub use sets::{ClassSet, NamedSet};
 pub use zeroshot::{ClassScore, Prediction, ZeroShot, ZeroShotReport};
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
+use sha2::{Digest, Sha256};
 use uta_data::DataError;
+use uta_data::sha256::{add_file, hex};
 use uta_model::ModelError;
+
+/// The SHA-256 of this program's own file, so of its build. What is kept between runs is kept under it, because another build
+/// may find other numbers.
+pub fn program() -> &'static str {
+    static PROGRAM: LazyLock<String> = LazyLock::new(|| {
+        let mut hash = Sha256::new();
+        let read = std::env::current_exe().and_then(|path| add_file(&mut hash, &path));
+        match read {
+            Ok(_) => hex(&hash.finalize()),
+            Err(_) => format!("{} unread", env!("CARGO_PKG_VERSION")),
+        }
+    });
+    &PROGRAM
+}
 
 /// What can be wrong with an evaluation; every message is one line that says what, where and what to do.
 #[derive(Debug, thiserror::Error)]

@@ -41,25 +41,23 @@ impl Prompts {
     }
 
     /// The prompts of a set: the files given, else `classnames.txt` and `templates.txt` in the folder of `spec` (what
-    /// [`uta_data::open`] takes) or in its parent, else the set's class folders and one plain template. Class folders that
-    /// all are synsets of ImageNet-1K have its names, and its 80 templates.
+    /// [`uta_data::open`] takes) or in its parent, else the set's class folders and one plain template. Where all are synsets of
+    /// ImageNet-1K, in a packed set's `classnames.txt` too, its names and its 80 templates stand for them.
     ///
     /// # Errors
     /// When there are no names, when a file cannot be read, or when the names don't number the set's class folders.
     pub fn find(
         spec: &str,
         source: &dyn Source,
-        names: Option<&Path>,
-        templates: Option<&Path>,
+        given_names: Option<&Path>,
+        given_templates: Option<&Path>,
     ) -> Result<Prompts, EvalError> {
         let folders = source.class_names();
-        let (names, names_from) =
-            match (names.map(Path::to_path_buf).or(beside(spec, &NAMES)), folders) {
+        let found = beside(spec, &NAMES);
+        let (mut names, mut names_from) =
+            match (given_names.map(Path::to_path_buf).or(found), folders) {
                 (Some(path), _) => (lines(&path)?, shown(&path)),
-                (None, Some(folders)) => match folders.iter().map(|f| synset_name(f)).collect() {
-                    Some(names) => return Prompts::synsets(names, templates),
-                    None => (folders.to_vec(), "class folders".to_string()),
-                },
+                (None, Some(folders)) => (folders.to_vec(), "class folders".to_string()),
                 (None, None) => {
                     return Err(EvalError::Prompts {
                         path: spec.into(),
@@ -80,19 +78,18 @@ impl Prompts {
             );
             return Err(EvalError::Prompts { path: names_from, message });
         }
+        let synsets: Option<Vec<_>> = names.iter().map(|name| synset_name(name)).collect();
+        let synsets = synsets.filter(|_| given_names.is_none());
         let (templates, templates_from) =
-            match templates.map(Path::to_path_buf).or(beside(spec, &TEMPLATES)) {
+            match given_templates.map(Path::to_path_buf).or(beside(spec, &TEMPLATES)) {
                 Some(path) => (lines(&path)?, shown(&path)),
+                None if synsets.is_some() => given_or_imagenets(None)?,
                 None => (vec![PLAIN.to_string()], format!("default \"{PLAIN}\"")),
             };
-        Prompts { names, templates, names_from, templates_from }.checked()
-    }
-
-    /// The names of class folders that all are synsets of ImageNet-1K.
-    fn synsets(names: Vec<&str>, templates: Option<&Path>) -> Result<Prompts, EvalError> {
-        let names = names.into_iter().map(str::to_owned).collect();
-        let names_from = "the synsets of the class folders".to_string();
-        let (templates, templates_from) = given_or_imagenets(templates)?;
+        if let Some(synsets) = synsets {
+            names = synsets.into_iter().map(str::to_owned).collect();
+            names_from = format!("the synsets of {names_from}");
+        }
         Prompts { names, templates, names_from, templates_from }.checked()
     }
 

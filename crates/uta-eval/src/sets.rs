@@ -236,18 +236,27 @@ impl ClassSet {
         layout: String,
     ) -> Result<ClassSet, EvalError> {
         let source = uta_data::open_all(specs)?;
+        let set = set.or_else(|| source.class_names().and_then(of_folders));
         let prompts = match set {
             None => Prompts::find(&specs[0], source.as_ref(), names, templates)?,
             Some(set) => {
-                let prompts = Prompts::of(set, names, templates)?;
-                let (there, wanted) =
-                    (source.class_names().map(<[String]>::len), prompts.names.len());
-                if let Some(there) = there.filter(|&there| there != wanted) {
-                    return Err(EvalError::Layout {
-                        path: specs[0].clone(),
-                        wanted: format!("{set}'s {wanted} classes"),
-                        found: format!("{there} class names beside the shards"),
-                    });
+                let mut prompts = Prompts::of(set, names, templates)?;
+                if let Some(there) = source.class_names() {
+                    if there.len() != prompts.names.len() {
+                        return Err(EvalError::Layout {
+                            path: specs[0].clone(),
+                            wanted: format!("{set}'s {} classes", prompts.names.len()),
+                            found: format!("{} class names beside the shards", there.len()),
+                        });
+                    }
+                    // Where folders were packed labels go by their names, sorted: 0, 1, 10, 100 where those are numbers.
+                    let called: HashMap<String, String> = set.classes().into_iter().collect();
+                    let own = there.iter().map(|folder| called.get(folder).cloned());
+                    if names.is_none()
+                        && let Some(own) = own.collect::<Option<Vec<_>>>()
+                    {
+                        prompts.names = own;
+                    }
                 }
                 prompts
             }
@@ -344,6 +353,19 @@ fn guess(root: &Path) -> Result<Option<(NamedSet, PathBuf)>, EvalError> {
         }
     }
     Ok(None)
+}
+
+/// The set whose class folders these are, all and no others. ImageNet's are Sketch's too, and its training set's: a folder's
+/// files would tell them apart.
+fn of_folders(names: &[String]) -> Option<NamedSet> {
+    let there: BTreeSet<&str> = names.iter().map(String::as_str).collect();
+    NamedSet::ALL.into_iter().find(|&set| {
+        let classes = set.classes();
+        let several = matches!(set, NamedSet::ImageNet | NamedSet::ImageNetSketch);
+        !several
+            && there.len() == classes.len()
+            && classes.iter().all(|(f, _)| there.contains(f.as_str()))
+    })
 }
 
 /// `root`, or the split to measure where all that it holds is splits (as torchvision and timm have them).

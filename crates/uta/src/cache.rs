@@ -25,7 +25,7 @@ use crate::error::Usage;
 #[command(after_help = "Examples:
   uta cache recipes/mini/uta-emoji.toml --out data/targets --crops 4
   uta train recipes/mini/uta-emoji.toml --set teacher.cache=data/targets
-  uta bench step recipes/pretrain/uta-b14-in21k.toml --part cached     # what it would pay")]
+  uta bench step recipes/pretrain/uta-b14-in21k.toml --part cached   # what it would pay")]
 pub struct Args {
     /// The recipe (TOML): its teacher, data, transforms, seed and precision
     recipe: PathBuf,

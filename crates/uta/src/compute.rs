@@ -69,6 +69,15 @@ pub fn together(work: impl FnOnce(&Rc<ProcessGroup>) -> anyhow::Result<()>) -> a
     group.agree(work(&group))
 }
 
+/// Says so where `precision` is one that the device has no instructions for.
+pub fn warn_of_bf16(device: Device, precision: Precision) {
+    if device == Device::Cpu && precision == Precision::Bf16 && !torch_ext::cpu_has_bf16() {
+        tracing::warn!(
+            "this CPU has no instructions for bf16, which is many times slower than f32 here"
+        );
+    }
+}
+
 /// How pictures are read, and a network is run.
 #[derive(Debug, Args)]
 pub struct ComputeArgs {
@@ -110,12 +119,16 @@ impl ComputeArgs {
         let device = uta_train::recipe::device(&self.device, group.local_rank())
             .map_err(|message| Usage(format!("--device {message}")))?;
         group.use_device(device)?;
+        let precision = match self.precision {
+            PrecisionArg::F32 => Precision::F32,
+            PrecisionArg::Bf16 => Precision::Bf16,
+        };
+        if group.is_first() {
+            warn_of_bf16(device, precision);
+        }
         let mut options = EvalOptions {
             batch: self.batch,
-            precision: match self.precision {
-                PrecisionArg::F32 => Precision::F32,
-                PrecisionArg::Bf16 => Precision::Bf16,
-            },
+            precision,
             decode: DecodeOptions { max_pixels: self.max_pixels, orient: self.orient },
             group: group.clone(),
             progress: group.is_first().then(progress),

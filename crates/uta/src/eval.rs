@@ -98,7 +98,7 @@ pub struct RetrievalArgs {
     common: Common,
     #[command(flatten)]
     pairs: PairArgs,
-    /// Which published test set it is: its split is taken, and its size must be the published one
+    /// Which published test set it is: its split is taken, and its size is compared with the published one
     #[arg(long, value_enum, value_name = "NAME")]
     set: Option<PairSet>,
     /// Whose text tower to use [default: the model's own, else its run's teacher]
@@ -351,14 +351,14 @@ fn align(args: &AlignArgs, group: &Rc<ProcessGroup>) -> anyhow::Result<()> {
     let pairs = args.pairs.options(&args.common.data)?;
     let source = uta_data::open_with(&args.common.data, &pairs)?;
     let setup = Setup::over(&args.common, source, group)?;
-    let path = match &args.teacher {
-        Some(path) => path.clone(),
-        None => setup.run_teacher().ok_or_else(|| {
+    let (path, arch) = match &args.teacher {
+        Some(path) => (path.clone(), args.teacher_arch.clone()),
+        None => setup.run_teacher()?.ok_or_else(|| {
             let model = args.common.model.path.display();
             Usage(format!("{model} is no run that names its teacher; give --teacher"))
         })?,
     };
-    let mut teacher = setup.load(&path, args.teacher_arch.as_deref())?;
+    let mut teacher = setup.load(&path, arch.as_deref())?;
     teacher.freeze(setup.options.precision);
     let teacher = Rc::new(teacher);
     let kind = match args.mask_kind {
@@ -429,11 +429,17 @@ impl<'a> Setup<'a> {
         Ok(uta_train::load(path, arch, self.device)?)
     }
 
-    /// The teacher that the recipe of the model's run directory names.
-    fn run_teacher(&self) -> Option<PathBuf> {
-        let model = &self.args.model.path;
-        let run = if model.is_file() { model.parent()? } else { model };
-        RunDir::recipe(run, &[]).ok()?.teacher?.path
+    /// The teacher that the recipe of the model's run names, and what its net is. The model is the run's folder, one of its
+    /// checkpoints or a file in either.
+    fn run_teacher(&self) -> anyhow::Result<Option<(PathBuf, Option<String>)>> {
+        let model = std::path::absolute(&self.args.model.path)?;
+        // RUN/checkpoints/step-00001000/model.safetensors
+        let mut above = model.ancestors().take(4);
+        let Some(run) = above.find(|dir| dir.join("recipe.toml").is_file()) else {
+            return Ok(None);
+        };
+        let teacher = RunDir::recipe(run, &[])?.teacher;
+        Ok(teacher.and_then(|teacher| Some((teacher.path?, teacher.arch))))
     }
 
     /// The text tower to use and where it is from; `None` where the model's own serves.
@@ -442,17 +448,17 @@ impl<'a> Setup<'a> {
         given: Option<&Path>,
         arch: Option<&str>,
     ) -> anyhow::Result<Option<(PathBuf, Rc<Clip>)>> {
-        let path = match given {
-            Some(path) => path.to_path_buf(),
+        let (path, arch) = match given {
+            Some(path) => (path.to_path_buf(), arch.map(str::to_owned)),
             None if self.model.text.is_some() => return Ok(None),
-            None => self.run_teacher().ok_or_else(|| {
+            None => self.run_teacher()?.ok_or_else(|| {
                 let model = self.args.model.path.display();
                 Usage(format!(
                     "{model} has no text tower and is no run that names its teacher; give --text-model"
                 ))
             })?,
         };
-        let clip = self.load(&path, arch)?;
+        let clip = self.load(&path, arch.as_deref())?;
         if clip.text.is_none() {
             let path = path.display();
             return Err(Usage(format!("{path} has no text tower; give --text-model")).into());

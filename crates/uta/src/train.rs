@@ -10,9 +10,10 @@ use anyhow::Context;
 use tch::Device;
 use torch_ext::distributed::ProcessGroup;
 use uta_eval::{ClassSet, EvalOptions, Retrieval, ZeroShot};
-use uta_train::recipe::{EvalKind, EvalSet, PrecisionName};
+use uta_train::recipe::{EvalKind, EvalSet};
 use uta_train::{Evaluator, Outcome, Recipe, RunDir, Trainer};
 
+use crate::compute::warn_of_bf16;
 use crate::error::Usage;
 use crate::report;
 
@@ -145,15 +146,7 @@ pub fn train(
     if r.train.device == "auto" && !device.is_cuda() {
         tracing::info!("no GPU was found; the CPU computes");
     }
-    if device == Device::Cpu
-        && r.train.precision == PrecisionName::Bf16
-        && !torch_ext::cpu_has_bf16()
-    {
-        tracing::warn!(
-            "this CPU has no instructions for bf16, which is many times slower than f32 here; \
-             see --set train.precision=f32"
-        );
-    }
+    warn_of_bf16(device, r.train.precision.into());
     let ranks = match group.world() {
         1 => String::new(),
         world => format!(" x {world} processes"),

@@ -275,6 +275,78 @@ fn a_student_uses_the_text_tower_that_it_is_given() {
 }
 
 #[test]
+fn a_checkpoint_of_a_run_is_evaluated_with_the_teacher_that_the_run_names() {
+    let world = World::new();
+    let step = world.path("run/checkpoints/step-00000010");
+    fs::create_dir_all(&step).unwrap();
+    let from = world.path("student");
+    fs::copy(from.join("model.safetensors"), step.join("model.safetensors")).unwrap();
+    fs::copy(from.join("config.json"), world.path("run/config.json")).unwrap();
+    let recipe = |teacher: &str| {
+        let text = format!(
+            "task = \"align\"\n[model]\npreset = \"uta-b14\"\n[teacher]\n{teacher}\n[data]\ntrain = [\"set\"]\n\
+             [train]\nbatch = 4\nsteps = 10\ndevice = \"cpu\"\n"
+        );
+        fs::write(world.path("run/recipe.toml"), text).unwrap();
+    };
+    recipe("path = \"clip\"");
+    let given = world.json("eval zeroshot --model student --text-model clip --data set --json");
+    for model in
+        ["run/checkpoints/step-00000010", "run/checkpoints/step-00000010/model.safetensors"]
+    {
+        let found = world.json(&format!("eval zeroshot --model {model} --data set --json"));
+        assert_eq!(
+            (&found["top1"], &found["settings"]["text tower"]),
+            (&given["top1"], &"clip".into())
+        );
+        world.json(&format!("eval align --model {model} --data set --json"));
+    }
+    // What the recipe says of the teacher's net is heeded, and its mistakes are told.
+    recipe("path = \"clip\"\narch = \"vit-x\"");
+    let model = "--model run/checkpoints/step-00000010 --data set";
+    for command in ["zeroshot", "align"] {
+        let line = world.mistake(&format!("eval {command} {model}"));
+        assert!(line.contains("no preset \"vit-x\""), "{line}");
+    }
+    recipe("pth = \"clip\"");
+    let line = world.mistake(&format!("eval zeroshot {model}"));
+    assert!(line.contains("recipe.toml") && line.contains("pth"), "{line}");
+}
+
+#[test]
+fn packed_sets_have_the_words_of_their_folders() {
+    let world = World::new();
+    let zeroshot =
+        |data: &str| world.json(&format!("eval zeroshot --model clip --data {data} --json"));
+    let labels_of = |found: &Value| -> Vec<String> {
+        let classes = found["per_class"].as_array().unwrap();
+        classes.iter().map(|class| class["name"].as_str().unwrap().to_owned()).collect()
+    };
+    // Two synsets, which are no set of Table 1's.
+    let synsets = ["n01440764".to_string(), "n01443537".to_string()];
+    named_set(&world, "fish", &synsets.map(|folder| (folder, String::new())));
+    world.json("data pack fish --out packed-fish --json");
+    for data in ["fish", "packed-fish"] {
+        let found = zeroshot(data);
+        assert_eq!(labels_of(&found), ["tench", "goldfish"], "{data}");
+        assert_eq!(found["settings"]["templates"], "80 from ImageNet");
+    }
+    // Folders 0 to 999 are packed as 0, 1, 10, 100, ...
+    named_set(&world, "v2", &NamedSet::ImageNetV2.classes());
+    world.json("data pack v2 --out packed-v2 --json");
+    let names = NamedSet::ImageNetV2.classes();
+    for set in ["", " --set imagenet-v2"] {
+        let found = zeroshot(&format!("packed-v2{set}"));
+        assert_eq!(found["set"], "imagenet-v2");
+        let labels = labels_of(&found);
+        assert_eq!(
+            [&labels[1], &labels[2], &labels[3]],
+            [&names[1].1, &names[10].1, &names[100].1]
+        );
+    }
+}
+
+#[test]
 fn a_broken_picture_is_counted_and_named() {
     let world = World::new();
     fs::write(world.path("set/red/broken.png"), b"\x89PNG but not really").unwrap();

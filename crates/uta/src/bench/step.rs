@@ -16,6 +16,7 @@ use uta_model::{Clip, ClipConfig, VitConfig};
 use uta_train::recipe::TaskKind;
 use uta_train::{Align, Mode, Optimizer, Recipe, Task, decode_targets};
 
+use crate::compute::warn_of_bf16;
 use crate::data::print;
 use crate::error::Usage;
 
@@ -34,7 +35,7 @@ pub struct Args {
     /// What to run
     #[arg(long, value_enum, default_value_t = Part::All)]
     part: Part,
-    /// Images a step [default: the recipe's micro-batch]
+    /// Images a step [default: the recipe's micro-batch, 256 of it at most on a GPU and 8 on a CPU]
     #[arg(long, value_name = "B", value_parser = clap::value_parser!(u32).range(1..))]
     batch: Option<u32>,
     /// Threads of the products [default: one a core]
@@ -159,9 +160,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         tch::set_num_threads(threads.into());
     }
     let device = uta_train::recipe::device(&recipe.train.device, 0).map_err(Usage)?;
+    warn_of_bf16(device, recipe.train.precision.into());
+    let most = if device.is_cuda() { 256 } else { 8 };
     let batch = match args.batch {
         Some(batch) => batch as usize,
-        None => recipe.train.batch / recipe.train.accumulate,
+        None => (recipe.train.batch / recipe.train.accumulate).min(most),
     };
     print(args.json, &measure(args, &recipe, device, batch)?)
 }

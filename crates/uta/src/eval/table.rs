@@ -316,9 +316,10 @@ impl std::fmt::Display for Reason {
 struct Cell {
     /// The arguments of `uta`.
     command: Vec<String>,
-    /// Of the model and the data when it was measured.
+    /// Of the model, the data and the files that the arguments name, when it was measured.
     stamp: String,
-    version: String,
+    /// Which build measured it.
+    program: String,
     seconds: f64,
     report: Value,
 }
@@ -351,20 +352,21 @@ fn cell(
     command.extend(images.iter().flat_map(|images| ["--images".into(), shown(images)]));
     command.extend(set.args.iter().chain(&model.args).chain(&args.options).cloned());
     command.push("--json".into());
-    let stamp = stamp(&needed);
-    let version = env!("CARGO_PKG_VERSION").to_string();
+    let named: Vec<PathBuf> =
+        command.iter().map(PathBuf::from).filter(|path| path.is_file()).collect();
+    let stamp = stamp(needed.into_iter().chain(&named));
+    let program = uta_eval::program().to_string();
 
     let file = folder.join(format!("{}--{}.json", model.name, set.name));
     if !args.fresh
         && let Ok(text) = std::fs::read_to_string(&file)
         && let Ok(kept) = serde_json::from_str::<Cell>(&text)
-        && (&kept.command, &kept.stamp, &kept.version) == (&command, &stamp, &version)
+        && (&kept.command, &kept.stamp, &kept.program) == (&command, &stamp, &program)
     {
         return Ok(Ok(kept.report));
     }
     let started = Instant::now();
-    let program = std::env::current_exe().context("finding this program")?;
-    let done = Command::new(program)
+    let done = Command::new(std::env::current_exe().context("finding this program")?)
         .args(&command)
         .stdin(Stdio::null())
         .output()
@@ -380,7 +382,7 @@ fn cell(
     }
     let report: Value = serde_json::from_slice(&done.stdout).context("reading a cell's result")?;
     let seconds = started.elapsed().as_secs_f64();
-    let cell = Cell { command, stamp, version, seconds, report };
+    let cell = Cell { command, stamp, program, seconds, report };
     write(&file, &serde_json::to_string_pretty(&cell)?)?;
     Ok(Ok(cell.report))
 }
@@ -391,7 +393,7 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
 }
 
 /// Names, sizes and times of what lies at `paths` and just below: changes when a model or a set does.
-fn stamp(paths: &[&PathBuf]) -> String {
+fn stamp<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> String {
     let mut seen = Sha256::new();
     let mut add = |path: &Path| {
         if let Ok(found) = path.metadata() {

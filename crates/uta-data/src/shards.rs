@@ -5,7 +5,7 @@
 //! outside are refused all the same.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Seek, Write};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -649,9 +649,28 @@ fn walk(path: &Path, tar: impl Read + Seek, length: u64) -> Result<Scan, DataErr
     if length <= end {
         let problem = "has no end mark: it may have been cut between two members".to_owned();
         scan.problems.push(problem);
+    } else if !is_end(archive.into_inner(), end, length)
+        .map_err(DataError::io("read shard", path))?
+    {
+        scan.problems.push(format!("ends at byte {end} of {length}: what follows is not read"));
     }
     scan.tell_imageless();
     Ok(scan)
+}
+
+/// Whether a tar of that many bytes has nothing but its end behind its last member: two blocks of zeros, and as many more as
+/// fill a record, which is 20 blocks unless its writer was told another number, usually a power of two. More zeros may be a
+/// part of it that was never written.
+fn is_end(mut tar: impl Read + Seek, end: u64, length: u64) -> io::Result<bool> {
+    let marked = end + 2 * BLOCK;
+    let mut records = (1..=11).map(|k| BLOCK << k).chain([20 * BLOCK]);
+    if length > marked && !records.any(|record| length == marked.next_multiple_of(record)) {
+        return Ok(false);
+    }
+    let mut rest = vec![0; (length - end) as usize];
+    tar.seek(SeekFrom::Start(end))?;
+    tar.read_exact(&mut rest)?;
+    Ok(rest.iter().all(|&byte| byte == 0))
 }
 
 impl Scan {
@@ -882,6 +901,37 @@ mod tests {
         fs::write(&path, &bytes[..700]).unwrap();
         let e = Shards::open(vec![path]).err().unwrap().to_string();
         assert!(e.contains("none of them an image") && e.contains("cut short at byte 700"), "{e}");
+    }
+
+    #[test]
+    fn what_follows_the_end_mark_is_told_unless_it_fills_a_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = write(dir.path(), 3).remove(0);
+        fs::remove_file(dir.path().join("sizes.json")).unwrap();
+        let whole = fs::read(&path).unwrap();
+        // Members to byte 7680, and the end mark.
+        assert_eq!(whole.len(), 8704);
+        let problems = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            open(&path).problems()
+        };
+        for padded in [8192, 8704, 10240, 16384, 1 << 20] {
+            let mut bytes = whole.clone();
+            bytes.resize(padded, 0);
+            assert_eq!(problems(&bytes), Vec::<String>::new(), "{padded} bytes");
+        }
+        let mut holed = whole.clone();
+        holed[2560..5120].fill(0);
+        let mut zeroed = whole.clone();
+        zeroed[2560..].fill(0);
+        let mut longer = whole.clone();
+        longer.resize(2 << 20, 0);
+        let twice = whole.repeat(2);
+        for (bytes, end) in [(holed, 2560), (zeroed, 2560), (longer, 7680), (twice, 7680)] {
+            let told = format!("ends at byte {end} of {}: what follows is", bytes.len());
+            let problems = problems(&bytes);
+            assert!(problems.len() == 1 && problems[0].contains(&told), "{problems:?}");
+        }
     }
 
     #[test]

@@ -101,16 +101,13 @@ pub trait Source: Send + Sync {
         self.parts().iter().map(|part| part.drawn() as usize).sum()
     }
 
-    /// Says that what lies together in a shard will be read together: one on a disk is then fetched whole when it is opened.
-    fn read_ahead(&self) {}
-
     /// What was found wrong when the source was opened, a line each; such parts are left out.
     fn problems(&self) -> Vec<String> {
         Vec::new()
     }
 
     /// Takes note that these samples will be read soon, in any order, each as often as it is named; over a network they are
-    /// fetched meanwhile.
+    /// fetched meanwhile, and from a disk those that lie together.
     fn expect(&self, _samples: &[usize]) {}
 
     /// Takes note that none of those expected will be read.
@@ -381,10 +378,6 @@ impl Source for Several {
                 parts.map(move |part| Part { weight: part.weight * weight, ..part })
             })
             .collect()
-    }
-
-    fn read_ahead(&self) {
-        self.sources.iter().for_each(|source| source.read_ahead());
     }
 
     fn problems(&self) -> Vec<String> {

@@ -272,9 +272,6 @@ impl Stream {
             let reason = "the set holds no samples".into();
             return Err(DataError::NotFound { spec: "the training stream".into(), reason });
         }
-        if options.order == OrderKind::Streaming {
-            source.read_ahead();
-        }
         if options.captions {
             require_captions(source.as_ref())?;
         }

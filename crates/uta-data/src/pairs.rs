@@ -965,6 +965,18 @@ mod tests {
     }
 
     #[test]
+    fn parquet_pages_that_carry_a_checksum_are_held_to_it() {
+        let (world, whole) = (World::new(), crate::testing::golden("retrieval/checksums.parquet"));
+        let wanted = rows(&[("a.png", &["a red square"]), ("b.png", &["a blue circle"])]);
+        assert_eq!(contents(&world.open("t.parquet", &whole)), wanted);
+        let mut damaged = whole;
+        let at = damaged.windows(4).position(|bytes| bytes == b"blue").unwrap();
+        damaged[at] ^= 1;
+        let e = world.error("t.parquet", damaged);
+        assert!(e.contains("t.parquet") && e.contains("CRC"), "{e}");
+    }
+
+    #[test]
     fn damaged_parquet_is_an_error_or_a_broken_sample_and_never_a_panic() {
         let (world, whole) = (World::new(), golden());
         let mut refused = 0;

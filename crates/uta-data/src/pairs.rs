@@ -429,7 +429,9 @@ impl<'a> Reading<'a> {
         let mut open_quote = None;
         while reader.read_byte_record(&mut record).map_err(|e| self.fail(e.to_string()))? {
             let line = record.position().map_or(0, |at| at.line());
-            open_quote = record.iter().any(|field| field.contains(&b'\n')).then_some(line);
+            // Whatever else has lines was closed before the field after it.
+            let last = record.iter().next_back().unwrap_or_default();
+            open_quote = last.contains(&b'\n').then_some(line);
             let place = format_args!("line {line}");
             if record.len() != width {
                 self.fault("rows of another number of columns than the header", place);
@@ -827,6 +829,11 @@ mod tests {
     fn a_quote_that_is_never_closed_is_an_error_and_swallows_no_rows() {
         let world = World::new();
         let e = world.error("t.tsv", "filepath\ttitle\na.png\tx\nb.png\t\"y\nc.png\tz\n");
+        assert!(e.contains("line 3 opens a quote"), "{e}");
+        // Only the last field can be open at the end of the table.
+        let pairs = world.open("t.csv", "title,filepath\nx,b.png\n\"two\nlines\",a.png\n");
+        assert_eq!(contents(&pairs), rows(&[("b.png", &["x"]), ("a.png", &["two\nlines"])]));
+        let e = world.error("t.csv", "title,filepath\nx,b.png\n\"two\nlines,a.png\n");
         assert!(e.contains("line 3 opens a quote"), "{e}");
     }
 

@@ -50,8 +50,8 @@ const SLOWEST: u64 = 64 << 10;
 /// How often in a row an answer may break off before it has brought anything.
 const FRUITLESS: usize = 8;
 
-/// The largest text file that is read.
-const MOST_TEXT: u64 = 16 << 20;
+/// The largest text file that is read: the sizes of a million shards need less.
+const MOST_TEXT: u64 = 64 << 20;
 
 /// How long a small read may take with all that is tried again: `UTA_REMOTE_PATIENCE` seconds, else two minutes.
 fn patience() -> Duration {

@@ -610,7 +610,8 @@ pub(crate) fn misled(paths: &[PathBuf]) -> Result<Vec<String>, DataError> {
         }
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let stats = path.with_file_name(format!("{stem}_stats.json"));
-        let told = fs::read(&stats).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let told =
+            sizes::read(&stats).ok().flatten().and_then(|text| serde_json::from_str(&text).ok());
         if let Some(Stats { successes }) =
             told.filter(|told: &Stats| told.successes != scan.spans.len())
         {

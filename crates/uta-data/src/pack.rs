@@ -1,4 +1,4 @@
-//! `uta data pack`: a folder of images to shards, with captions from the `.txt` beside them and classes from folders.
+//! `uta data pack`: a folder of images to shards, with what lies beside them and classes from folders.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -125,12 +125,19 @@ fn write(
     let name = sample.key.rsplit('/').next().unwrap_or_default().replace('.', "-");
     let captions = sample.captions.join("\n");
     let class = sample.class.map(|class| class.to_string());
+    let meta = match sample.meta.is_empty() {
+        true => String::new(),
+        false => serde_json::to_string(&sample.meta).expect("it was read as JSON"),
+    };
     let mut members = vec![(format, sample.image.as_slice())];
     if !captions.is_empty() {
         members.push(("txt", captions.as_bytes()));
     }
     if let Some(class) = &class {
         members.push(("cls", class.as_bytes()));
+    }
+    if !meta.is_empty() {
+        members.push(("json", meta.as_bytes()));
     }
     writer.write(&format!("{i:08}-{name}"), &members)
 }
@@ -186,6 +193,7 @@ mod tests {
             ("cat/a.txt", vec![]),
             ("dog/d.png", png(3, 3, [2, 2, 2])),
             ("dog/d.txt", b"a dog".to_vec()),
+            ("dog/d.json", br#"{"from":"a shelter"}"#.to_vec()),
             ("dog/broken.jpg", b"??".to_vec()),
         ] {
             let path = from.join(path);
@@ -200,6 +208,8 @@ mod tests {
         assert_eq!(source.class_names().unwrap(), ["cat", "dog"]);
         let dog = source.read(1).unwrap();
         assert_eq!((dog.class, dog.captions.as_slice()), (Some(1), &["a dog".to_owned()][..]));
+        assert_eq!((dog.meta.len(), dog.meta["from"].as_str()), (1, Some("a shelter")));
+        assert!(source.read(0).unwrap().meta.is_empty());
         assert!(pack(&from, &out, &options).is_err(), "shards are never overwritten");
     }
 

@@ -1,5 +1,5 @@
-//! Reading ahead: which samples a stream or a sweep will read is known long before, so that a source over a network may have
-//! fetched them by then, however long each answer takes.
+//! Reading ahead: which samples a stream or a sweep will read is known long before, so that a source over a network or on a
+//! disk may have fetched them by then, however long each answer takes.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -43,7 +43,7 @@ pub enum DataError {
     },
     /// Sets that can't be used together: they name their classes differently.
     #[error(
-        "{first} and {second} name their classes differently, so a class index means two things: open them apart"
+        "{first} and {second} name their classes differently, so a class index means two things: keep them apart"
     )]
     ClassNames {
         /// One set.

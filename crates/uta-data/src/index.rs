@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::shards::Scan;
 use crate::{sha256, sidecar, source};
 
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Bytes of a sample.
 const ENTRY: usize = 12;

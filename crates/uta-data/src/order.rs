@@ -69,7 +69,7 @@ struct Streaming {
     visits: Mutex<VecDeque<(u64, Arc<Vec<Visit>>)>>,
 }
 
-/// A shard in an epoch.
+/// A shard in an epoch, or the part of one that belongs to it.
 struct Visit {
     /// Its first sample's place in the epoch.
     start: u64,
@@ -113,14 +113,6 @@ impl Order {
         if (shards as u64) < world {
             return wrong(format!(
                 "{shards} shards are too few for {world} processes: make more of them, or take indexed"
-            ));
-        }
-        let visits = |part: &Part| part.shards.len() as f64 * part.weight;
-        if let Some(part) = order.parts.iter().find(|part| visits(part) < 1.0) {
-            return wrong(format!(
-                "a weight of {} means less than one of {} shards an epoch: take indexed",
-                part.weight,
-                part.shards.len()
             ));
         }
         let visits = Mutex::default();
@@ -196,8 +188,7 @@ impl Order {
 
     fn visited(&self, streaming: &Streaming, Place { epoch, start, within, .. }: Place) -> Draw {
         let visits = streaming.visits(self, epoch);
-        let samples = visits.last().map_or(1, |visit| visit.start + visit.samples as u64);
-        let place = (start + within) % samples;
+        let place = (start + within) % self.epoch;
         let visit = &visits[visits.partition_point(|visit| visit.start <= place) - 1];
         Draw { index: visit.first + (place - visit.start) as usize, pass: visit.pass }
     }
@@ -243,14 +234,25 @@ impl Streaming {
                 *next += samples;
                 Some(first)
             });
-            let (firsts, n): (Vec<usize>, _) = (firsts.collect(), part.shards.len() as u64);
+            let firsts: Vec<usize> = firsts.collect();
             first += part.samples;
-            let until = |epoch: u64| (epoch as f64 * part.weight * n as f64).floor() as u64;
-            for turn in until(epoch)..until(epoch + 1) {
-                let (pass, place) = (turn / n, turn % n);
-                let shard = permuted(place, n, |round, x| order.turn(&[which, pass, round, x]));
-                let (first, samples) = (firsts[shard as usize], part.shards[shard as usize]);
-                visits.push(Visit { start: 0, first, samples, pass });
+            // As in the indexed order, passes follow one another without a gap, whatever share of one an epoch holds; the shards
+            // at its ends are cut.
+            let (samples, drawn) = (part.samples as u64, part.drawn());
+            let (begin, end) = (epoch * drawn, (epoch + 1) * drawn);
+            for pass in begin / samples..end.div_ceil(samples) {
+                let (n, mut until) = (part.shards.len() as u64, pass * samples);
+                for place in 0..n {
+                    let turn = |round, x| order.turn(&[which, pass, round, x]);
+                    let shard = permuted(place, n, turn) as usize;
+                    let start = until;
+                    until += part.shards[shard] as u64;
+                    let (from, to) = (start.max(begin), until.min(end));
+                    if from < to {
+                        let first = firsts[shard] + (from - start) as usize;
+                        visits.push(Visit { start: 0, first, samples: (to - from) as usize, pass });
+                    }
+                }
             }
         }
         // The shards of all parts among each other.
@@ -414,6 +416,38 @@ mod tests {
     }
 
     #[test]
+    fn streaming_weights_lose_and_double_no_sample_of_unequal_shards() {
+        let sizes = [7, 1, 12, 5, 3, 9, 2, 11];
+        for weight in [0.5, 1.5, 0.04, 1.0, 2.0, 0.37] {
+            let source = Counted(vec![shards(weight, &sizes), shards(1.0, &[4, 5])]);
+            let order = Order::streaming(&source, 1, 30, 1, 1).unwrap();
+            assert_eq!(order.epoch(), source.epoch() as u64);
+            let (drawn, mut views) = (source.0[0].drawn(), BTreeSet::new());
+            let mut times = vec![0; 59];
+            for epoch in 0..60 {
+                for i in epoch * order.epoch()..(epoch + 1) * order.epoch() {
+                    let Draw { index, pass } = order.at(i);
+                    times[index] += 1;
+                    assert!(views.insert((pass, index)), "{weight}: a view comes twice");
+                }
+                let due = ((epoch + 1) * drawn) / 50;
+                let (part, rest) = times.split_at(50);
+                assert!(part.iter().all(|n| (due..=due + 1).contains(n)), "{weight}: {times:?}");
+                assert!(rest.iter().all(|&n| n == epoch + 1), "{weight}: {times:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn streaming_whole_weights_keep_the_order_that_runs_were_begun_in() {
+        let parts = vec![shards(1.0, &[7, 4, 6]), shards(2.0, &[3, 5])];
+        let order = Order::streaming(&Counted(parts), 7, 8, 2, 2).unwrap();
+        let at = |place| order.at(place).index;
+        assert_eq!((0..8).map(at).collect::<Vec<_>>(), [1, 2, 24, 23, 5, 4, 21, 17]);
+        assert_eq!((100..108).map(at).collect::<Vec<_>>(), [18, 20, 24, 18, 21, 22, 4, 5]);
+    }
+
+    #[test]
     fn what_cannot_be_streamed_is_said_before_the_first_step() {
         let refused = |parts: Vec<Part>, world| {
             Order::streaming(&Counted(parts), 0, 9, 1, world).err().unwrap().to_string()
@@ -422,7 +456,5 @@ mod tests {
         assert!(e.contains("3 shards are too few for 4 processes"), "{e}");
         let e = refused(vec![shards(1.0, &[5]), Part { shards: vec![], ..shards(1.0, &[5]) }], 1);
         assert!(e.contains("for shards alone"), "{e}");
-        let e = refused(vec![shards(0.1, &[5, 5, 5])], 1);
-        assert!(e.contains("a weight of 0.1 means less than one of 3 shards"), "{e}");
     }
 }

@@ -1,5 +1,6 @@
-//! `uta data pack`: a folder of images to shards, with captions from the `.txt` beside them and classes from folders.
+//! `uta data pack`: a folder of images to shards, with what lies beside them and classes from folders.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fmt, fs};
@@ -9,9 +10,9 @@ use serde::Serialize;
 
 use crate::ahead::Ahead;
 use crate::parallel::Ordered;
-use crate::shards::{Limit, ShardWriter};
+use crate::shards::{CLASS_NAMES, Limit, ShardWriter};
 use crate::stream::guarded;
-use crate::{DataError, Rejected, Sample, Source, decode, open, progress};
+use crate::{DataError, Rejected, Sample, Source, decode, open, progress, sidecar};
 
 /// How to pack.
 #[derive(Clone, Debug)]
@@ -64,11 +65,20 @@ impl fmt::Display for Packed {
 /// Packs the images of `dir` into `{out}/{name of dir}-000000.tar`, ...
 ///
 /// # Errors
-/// A folder without images, or without one that can be decoded, shards already there, a disk that refuses.
+/// A folder without images, or without one that can be decoded; shards already there, or some with other class names; a disk
+/// that refuses.
 pub fn pack(dir: &Path, out: &Path, options: &PackOptions) -> Result<Packed, DataError> {
     let source = open(&dir.to_string_lossy())?;
     let whole = fs::canonicalize(dir).map_err(DataError::io("read", dir))?;
     let prefix = whole.file_name().map_or("images".into(), |name| name.to_string_lossy());
+    let names = out.join(CLASS_NAMES);
+    if let Some(here) = source.class_names()
+        && let Ok(there) = fs::read_to_string(&names)
+        && !there.lines().map(str::trim).eq(here.iter().map(|name| name.trim()))
+    {
+        let (first, second) = (names.display().to_string(), dir.display().to_string());
+        return Err(DataError::ClassNames { first, second });
+    }
     let mut writer = ShardWriter::create(out, &prefix.replace('.', "-"), options.limit)?;
     let bar = bar(source.len(), options.progress, "packing");
     let samples = inspect(&source);
@@ -93,11 +103,12 @@ pub fn pack(dir: &Path, out: &Path, options: &PackOptions) -> Result<Packed, Dat
             reason: first.reason.clone(),
         });
     }
-    let shards = writer.finish()?;
-    if let Some(names) = source.class_names() {
-        let path = out.join("classnames.txt");
-        fs::write(&path, names.join("\n") + "\n").map_err(DataError::io("write", &path))?;
+    if let Some(here) = source.class_names() {
+        let text = here.join("\n") + "\n";
+        sidecar::replace(&names, |file| file.write_all(text.as_bytes()))
+            .map_err(DataError::io("write", &names))?;
     }
+    let shards = writer.finish()?;
     let sizes = shards.iter().map(|path| fs::metadata(path).map(|m| m.len()));
     let bytes = sizes.sum::<std::io::Result<u64>>().map_err(DataError::io("read", out))?;
     let classes = source.class_names().map(<[String]>::len);
@@ -114,12 +125,19 @@ fn write(
     let name = sample.key.rsplit('/').next().unwrap_or_default().replace('.', "-");
     let captions = sample.captions.join("\n");
     let class = sample.class.map(|class| class.to_string());
+    let meta = match sample.meta.is_empty() {
+        true => String::new(),
+        false => serde_json::to_string(&sample.meta).expect("it was read as JSON"),
+    };
     let mut members = vec![(format, sample.image.as_slice())];
     if !captions.is_empty() {
         members.push(("txt", captions.as_bytes()));
     }
     if let Some(class) = &class {
         members.push(("cls", class.as_bytes()));
+    }
+    if !meta.is_empty() {
+        members.push(("json", meta.as_bytes()));
     }
     writer.write(&format!("{i:08}-{name}"), &members)
 }
@@ -175,6 +193,7 @@ mod tests {
             ("cat/a.txt", vec![]),
             ("dog/d.png", png(3, 3, [2, 2, 2])),
             ("dog/d.txt", b"a dog".to_vec()),
+            ("dog/d.json", br#"{"from":"a shelter"}"#.to_vec()),
             ("dog/broken.jpg", b"??".to_vec()),
         ] {
             let path = from.join(path);
@@ -189,7 +208,30 @@ mod tests {
         assert_eq!(source.class_names().unwrap(), ["cat", "dog"]);
         let dog = source.read(1).unwrap();
         assert_eq!((dog.class, dog.captions.as_slice()), (Some(1), &["a dog".to_owned()][..]));
+        assert_eq!((dog.meta.len(), dog.meta["from"].as_str()), (1, Some("a shelter")));
+        assert!(source.read(0).unwrap().meta.is_empty());
         assert!(pack(&from, &out, &options).is_err(), "shards are never overwritten");
+    }
+
+    #[test]
+    fn folders_packed_together_have_the_same_class_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = |name: &str, class: &str| {
+            let folder = dir.path().join(name);
+            fs::create_dir_all(folder.join(class)).unwrap();
+            fs::write(folder.join(class).join("a.png"), png(3, 3, [1, 1, 1])).unwrap();
+            folder
+        };
+        let out = dir.path().join("out");
+        let options = PackOptions { progress: false, ..PackOptions::default() };
+        let files = || fs::read_dir(&out).unwrap().count();
+        pack(&folder("train", "cat"), &out, &options).unwrap();
+        assert_eq!(files(), 3, "more than shard, sizes and names");
+        let e = pack(&folder("other", "dog"), &out, &options).unwrap_err().to_string();
+        assert!(e.contains("out/classnames.txt and ") && e.contains("/other name their"), "{e}");
+        assert_eq!(files(), 3);
+        assert_eq!(fs::read_to_string(out.join(CLASS_NAMES)).unwrap(), "cat\n");
+        assert_eq!(pack(&folder("val", "cat"), &out, &options).unwrap().samples, 1);
     }
 
     #[test]

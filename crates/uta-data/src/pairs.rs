@@ -429,7 +429,9 @@ impl<'a> Reading<'a> {
         let mut open_quote = None;
         while reader.read_byte_record(&mut record).map_err(|e| self.fail(e.to_string()))? {
             let line = record.position().map_or(0, |at| at.line());
-            open_quote = record.iter().any(|field| field.contains(&b'\n')).then_some(line);
+            // Whatever else has lines was closed before the field after it.
+            let last = record.iter().next_back().unwrap_or_default();
+            open_quote = last.contains(&b'\n').then_some(line);
             let place = format_args!("line {line}");
             if record.len() != width {
                 self.fault("rows of another number of columns than the header", place);
@@ -828,6 +830,11 @@ mod tests {
         let world = World::new();
         let e = world.error("t.tsv", "filepath\ttitle\na.png\tx\nb.png\t\"y\nc.png\tz\n");
         assert!(e.contains("line 3 opens a quote"), "{e}");
+        // Only the last field can be open at the end of the table.
+        let pairs = world.open("t.csv", "title,filepath\nx,b.png\n\"two\nlines\",a.png\n");
+        assert_eq!(contents(&pairs), rows(&[("b.png", &["x"]), ("a.png", &["two\nlines"])]));
+        let e = world.error("t.csv", "title,filepath\nx,b.png\n\"two\nlines,a.png\n");
+        assert!(e.contains("line 3 opens a quote"), "{e}");
     }
 
     #[test]
@@ -962,6 +969,18 @@ mod tests {
         assert!(e.contains("none of its 96 images"), "paths are taken as paths: {e}");
         let e = world.open_with("t.parquet", golden(), &PairOptions::default()).err().unwrap();
         assert!(e.to_string().contains("no column filepath, but image.bytes, image.path"), "{e}");
+    }
+
+    #[test]
+    fn parquet_pages_that_carry_a_checksum_are_held_to_it() {
+        let (world, whole) = (World::new(), crate::testing::golden("retrieval/checksums.parquet"));
+        let wanted = rows(&[("a.png", &["a red square"]), ("b.png", &["a blue circle"])]);
+        assert_eq!(contents(&world.open("t.parquet", &whole)), wanted);
+        let mut damaged = whole;
+        let at = damaged.windows(4).position(|bytes| bytes == b"blue").unwrap();
+        damaged[at] ^= 1;
+        let e = world.error("t.parquet", damaged);
+        assert!(e.contains("t.parquet") && e.contains("CRC"), "{e}");
     }
 
     #[test]

@@ -30,16 +30,13 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::index::Stamp;
-use crate::shards::{Bytes, Span};
+use crate::shards::{Bytes, Span, Together, gather};
 
-/// The largest request, except for a sample that is larger.
+/// What a [`Reader`] asks for at once.
 const BLOCK: u64 = 8 << 20;
 
 /// Blocks that a [`Reader`] has under way.
 const BLOCKS_AHEAD: usize = 3;
-
-/// Bytes between two samples that are rather read than left out by a request more.
-const GAP: u64 = 64 << 10;
 
 /// A request for little takes one; each further 256 KiB one more.
 const UNDER_WAY: usize = 256;
@@ -53,8 +50,8 @@ const SLOWEST: u64 = 64 << 10;
 /// How often in a row an answer may break off before it has brought anything.
 const FRUITLESS: usize = 8;
 
-/// The largest text file that is read.
-const MOST_TEXT: u64 = 16 << 20;
+/// The largest text file that is read: the sizes of a million shards need less.
+const MOST_TEXT: u64 = 64 << 20;
 
 /// How long a small read may take with all that is tried again: `UTA_REMOTE_PATIENCE` seconds, else two minutes.
 fn patience() -> Duration {
@@ -518,13 +515,6 @@ impl Expected {
     }
 }
 
-/// Neighbouring samples of a shard.
-struct Together {
-    shard: u32,
-    range: Range<u64>,
-    samples: Vec<(usize, Span)>,
-}
-
 impl Remote {
     pub(crate) fn new(urls: &[PathBuf], tars: Vec<Stamp>) -> Remote {
         let object = |(url, tar): (&PathBuf, _)| Object::new(url, tar).map(Arc::new);
@@ -648,7 +638,7 @@ impl Bytes for Remote {
             new.push((i, span));
         }
         drop(expected);
-        for together in gather(new) {
+        for together in gather(new.into_iter()) {
             // Without its store a sample stays waiting, and reading it tells why.
             let Ok(object) = self.object(together.shard).cloned() else { continue };
             let shared = self.shared.clone();
@@ -661,28 +651,4 @@ impl Bytes for Remote {
         *expected = Expected { told: expected.told, ..Expected::default() };
         self.shared.arrived.notify_all();
     }
-}
-
-/// Samples by the requests that fetch them, in the order in which each is first needed.
-fn gather(samples: Vec<(usize, Span)>) -> Vec<Together> {
-    let mut all: Vec<Together> = vec![];
-    for (i, span) in samples {
-        let end = span.offset + u64::from(span.length);
-        match all.last_mut() {
-            Some(last)
-                if last.shard == span.shard
-                    && (last.range.end..=last.range.end + GAP).contains(&span.offset)
-                    && end - last.range.start <= BLOCK =>
-            {
-                last.range.end = end;
-                last.samples.push((i, span));
-            }
-            _ => all.push(Together {
-                shard: span.shard,
-                range: span.offset..end,
-                samples: vec![(i, span)],
-            }),
-        }
-    }
-    all
 }

@@ -5,10 +5,13 @@
 //! outside are refused all the same.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Seek, Write};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+#[cfg(target_os = "linux")]
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::{fmt, thread};
 
@@ -27,6 +30,16 @@ const MAX_SAMPLE: u64 = 1 << 30;
 
 /// Shards held open at once, far below the usual limit of 1024 files.
 const OPEN_SHARDS: usize = 128;
+
+/// The most that is fetched at once, except for a sample that is larger.
+const AT_ONCE: u64 = 8 << 20;
+
+/// Bytes between two samples that are rather fetched than left out by a request more.
+const GAP: u64 = 64 << 10;
+
+/// Bytes of a file that Linux may be advised of: of more it reads no more than its read-ahead, this much unless it is set.
+#[cfg(target_os = "linux")]
+const ADVICE: usize = 128 << 10;
 
 /// Where class names stand, a line each, in the order of the indices.
 pub(crate) const CLASS_NAMES: &str = "classnames.txt";
@@ -189,9 +202,6 @@ pub(crate) trait Bytes: Send + Sync {
     /// What the system says, by what was tried as in [`DataError::Io`].
     fn read(&self, i: usize, span: Span, run: &mut [u8]) -> Result<(), (&'static str, io::Error)>;
 
-    /// As [`Source::read_ahead`].
-    fn read_ahead(&self) {}
-
     /// As [`Source::expect`].
     fn expect(&self, _samples: &mut dyn Iterator<Item = (usize, Span)>) {}
 
@@ -204,7 +214,6 @@ struct Files {
     paths: Vec<PathBuf>,
     /// A shard may only be in the slot of its number modulo their count.
     slots: Vec<Slot>,
-    read_ahead: AtomicBool,
 }
 
 /// An open shard, by its number.
@@ -213,7 +222,7 @@ type Slot = Mutex<Option<(u32, Arc<File>)>>;
 impl Files {
     fn new(paths: &[PathBuf]) -> Files {
         let slots = (0..OPEN_SHARDS.min(paths.len())).map(|_| Mutex::new(None)).collect();
-        Files { paths: paths.to_vec(), slots, read_ahead: AtomicBool::new(false) }
+        Files { paths: paths.to_vec(), slots }
     }
 
     fn file(&self, shard: u32) -> io::Result<Arc<File>> {
@@ -224,9 +233,6 @@ impl Files {
             Some((holds, file)) if *holds == shard => Ok(file.clone()),
             _ => {
                 let file = Arc::new(File::open(&self.paths[shard as usize])?);
-                if self.read_ahead.load(Ordering::Relaxed) {
-                    fetch(&file);
-                }
                 *slot = Some((shard, file.clone()));
                 Ok(file)
             }
@@ -240,8 +246,15 @@ impl Bytes for Files {
         file.read_exact_at(run, span.offset).map_err(|e| ("read shard", e))
     }
 
-    fn read_ahead(&self) {
-        self.read_ahead.store(true, Ordering::Relaxed);
+    fn expect(&self, samples: &mut dyn Iterator<Item = (usize, Span)>) {
+        // A sample alone is as soon read as asked for.
+        let several = |together: &Together| together.samples.len() > 1;
+        for Together { shard, range, .. } in gather(samples).into_iter().filter(several) {
+            // Whoever reads it is told why it can't be opened.
+            if let Ok(file) = self.file(shard) {
+                fetch(&file, range);
+            }
+        }
     }
 }
 
@@ -251,6 +264,37 @@ pub(crate) struct Span {
     pub(crate) offset: u64,
     pub(crate) length: u32,
     pub(crate) shard: u32,
+}
+
+/// Neighbouring samples of a shard, which are fetched at once.
+pub(crate) struct Together {
+    pub(crate) shard: u32,
+    pub(crate) range: Range<u64>,
+    pub(crate) samples: Vec<(usize, Span)>,
+}
+
+/// Samples by what is fetched at once, in the order in which each is first needed.
+pub(crate) fn gather(samples: impl Iterator<Item = (usize, Span)>) -> Vec<Together> {
+    let mut all: Vec<Together> = vec![];
+    for (i, span) in samples {
+        let end = span.offset + u64::from(span.length);
+        match all.last_mut() {
+            Some(last)
+                if last.shard == span.shard
+                    && (last.range.end..=last.range.end + GAP).contains(&span.offset)
+                    && end - last.range.start <= AT_ONCE =>
+            {
+                last.range.end = end;
+                last.samples.push((i, span));
+            }
+            _ => all.push(Together {
+                shard: span.shard,
+                range: span.offset..end,
+                samples: vec![(i, span)],
+            }),
+        }
+    }
+    all
 }
 
 impl Shards {
@@ -325,13 +369,16 @@ impl Shards {
     }
 }
 
-/// Has the system read a whole file in the background. Samples are shuffled, so by itself it would read them one by one.
-fn fetch(file: &File) {
+/// Has the system read a part of a file in the background, though its samples are asked for in another order.
+fn fetch(file: &File, range: Range<u64>) {
     // Advice: refused, reading is slower and no more.
     #[cfg(target_os = "linux")]
-    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::WillNeed);
+    for start in range.clone().step_by(ADVICE) {
+        let length = NonZeroU64::new((range.end - start).min(ADVICE as u64));
+        let _ = rustix::fs::fadvise(file, start, length, rustix::fs::Advice::WillNeed);
+    }
     #[cfg(not(target_os = "linux"))]
-    let _ = file;
+    let _ = (file, range);
 }
 
 impl Source for Shards {
@@ -397,10 +444,6 @@ impl Source for Shards {
 
     fn class_names(&self) -> Option<&[String]> {
         self.class_names.as_deref()
-    }
-
-    fn read_ahead(&self) {
-        self.bytes.read_ahead();
     }
 
     fn problems(&self) -> Vec<String> {
@@ -567,7 +610,8 @@ pub(crate) fn misled(paths: &[PathBuf]) -> Result<Vec<String>, DataError> {
         }
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let stats = path.with_file_name(format!("{stem}_stats.json"));
-        let told = fs::read(&stats).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let told =
+            sizes::read(&stats).ok().flatten().and_then(|text| serde_json::from_str(&text).ok());
         if let Some(Stats { successes }) =
             told.filter(|told: &Stats| told.successes != scan.spans.len())
         {
@@ -649,9 +693,28 @@ fn walk(path: &Path, tar: impl Read + Seek, length: u64) -> Result<Scan, DataErr
     if length <= end {
         let problem = "has no end mark: it may have been cut between two members".to_owned();
         scan.problems.push(problem);
+    } else if !is_end(archive.into_inner(), end, length)
+        .map_err(DataError::io("read shard", path))?
+    {
+        scan.problems.push(format!("ends at byte {end} of {length}: what follows is not read"));
     }
     scan.tell_imageless();
     Ok(scan)
+}
+
+/// Whether a tar of that many bytes has nothing but its end behind its last member: two blocks of zeros, and as many more as
+/// fill a record, which is 20 blocks unless its writer was told another number, usually a power of two. More zeros may be a
+/// part of it that was never written.
+fn is_end(mut tar: impl Read + Seek, end: u64, length: u64) -> io::Result<bool> {
+    let marked = end + 2 * BLOCK;
+    let mut records = (1..=11).map(|k| BLOCK << k).chain([20 * BLOCK]);
+    if length > marked && !records.any(|record| length == marked.next_multiple_of(record)) {
+        return Ok(false);
+    }
+    let mut rest = vec![0; (length - end) as usize];
+    tar.seek(SeekFrom::Start(end))?;
+    tar.read_exact(&mut rest)?;
+    Ok(rest.iter().all(|&byte| byte == 0))
 }
 
 impl Scan {
@@ -836,6 +899,39 @@ mod tests {
     }
 
     #[test]
+    fn neighbours_are_fetched_together_up_to_a_bound_and_a_gap() {
+        let span = |shard, offset, length| Span { shard, offset, length };
+        let mib = 1 << 20;
+        let spans = [
+            span(0, 0, 100),
+            span(0, 100, 100),
+            // The last that is near enough, and the first that is not.
+            span(0, 200 + GAP, 50),
+            span(0, 251 + 2 * GAP, 9),
+            // Before it, and in another shard.
+            span(0, 0, 100),
+            span(1, 100, 3 * mib),
+            span(1, 100 + 3 * u64::from(mib), 5 * mib),
+            span(1, 100 + AT_ONCE, 1),
+            span(2, 0, 9 * mib),
+        ];
+        let all = gather(spans.into_iter().enumerate());
+        let ranges: Vec<_> = all.iter().map(|of| (of.shard, of.range.clone())).collect();
+        let far = 251 + 2 * GAP;
+        let wanted = [
+            (0, 0..250 + GAP),
+            (0, far..far + 9),
+            (0, 0..100),
+            (1, 100..100 + AT_ONCE),
+            (1, 100 + AT_ONCE..101 + AT_ONCE),
+            (2, 0..9 * u64::from(mib)),
+        ];
+        assert_eq!(ranges, wanted);
+        let counts: Vec<usize> = all.iter().map(|of| of.samples.len()).collect();
+        assert_eq!(counts, [3, 1, 1, 2, 1, 1]);
+    }
+
+    #[test]
     fn the_same_samples_give_the_same_bytes() {
         let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         for (a, b) in write(a.path(), 4).iter().zip(write(b.path(), 4)) {
@@ -882,6 +978,37 @@ mod tests {
         fs::write(&path, &bytes[..700]).unwrap();
         let e = Shards::open(vec![path]).err().unwrap().to_string();
         assert!(e.contains("none of them an image") && e.contains("cut short at byte 700"), "{e}");
+    }
+
+    #[test]
+    fn what_follows_the_end_mark_is_told_unless_it_fills_a_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = write(dir.path(), 3).remove(0);
+        fs::remove_file(dir.path().join("sizes.json")).unwrap();
+        let whole = fs::read(&path).unwrap();
+        // Members to byte 7680, and the end mark.
+        assert_eq!(whole.len(), 8704);
+        let problems = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            open(&path).problems()
+        };
+        for padded in [8192, 8704, 10240, 16384, 1 << 20] {
+            let mut bytes = whole.clone();
+            bytes.resize(padded, 0);
+            assert_eq!(problems(&bytes), Vec::<String>::new(), "{padded} bytes");
+        }
+        let mut holed = whole.clone();
+        holed[2560..5120].fill(0);
+        let mut zeroed = whole.clone();
+        zeroed[2560..].fill(0);
+        let mut longer = whole.clone();
+        longer.resize(2 << 20, 0);
+        let twice = whole.repeat(2);
+        for (bytes, end) in [(holed, 2560), (zeroed, 2560), (longer, 7680), (twice, 7680)] {
+            let told = format!("ends at byte {end} of {}: what follows is", bytes.len());
+            let problems = problems(&bytes);
+            assert!(problems.len() == 1 && problems[0].contains(&told), "{problems:?}");
+        }
     }
 
     #[test]

@@ -9,6 +9,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+#[cfg(feature = "remote")]
+use crate::source;
 use crate::{DataError, sidecar};
 
 const SIZES: &str = "sizes.json";
@@ -63,10 +65,7 @@ fn by_folder(path: &Path, shards: &BTreeMap<String, usize>) -> Option<String> {
         Err(e) => return Some(e.to_string()),
     };
     // Of a part of the folder it says nothing.
-    let is_tar = |name: &str| name.to_lowercase().ends_with(".tar") && !name.starts_with('.');
-    let entries = fs::read_dir(path.parent()?).ok()?.flatten();
-    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    if names.filter(|name| is_tar(name)).any(|name| !shards.contains_key(&name)) {
+    if tars(path.parent()?)?.iter().any(|name| !shards.contains_key(name)) {
         return None;
     }
     let (says, samples) = (text.trim(), shards.values().sum::<usize>());
@@ -78,8 +77,25 @@ fn by_folder(path: &Path, shards: &BTreeMap<String, usize>) -> Option<String> {
     })
 }
 
-/// The text of a small file, if it is there.
-fn read(path: &Path) -> Result<Option<String>, DataError> {
+/// The names of the shards in a folder, where it can be listed.
+fn tars(folder: &Path) -> Option<Vec<String>> {
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    #[cfg(feature = "remote")]
+    if source::is_url(folder) {
+        let urls = crate::remote::shards(&format!("{}/", folder.display())).ok()?;
+        return Some(urls.iter().map(|url| name(url)).collect());
+    }
+    let is_tar = |name: &String| name.to_lowercase().ends_with(".tar") && !name.starts_with('.');
+    let entries = fs::read_dir(folder).ok()?.flatten();
+    Some(entries.map(|entry| name(&entry.path())).filter(is_tar).collect())
+}
+
+/// The text of a small file beside shards, if it is there.
+pub(crate) fn read(path: &Path) -> Result<Option<String>, DataError> {
+    #[cfg(feature = "remote")]
+    if source::is_url(path) {
+        return crate::remote::text(path).map_err(DataError::io("read", path));
+    }
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),

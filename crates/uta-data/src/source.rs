@@ -101,16 +101,13 @@ pub trait Source: Send + Sync {
         self.parts().iter().map(|part| part.drawn() as usize).sum()
     }
 
-    /// Says that what lies together in a shard will be read together: one on a disk is then fetched whole when it is opened.
-    fn read_ahead(&self) {}
-
     /// What was found wrong when the source was opened, a line each; such parts are left out.
     fn problems(&self) -> Vec<String> {
         Vec::new()
     }
 
     /// Takes note that these samples will be read soon, in any order, each as often as it is named; over a network they are
-    /// fetched meanwhile.
+    /// fetched meanwhile, and from a disk those that lie together.
     fn expect(&self, _samples: &[usize]) {}
 
     /// Takes note that none of those expected will be read.
@@ -312,7 +309,7 @@ fn join(mut sources: Vec<(&String, f64, Arc<dyn Source>)>) -> Result<Arc<dyn Sou
     Ok(Arc::new(Several { sources, weights, starts }))
 }
 
-/// Image files one by one, in the order of their paths; their classes are not looked for.
+/// Image files one by one, in the order of their paths; the folders that they lie in are no classes.
 ///
 /// # Errors
 /// When one isn't there.
@@ -381,10 +378,6 @@ impl Source for Several {
                 parts.map(move |part| Part { weight: part.weight * weight, ..part })
             })
             .collect()
-    }
-
-    fn read_ahead(&self) {
-        self.sources.iter().for_each(|source| source.read_ahead());
     }
 
     fn problems(&self) -> Vec<String> {
@@ -554,7 +547,9 @@ impl Source for Files {
 fn read_file(path: &Path, key: String, class: Option<u32>) -> Result<Sample, DataError> {
     let image = image_file(path, || key.clone())?;
     let mut sample = Sample { key, image, class, ..Sample::default() };
-    for extension in ["txt", "json"] {
+    // Of the class, the folder has the first word.
+    let class = class.is_none().then_some("cls");
+    for extension in ["txt", "json"].into_iter().chain(class) {
         let beside = path.with_extension(extension);
         match fs::read(&beside) {
             Ok(contents) => sample.add(extension, &contents)?,
@@ -715,6 +710,30 @@ mod tests {
         let dog = source.read(1).unwrap();
         assert_eq!((dog.key.as_str(), dog.class), ("dog/b", Some(1)));
         assert_eq!(dog.captions, ["a dog", "two dogs"]);
+    }
+
+    #[test]
+    fn a_cls_beside_an_image_is_its_class_where_no_folder_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |path: &str, contents: &[u8]| {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, contents).unwrap();
+        };
+        let picture = png(4, 4, [1, 2, 3]);
+        for set in ["flat", "folders/cat"] {
+            for (name, contents) in
+                [("a.png", &picture[..]), ("a.cls", b"7\n"), ("b.png", &picture), ("b.cls", b"x")]
+            {
+                write(&format!("{set}/{name}"), contents);
+            }
+        }
+        let source = |name| open(dir.path().join(name).to_str().unwrap()).unwrap();
+        let (flat, folders) = (source("flat"), source("folders"));
+        assert_eq!(flat.read(0).unwrap().class, Some(7));
+        let e = flat.read(1).unwrap_err().to_string();
+        assert!(e.contains("sample b: .cls holds \"x\""), "{e}");
+        assert_eq!([0, 1].map(|i| folders.read(i).unwrap().class), [Some(0); 2]);
     }
 
     #[test]

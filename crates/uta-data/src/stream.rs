@@ -11,7 +11,7 @@ use crate::order::{Draw, Order, OrderKind};
 use crate::parallel::Ordered;
 use crate::rng::{Purpose, Rng};
 use crate::targets::Replay;
-use crate::{DataError, DecodeOptions, EvalTransform, Fault, Source, TrainTransform};
+use crate::{DataError, DecodeOptions, EvalTransform, Fault, Source, TrainTransform, source};
 
 /// Unusable samples that one position may meet before the stream gives up.
 const MAX_ATTEMPTS: u64 = 20;
@@ -202,6 +202,13 @@ impl Rejected {
         }
     }
 
+    /// Whether the disk or the network may be at fault and the sample usable another time, so that nothing should be kept that
+    /// says it isn't.
+    pub fn may_pass(&self) -> bool {
+        let elsewhere = self.shard.as_ref().is_some_and(source::is_url);
+        self.kind == Fault::Unreadable || elsewhere && self.kind == Fault::Shard
+    }
+
     /// A line of JSON, with its end: the step that met it, 0 before the first, and all that is known of it.
     pub fn line(&self, step: u64) -> String {
         #[derive(Serialize)]
@@ -271,9 +278,6 @@ impl Stream {
         if source.is_empty() {
             let reason = "the set holds no samples".into();
             return Err(DataError::NotFound { spec: "the training stream".into(), reason });
-        }
-        if options.order == OrderKind::Streaming {
-            source.read_ahead();
         }
         if options.captions {
             require_captions(source.as_ref())?;
@@ -615,6 +619,20 @@ mod tests {
 
     fn options() -> StreamOptions {
         StreamOptions { batch: 6, seed: 9, workers: 2, ..StreamOptions::default() }
+    }
+
+    #[test]
+    fn what_cannot_be_read_now_may_be_another_time_and_what_is_broken_stays_so() {
+        let may_pass = |shard: Option<&str>, kind| {
+            let (shard, key, reason) = (shard.map(str::to_owned), "k".into(), "why".into());
+            Rejected { shard, key, kind, reason }.may_pass()
+        };
+        let (near, far) = (Some("/data/0.tar"), Some("s3://bucket/0.tar"));
+        for shard in [None, near, far] {
+            assert!(may_pass(shard, Fault::Unreadable));
+            assert!(!may_pass(shard, Fault::Image) && !may_pass(shard, Fault::Caption));
+        }
+        assert!(may_pass(far, Fault::Shard) && !may_pass(near, Fault::Shard));
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crc32c::crc32c;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use crate::ahead::Ahead;
 use crate::parallel::Ordered;
 use crate::rng::{Purpose, Rng};
 use crate::stream::guarded;
@@ -365,8 +366,14 @@ pub fn crops(
     samples: Vec<u64>,
     (workers, ahead): (usize, u64),
 ) -> impl Iterator<Item = Result<Vec<(View, Vec<u8>)>, Rejected>> {
-    let jobs = samples.len() as u64;
+    let (jobs, samples) = (samples.len() as u64, Arc::new(samples));
+    let next = {
+        let samples = samples.clone();
+        move |job| samples[job as usize] as usize
+    };
+    let coming = Ahead::new(source.clone(), 0..jobs, 0, vec![], next);
     Ordered::new(workers, ahead, 0..jobs, move |job| {
+        coming.pass(job);
         let i = samples[job as usize];
         let look = || {
             let sample = source.read(i as usize)?;
@@ -771,6 +778,42 @@ mod tests {
         let replay = Replay { targets: Targets::open(set.clone()).unwrap(), wanted };
         let source = Arc::new(Colours(0));
         Stream::replaying(source, transform(), options(), 0, Some(Arc::new(replay))).unwrap()
+    }
+
+    #[test]
+    fn the_source_is_told_of_every_sample_that_crops_are_made_of() {
+        /// Remembers what it was told to expect; none of it is a picture.
+        struct Told(Mutex<Vec<usize>>);
+        impl Source for Told {
+            fn len(&self) -> usize {
+                4000
+            }
+            fn read(&self, i: usize) -> Result<Sample, DataError> {
+                match self.0.lock().unwrap().contains(&i) {
+                    true => Ok(Sample::default()),
+                    false => Err(DataError::Caption { key: self.key(i) }),
+                }
+            }
+            fn key(&self, i: usize) -> String {
+                i.to_string()
+            }
+            fn class_names(&self) -> Option<&[String]> {
+                None
+            }
+            fn expect(&self, samples: &[usize]) {
+                self.0.lock().unwrap().extend(samples);
+            }
+        }
+        let source = Arc::new(Told(Mutex::default()));
+        // Of the shards that are missing.
+        let samples: Vec<u64> = (100..900).chain(1500..1900).collect();
+        let cropping = Cropping::Eval(EvalTransform::new(4));
+        let options = DecodeOptions::default();
+        let all = crops(source.clone(), cropping, options, 1, samples.clone(), (2, 8));
+        let kinds: Vec<Fault> = all.filter_map(Result::err).map(|e| e.kind).collect();
+        assert_eq!(kinds, vec![Fault::Image; samples.len()], "one is read and was not expected");
+        let told: Vec<u64> = source.0.lock().unwrap().iter().map(|&i| i as u64).collect();
+        assert_eq!(told, samples);
     }
 
     #[test]

@@ -18,9 +18,10 @@ use image::{ImageFormat, RgbImage};
 use tempfile::TempDir;
 use uta_data::rng::{Purpose, Rng};
 use uta_data::shards::{Limit, ShardWriter, index};
+use uta_data::verify::verify;
 use uta_data::{
-    Batch, DecodeOptions, EvalTransform, Fault, OrderKind, Share, Source, Stream, StreamOptions,
-    TrainTransform, open, sweep,
+    Batch, DecodeOptions, EvalTransform, Fault, OrderKind, PairOptions, Share, Source, Stream,
+    StreamOptions, TrainTransform, open, sweep,
 };
 
 /// What a server does wrong: shares of its answers.
@@ -397,6 +398,31 @@ fn an_index_is_kept_for_the_same_shard_and_another_one_is_scanned() {
     fs::write(&tar, &bytes[..bytes.len() / 2]).unwrap();
     let far = open(&url).unwrap();
     assert!(far.len() < 30 && far.problems()[0].contains("cut short"), "{:?}", far.problems());
+}
+
+#[test]
+fn sizes_that_stand_beside_shards_elsewhere_are_compared_with_them() {
+    if !apart("sizes_that_stand_beside_shards_elsewhere_are_compared_with_them", 120) {
+        return;
+    }
+    let (dir, server) = served(2, Faults::default());
+    let spec = format!("{}/set-00000{{0,1}}.tar", server.url);
+    assert_eq!(open(&spec).unwrap().problems(), Vec::<String>::new());
+    let sizes = dir.path().join("sizes.json");
+    let text = fs::read_to_string(&sizes).unwrap();
+    fs::write(&sizes, text.replacen("30", "31", 1)).unwrap();
+    let told = format!("{}/sizes.json: says 31 samples of set-000000.tar", server.url);
+    let problems = open(&spec).unwrap().problems();
+    assert!(problems.len() == 1 && problems[0].starts_with(&told), "{problems:?}");
+    assert!(problems[0].ends_with("which holds 30"), "{problems:?}");
+    assert_eq!(index(&spec).unwrap().problems, problems);
+    // What img2dataset wrote of a shard is looked at when it is verified.
+    fs::write(dir.path().join("set-000001_stats.json"), r#"{"successes": 29}"#).unwrap();
+    let verified = verify(&[spec], &PairOptions::default(), false, |_| Ok(())).unwrap();
+    let told: Vec<&str> =
+        verified.faults[&Fault::Shard].first.iter().map(|fault| fault.reason.as_str()).collect();
+    assert!(told.len() == 2 && told[0] == problems[0], "{told:?}");
+    assert!(told[1].contains("says 29 samples, and the tar holds 30"), "{told:?}");
 }
 
 #[test]

@@ -53,9 +53,12 @@ impl Rows {
                 continue;
             }
             let mut reader = column(&self.path, &self.metadata, group, self.column)?;
-            reader.skip_records(row)?;
+            let skipped = reader.skip_records(row)?;
             let (mut levels, mut values) = (vec![], vec![]);
-            reader.read_records(1, Some(&mut levels), None, &mut values)?;
+            let (read, ..) = reader.read_records(1, Some(&mut levels), None, &mut values)?;
+            if skipped + read <= row {
+                return broken(format!("its column ends after {} rows", skipped + read));
+            }
             return match values.pop() {
                 Some(image) if image.len() as u64 > 8 * MAX_PIXELS => {
                     broken(format!("{} bytes are too many for an image", image.len()))
@@ -173,7 +176,8 @@ fn records(
     reader.read_records(rows, Some(&mut present), Some(&mut starts), &mut values)?;
     let (whole, listed) = (descriptor.max_def_level(), descriptor.max_rep_level() > 0);
     let levels = if whole > 0 { present.len() } else { values.len() };
-    let (mut records, mut values) = (Vec::with_capacity(rows), values.into_iter());
+    // How many there should be is the file's word alone.
+    let (mut records, mut values) = (Vec::with_capacity(levels.min(rows)), values.into_iter());
     for i in 0..levels {
         if !listed || starts[i] == 0 {
             records.push(vec![]);
@@ -191,5 +195,51 @@ fn records(
     match records.len() == rows {
         true => Ok(records),
         false => Err(ParquetError::General(format!("{} of {rows} rows", records.len()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::fs;
+
+    use parquet::file::metadata::{ParquetMetaDataBuilder, ParquetMetaDataWriter};
+
+    use super::*;
+    use crate::PairOptions;
+    use crate::pairs::Pairs;
+    use crate::testing::golden;
+
+    #[test]
+    fn a_footer_that_promises_more_rows_than_there_are_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.parquet");
+        let whole = golden("retrieval/emoji.parquet");
+        fs::write(&path, &whole).unwrap();
+        let metadata = {
+            let file = SerializedFileReader::new(File::open(&path).unwrap()).unwrap();
+            let mut metadata = ParquetMetaDataBuilder::new_from_metadata(file.metadata().clone());
+            let groups = metadata
+                .take_row_groups()
+                .into_iter()
+                .map(|group| group.into_builder().set_num_rows(1 << 40).build().unwrap());
+            metadata.set_row_groups(groups.collect()).build()
+        };
+        // Before the footer's length and the mark after it.
+        let (rest, length) = whole[..whole.len() - 4].split_last_chunk::<4>().unwrap();
+        let mut file = rest[..rest.len() - u32::from_le_bytes(*length) as usize].to_vec();
+        ParquetMetaDataWriter::new(&mut file, &metadata).finish().unwrap();
+        fs::write(&path, &file).unwrap();
+        let (image, caption) = (Some("image".into()), Some("caption".into()));
+        let keys = PairOptions { image_key: image, caption_key: caption, ..Default::default() };
+        let e = Pairs::open(&path, &keys).err().unwrap().to_string();
+        assert!(e.contains(&format!("40 of {} rows", 1u64 << 40)), "{e}");
+
+        let rows = Rows { path, metadata: Arc::new(metadata), column: 0, rows: vec![39, 40, 1000] };
+        assert!(rows.image(0).is_ok());
+        for i in [1, 2] {
+            let e = rows.image(i).unwrap_err();
+            assert!(e.contains("its column ends after 40 rows"), "{e}");
+        }
     }
 }

@@ -218,6 +218,7 @@ pub fn make(recipe: &Recipe, dir: &Path, options: &CacheOptions) -> Result<Made,
         workers: recipe.data.workers,
         max_rejected: recipe.data.max_rejected,
         computed: 0,
+        usable: 0,
         rejected: 0,
         cosine: Cosine::default(),
     };
@@ -258,6 +259,8 @@ struct Maker {
     workers: usize,
     max_rejected: f64,
     computed: u64,
+    /// Samples that could be used, and that could not.
+    usable: u64,
     rejected: u64,
     cosine: Cosine,
 }
@@ -288,6 +291,7 @@ impl Maker {
             for sample in set.samples_of(shard) {
                 match views.next().expect("a result for every sample") {
                     Ok(views) => {
+                        self.usable += 1;
                         for (crop, (view, bytes)) in (0..).zip(views) {
                             waiting.push((sample, crop, view));
                             pixels.extend_from_slice(&bytes);
@@ -296,6 +300,13 @@ impl Maker {
                                 bar.inc(self.batch as u64);
                             }
                         }
+                    }
+                    Err(rejected) if rejected.may_pass() => {
+                        let message = format!(
+                            "sample {}: {}; give the same command again once it can be read (finished shards stay)",
+                            rejected.key, rejected.reason
+                        );
+                        return Err(wrong("data", message));
                     }
                     Err(rejected) => {
                         tracing::warn!("unusable sample {}: {}", rejected.key, rejected.reason);
@@ -321,7 +332,7 @@ impl Maker {
     }
 
     fn check_rejected(&self, last: &str) -> Result<(), TrainError> {
-        let seen = self.computed + self.rejected;
+        let seen = self.usable + self.rejected;
         if self.rejected > 10 && self.rejected as f64 > self.max_rejected * seen as f64 {
             let message = format!(
                 "{} of {seen} samples were unusable, the last one {last}; mend the data, or raise data.max_rejected",

@@ -585,6 +585,16 @@ impl Recipe {
         in_range("optim.layer_decay", o.layer_decay, 0.01, 1.0)?;
         in_range("optim.clip", o.clip, 0.0, f64::MAX)?;
         in_range("schedule.min_lr", self.schedule.min_lr, 0.0, o.lr)?;
+        let warmup = &self.schedule;
+        if let Some(epochs) = warmup.warmup_epochs {
+            in_range("schedule.warmup_epochs", epochs, 0.0, f64::MAX)?;
+            let alone = warmup.warmup == 0;
+            require("schedule.warmup_epochs", epochs, alone, "left out beside schedule.warmup")?;
+        }
+        if self.model.vision.mask_token {
+            let message = "no task fills masked places: use the preset without -mim, which model.init of such a net fits";
+            return Err(format!("model.mask_token: {message}"));
+        }
 
         let t = &self.train;
         require("train.batch", t.batch, t.batch > 0, "1 or more")?;
@@ -785,9 +795,14 @@ fn apply_set(table: &mut Table, set: &str) -> Result<(), String> {
     // A single path given for a list of paths means a list of one.
     let list = matches!(path, "data.train" | "data.val") && value.is_str();
     // Asking for one measure of length replaces the recipe's own.
-    if ["train.steps", "train.epochs", "train.samples"].contains(&path) {
-        for measure in ["steps", "epochs", "samples"] {
-            at.remove(measure);
+    for measures in [
+        ["train.steps", "train.epochs", "train.samples"].as_slice(),
+        &["schedule.warmup", "schedule.warmup_epochs"],
+    ] {
+        if measures.contains(&path) {
+            for measure in measures {
+                at.remove(measure.rsplit('.').next().unwrap_or(measure));
+            }
         }
     }
     at.insert(last.to_owned(), if list { Value::Array(vec![value]) } else { value });
@@ -835,6 +850,10 @@ mod tests {
         assert_eq!((recipe.steps(), recipe.schedule.warmup), (20, 5));
         let again = Recipe::from_table(recipe.to_toml().parse().unwrap()).unwrap();
         assert_eq!(again, recipe);
+        let shorter = ["schedule.warmup_epochs=0.5", "schedule.warmup=3"];
+        assert_eq!(load(SMALL, &shorter).unwrap().schedule.warmup_epochs, None);
+        let back = ["schedule.warmup=3", "schedule.warmup_epochs=0.5"];
+        assert_eq!(load(SMALL, &back).unwrap().schedule.warmup, 0);
         let twice = ["data.repeats=2", "train.epochs=2", "schedule.warmup_epochs=0.5"];
         let mut twice = load(SMALL, &twice).unwrap();
         twice.settle(80);

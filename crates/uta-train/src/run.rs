@@ -8,10 +8,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use tch::Tensor;
+use tch::{Device, Tensor};
 use uta_data::Rejected;
 use uta_model::safetensors_io;
 
+use crate::recipe::device_name;
 use crate::tensorboard::EventWriter;
 use crate::{Recipe, TrainError};
 
@@ -42,11 +43,16 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 const REJECTED: &str = "rejected.jsonl";
 
 impl RunDir {
-    /// Starts a new run in `path`, of `world` processes.
+    /// Starts a new run in `path`, of `world` processes, the first of them on `device`.
     ///
     /// # Errors
     /// When there is a run already, or nothing can be written.
-    pub fn create(path: &Path, recipe: &Recipe, world: usize) -> Result<RunDir, TrainError> {
+    pub fn create(
+        path: &Path,
+        recipe: &Recipe,
+        device: Device,
+        world: usize,
+    ) -> Result<RunDir, TrainError> {
         if path.join("recipe.toml").exists() {
             return Err(TrainError::run(
                 path,
@@ -55,18 +61,22 @@ impl RunDir {
         }
         fs::create_dir_all(path.join("checkpoints")).map_err(TrainError::io(path))?;
         let lock = lock(path)?;
-        write_atomically(&path.join("environment.json"), environment(recipe, world).as_bytes())?;
+        write_atomically(
+            &path.join("environment.json"),
+            environment(recipe, device, world).as_bytes(),
+        )?;
         write_atomically(&path.join("recipe.toml"), recipe.to_toml().as_bytes())?;
         RunDir::open_files(path, lock, None)
     }
 
-    /// Goes on with the run in `path` after the checkpoint at `step`, or from its start where there is none: lines of the
-    /// metrics and of the rejected samples after that are dropped, they will be made again.
+    /// Goes on with the run in `path` after the checkpoint at `step`, or from its start where there is none, as `recipe` says
+    /// from now on: lines of the metrics and of the rejected samples after that are dropped, they will be made again.
     ///
     /// # Errors
     /// When another process has the run open, or nothing can be written.
-    pub fn reopen(path: &Path, step: Option<u64>) -> Result<RunDir, TrainError> {
+    pub fn reopen(path: &Path, recipe: &Recipe, step: Option<u64>) -> Result<RunDir, TrainError> {
         let lock = lock(path)?;
+        write_atomically(&path.join("recipe.toml"), recipe.to_toml().as_bytes())?;
         for name in ["metrics.jsonl", REJECTED] {
             let file = path.join(name);
             let text = match fs::read_to_string(&file) {
@@ -192,11 +202,19 @@ impl RunDir {
             let _ = fs::remove_dir_all(&beside);
         }
         written?;
+        // One that was there, passed over as damaged, makes room only for a whole one.
+        let old = folder.join(format!(".{name}.old"));
+        if old.exists() {
+            fs::remove_dir_all(&old).map_err(TrainError::io(&old))?;
+        }
         if whole.exists() {
-            fs::remove_dir_all(&whole).map_err(TrainError::io(&whole))?;
+            fs::rename(&whole, &old).map_err(TrainError::io(&whole))?;
         }
         fs::rename(&beside, &whole).map_err(TrainError::io(&whole))?;
         sync_dir(&folder)?;
+        if old.exists() {
+            fs::remove_dir_all(&old).map_err(TrainError::io(&old))?;
+        }
         write_atomically(&folder.join("latest"), name.as_bytes())?;
         for old in checkpoints(&self.path).into_iter().rev().skip(keep) {
             let old = folder.join(checkpoint_name(old));
@@ -320,8 +338,22 @@ pub(crate) fn seconds_since_epoch() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
 
+/// The names of this machine's NVIDIA GPUs, as their driver tells them.
+fn gpus() -> Vec<String> {
+    let mut cards: Vec<PathBuf> = fs::read_dir("/proc/driver/nvidia/gpus")
+        .into_iter()
+        .flatten()
+        .filter_map(|card| Some(card.ok()?.path().join("information")))
+        .collect();
+    cards.sort();
+    let texts = cards.iter().filter_map(|card| fs::read_to_string(card).ok());
+    let name =
+        |text: String| Some(text.lines().find_map(|l| l.strip_prefix("Model:"))?.trim().into());
+    texts.filter_map(name).collect()
+}
+
 /// What the run ran on.
-fn environment(recipe: &Recipe, world: usize) -> String {
+fn environment(recipe: &Recipe, device: Device, world: usize) -> String {
     let commit = std::process::Command::new("git")
         .args(["rev-parse", "HEAD"])
         .stderr(std::process::Stdio::null())
@@ -336,8 +368,9 @@ fn environment(recipe: &Recipe, world: usize) -> String {
     let environment = json!({
         "uta": env!("CARGO_PKG_VERSION"),
         "libtorch": "2.13.0",
-        "device": recipe.train.device,
+        "device": device_name(device),
         "cuda_devices": tch::Cuda::device_count(),
+        "gpus": gpus(),
         "cpu": cpu,
         "cores": std::thread::available_parallelism().map_or(0, usize::from),
         "threads": tch::get_num_threads(),

@@ -20,10 +20,10 @@ use uta_data::rng::{Purpose, Rng};
 use uta_data::{
     Batch, DataError, EvalTransform, Rejected, Share, Source, Stream, StreamOptions, progress,
 };
-use uta_model::Clip;
+use uta_model::{Clip, RelPos};
 
 use crate::run::{RunDir, State};
-use crate::{CosineSchedule, Ema, Mode, Optimizer, Recipe, Task, TrainError};
+use crate::{CosineSchedule, Ema, Mode, Optimizer, Recipe, RecipeError, Task, TrainError};
 
 /// Measures a model; plugged into a run by name, and run from the command line.
 pub trait Evaluator {
@@ -70,6 +70,8 @@ pub struct Trainer {
     /// Rank 0's.
     run: Option<RunDir>,
     step: u64,
+    /// The step of the newest checkpoint.
+    saved: Option<u64>,
     /// Training samples that no rank could use; rank 0 counts those of former sittings too.
     rejected: u64,
     stop: Arc<AtomicBool>,
@@ -97,7 +99,15 @@ impl Trainer {
                 "train.batch = {batch}: must be a multiple of {unit}, train.accumulate ({accumulate}) x data.repeats \
                  ({repeats}) x processes ({world})"
             );
-            return Err(crate::RecipeError { origin: "recipe".into(), message }.into());
+            return Err(RecipeError { origin: "recipe".into(), message }.into());
+        }
+        if world > 1
+            && recipe.train.checkpoint_blocks
+            && recipe.model.vision.rel_pos == RelPos::Shared
+        {
+            let message = "train.checkpoint_blocks: blocks that share a table of positions can't be checkpointed with several \
+                           processes; leave it out";
+            return Err(RecipeError { origin: "recipe".into(), message: message.into() }.into());
         }
         let Parts { device, train, val, task } = group.agree(Parts::new(&mut recipe, &group))?;
         let params = task.parameters();
@@ -118,8 +128,8 @@ impl Trainer {
         let step = state.as_ref().map_or(0, |s: &State| s.step);
         let run = group.agree(match (group.is_first(), resume) {
             (false, _) => Ok(None),
-            (true, true) => RunDir::reopen(out, state.as_ref().map(|s| s.step)).map(Some),
-            (true, false) => RunDir::create(out, &recipe, world).map(Some),
+            (true, true) => RunDir::reopen(out, &recipe, state.as_ref().map(|s| s.step)).map(Some),
+            (true, false) => RunDir::create(out, &recipe, device, world).map(Some),
         })?;
         // From the start: a checkpoint is a model too.
         group.agree(match &run {
@@ -155,6 +165,7 @@ impl Trainer {
             evaluators: vec![],
             run,
             step,
+            saved: (step > 0).then_some(step),
             rejected,
             stop,
         })
@@ -496,7 +507,11 @@ impl Trainer {
         run.log(Some(name), &line)
     }
 
+    /// A checkpoint of this step, where there is none yet.
     fn save(&mut self) -> Result<(), TrainError> {
+        if self.saved == Some(self.step) {
+            return Ok(());
+        }
         let state = State {
             step: self.step,
             samples: self.step * self.recipe.train.batch as u64,
@@ -511,7 +526,9 @@ impl Trainer {
             }
             None => Ok(()),
         };
-        self.group.agree(saved)
+        self.group.agree(saved)?;
+        self.saved = Some(self.step);
+        Ok(())
     }
 
     /// RUN/model.safetensors and RUN/config.json: the averaged weights where there are any.

@@ -385,10 +385,11 @@ fn facts(run: &Run) -> Vec<(&'static str, String)> {
         .or_else(|| metrics.curve("images_per_second").and_then(|curve| median(curve)));
     add("Images per second", speed.map(|speed| grouped(speed.round() as u64)));
     let text = |key: &str| run.environment.get(key).map(plain).filter(|text| !text.is_empty());
-    let device = match (text("device").filter(|device| device != "auto"), text("cpu")) {
-        (Some(device), Some(cpu)) if device == "cpu" => Some(cpu),
-        (Some(device), _) => Some(device),
-        (None, cpu) => cpu,
+    let gpu = run.environment.get("gpus").and_then(|gpus| gpus.get(0)).map(plain);
+    let device = match (text("device"), gpu, text("cpu")) {
+        (Some(device), _, Some(cpu)) if device == "cpu" => Some(cpu),
+        (Some(device), Some(gpu), _) if device.starts_with("cuda") => Some(gpu),
+        (device, ..) => device,
     };
     let cores = text("cores").filter(|_| device.is_some() && device == text("cpu"));
     let cores = cores.map(|cores| format!(", {cores} cores")).unwrap_or_default();

@@ -109,6 +109,7 @@ impl Order {
                 }
                 // What the run began with counts; a recipe given again may only agree with it.
                 let resumed = RunDir::recipe(&out, &args.sets)?;
+                same_stream(&RunDir::recipe(&out, &[])?, &resumed)?;
                 if let Some(path) = recipe {
                     same_run(Recipe::load(path, &args.sets)?, &resumed, path)?;
                 }
@@ -147,6 +148,13 @@ pub fn train(
         tracing::info!("no GPU was found; the CPU computes");
     }
     warn_of_bf16(device, r.train.precision.into());
+    if r.schedule.warmup >= r.steps() && r.steps() > 0 {
+        tracing::warn!(
+            "schedule.warmup = {}: is not over in {} steps, so that optim.lr is never reached",
+            r.schedule.warmup,
+            r.steps()
+        );
+    }
     let ranks = match group.world() {
         1 => String::new(),
         world => format!(" x {world} processes"),
@@ -202,7 +210,7 @@ fn evaluator(
     })
 }
 
-/// A flag that the first Ctrl-C (or SIGTERM) raises; the second ends the process at once. Launchers pass the terminal's
+/// A flag that the first Ctrl-C (or SIGTERM, or SIGHUP of a terminal that closes) raises; the second ends the process at once. Launchers pass the terminal's
 /// Ctrl-C on to processes that have had it already, so a second one counts only half a second later.
 pub fn stop_on_ctrl_c() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
@@ -221,9 +229,28 @@ pub fn stop_on_ctrl_c() -> anyhow::Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-/// The recipe given beside --resume must be the run's own.
+/// A run goes on at a place in its stream of samples, which mustn't be another one from there on.
+fn same_stream(begun: &Recipe, resumed: &Recipe) -> anyhow::Result<()> {
+    let same = [
+        ("train.batch", begun.train.batch == resumed.train.batch),
+        ("train.seed", begun.train.seed == resumed.train.seed),
+        ("data.repeats", begun.data.repeats == resumed.data.repeats),
+        ("data.order", begun.data.order == resumed.data.order),
+        ("data.shuffle_buffer", begun.data.shuffle_buffer == resumed.data.shuffle_buffer),
+    ];
+    match same.iter().find(|(_, same)| !same) {
+        None => Ok(()),
+        Some((key, _)) => {
+            let message = "a resumed run keeps its stream of samples; for another, start a new run from model.init";
+            Err(Usage(format!("--set {key}: {message}")).into())
+        }
+    }
+}
+
+/// The recipe given beside --resume must be the run's own; how many threads read for it is the machine's affair.
 fn same_run(mut given: Recipe, run: &Recipe, path: &Path) -> anyhow::Result<()> {
     given.settle(uta_data::open_sets(&given.data.train, &given.data.pairs)?.epoch());
+    (given.data.workers, given.data.prefetch) = (run.data.workers, run.data.prefetch);
     if given == *run {
         return Ok(());
     }

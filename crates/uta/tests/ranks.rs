@@ -313,13 +313,13 @@ fn when_a_process_is_killed_the_others_end_with_one_line_and_the_checkpoint_is_w
 }
 
 #[test]
-fn ctrl_c_on_any_process_stops_all_at_one_step() {
+fn a_launchers_sigterm_on_any_process_stops_all_at_one_step() {
     let world = World::with_teacher();
     let args = ["train", "align.toml", "--out", "run", "--set", "train.steps=100000"];
     let mut ranks = Ranks::start(&world, 2, &args);
     ranks.until_saved(&world.path("run"));
     let interrupted = ranks.children[1].id().to_string();
-    assert!(Command::new("kill").args(["-INT", &interrupted]).status().unwrap().success());
+    assert!(Command::new("kill").args(["-TERM", &interrupted]).status().unwrap().success());
     let ended = ranks.succeed();
     let stopped = ended[0].stderr.lines().last().unwrap();
     let latest = fs::read_to_string(world.path("run/checkpoints/latest")).unwrap();

@@ -329,3 +329,23 @@ fn a_shard_that_vanishes_under_a_run_is_named_counted_and_done_without() {
     let counted = lines.iter().rev().find_map(|line| line.get("rejected_samples")).unwrap();
     assert!(named > 0 && counted.as_u64() == Some(named), "{named} named, {counted} counted");
 }
+
+#[test]
+fn what_is_set_on_resuming_stays_set_and_the_stream_of_samples_cannot_be() {
+    let world = World::with_teacher();
+    let train = |args: &[&str]| {
+        let out = world.uta(args);
+        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    };
+    train(&["train", "align.toml", "--out", "run", "--set", "train.steps=4"]);
+    train(&["train", "--resume", "run", "--set", "train.steps=8", "--set", "optim.lr=5e-4"]);
+    let recipe = fs::read_to_string(world.path("run/recipe.toml")).unwrap();
+    assert!(recipe.contains("steps = 8") && recipe.contains("lr = 0.0005"), "{recipe}");
+    train(&["train", "--resume", "run", "--set", "train.steps=12"]);
+    let metrics = fs::read_to_string(world.path("run/metrics.jsonl")).unwrap();
+    assert!(metrics.lines().any(|line| line.contains("\"step\":12")), "{metrics}");
+    for set in ["train.batch=4", "train.seed=7", "data.order=streaming"] {
+        let key = set.split('=').next().unwrap();
+        world.refuses(&["train", "--resume", "run", "--set", set], &[key, "stream of samples"]);
+    }
+}

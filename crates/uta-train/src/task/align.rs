@@ -198,7 +198,7 @@ impl Task for Align {
 fn student(recipe: &Recipe, teacher: &ClipConfig, device: Device) -> Result<Clip, TrainError> {
     let config = ClipConfig { vision: recipe.model.vision.clone(), ..teacher.clone() };
     let mut student = Clip::new(&config, device);
-    initialise(&student, &recipe.model.init)?;
+    let _text_is_the_teachers = initialise(&student, &recipe.model.init)?;
     student.visual.checkpoint_blocks(recipe.train.checkpoint_blocks);
     Ok(student)
 }

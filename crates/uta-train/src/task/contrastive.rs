@@ -42,7 +42,13 @@ impl Contrastive {
         let config = ClipConfig::new(recipe.model.vision.clone(), Some(text));
         config.check()?;
         let mut clip = Clip::new(&config, device);
-        initialise(&clip, &recipe.model.init)?;
+        if !initialise(&clip, &recipe.model.init)? {
+            tracing::warn!(
+                "model.init = {}: has no text tower, so that texts start from random weights; a run's own folder has its \
+                 teacher's once the run has ended",
+                recipe.model.init
+            );
+        }
         clip.visual.checkpoint_blocks(recipe.train.checkpoint_blocks);
         if let Some(scale) = &clip.logit_scale {
             let start = (1.0 / recipe.contrastive.temperature).ln();

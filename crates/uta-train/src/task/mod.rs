@@ -105,17 +105,18 @@ pub fn load(path: &Path, arch: Option<&str>, device: Device) -> Result<Clip, Mod
     Ok(clip)
 }
 
-/// Copies what `init` names into the model; `"random"` leaves it as it is.
-fn initialise(clip: &Clip, init: &str) -> Result<(), TrainError> {
+/// Copies what `init` names into the model; `"random"` leaves it as it is. The text tower stays too where `init` has none, and
+/// `false` says so.
+fn initialise(clip: &Clip, init: &str) -> Result<bool, TrainError> {
     if init == "random" {
-        return Ok(());
+        return Ok(true);
     }
     let source = load(Path::new(init), None, clip.store.device())?;
     clip.copy_from(&source, "visual.")?;
     if clip.text.is_some() && source.text.is_some() {
         clip.copy_from(&source, "text.")?;
     }
-    Ok(())
+    Ok(source.text.is_some())
 }
 
 /// The trainable parameters of a store whose key starts with one of `prefixes`.

@@ -169,7 +169,9 @@ pub enum DataError {
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Fault {
-    /// A file that is gone or that the system won't read.
+    /// A file that is gone.
+    Missing,
+    /// A file that the system or the network won't read.
     Unreadable,
     /// A shard that was cut or changed, or a member that is missing from it.
     Shard,
@@ -188,6 +190,7 @@ pub enum Fault {
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
+            Fault::Missing => "missing",
             Fault::Unreadable => "unreadable",
             Fault::Shard => "shard",
             Fault::Image => "image",
@@ -203,13 +206,14 @@ impl DataError {
     /// What it says of the sample that it came up at.
     pub fn fault(&self) -> Fault {
         // Shorter than it was, or another elsewhere.
-        use io::ErrorKind::{InvalidData, UnexpectedEof};
+        use io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
         match self {
             DataError::Io { source, .. }
                 if matches!(source.kind(), UnexpectedEof | InvalidData) =>
             {
                 Fault::Shard
             }
+            DataError::Io { source, .. } if source.kind() == NotFound => Fault::Missing,
             DataError::Io { .. } => Fault::Unreadable,
             DataError::Shard { .. } => Fault::Shard,
             DataError::Caption { .. } => Fault::Caption,

@@ -203,7 +203,7 @@ impl Rejected {
     }
 
     /// Whether the disk or the network may be at fault and the sample usable another time, so that nothing should be kept that
-    /// says it isn't.
+    /// says it isn't. A file that is gone stays so.
     pub fn may_pass(&self) -> bool {
         let elsewhere = self.shard.as_ref().is_some_and(source::is_url);
         self.kind == Fault::Unreadable || elsewhere && self.kind == Fault::Shard
@@ -630,7 +630,7 @@ mod tests {
         let (near, far) = (Some("/data/0.tar"), Some("s3://bucket/0.tar"));
         for shard in [None, near, far] {
             assert!(may_pass(shard, Fault::Unreadable));
-            assert!(!may_pass(shard, Fault::Image) && !may_pass(shard, Fault::Caption));
+            assert!(!may_pass(shard, Fault::Image) && !may_pass(shard, Fault::Missing));
         }
         assert!(may_pass(far, Fault::Shard) && !may_pass(near, Fault::Shard));
     }

@@ -262,14 +262,14 @@ fn nothing_that_is_left_out_goes_untold() {
     let out = world.uta("data verify pairs.tsv --json --report faults.jsonl");
     let verified: Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!((out.status.code(), &verified["sound"]), (Some(1), &2.into()), "{verified}");
-    let kinds = ["shard", "unreadable", "caption"];
+    let kinds = ["shard", "missing", "caption"];
     let counts = kinds.map(|kind| verified["faults"][kind]["count"].as_u64().unwrap());
     assert_eq!(counts, [3, 1, 1], "{verified}");
     let report = fs::read_to_string(world.path("faults.jsonl")).unwrap();
     let report: Vec<Value> = report.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let reported = kinds.map(|kind| report.iter().filter(|line| line["kind"] == kind).count());
     assert_eq!((reported, report.len()), ([3, 1, 1], 5), "{report:?}");
-    let missing = report.iter().find(|line| line["kind"] == "unreadable").unwrap();
+    let missing = report.iter().find(|line| line["kind"] == "missing").unwrap();
     assert_eq!((&missing["step"], &missing["key"]), (&0.into(), &"pictures/none".into()));
     let out = world.uta("data verify emoji.parquet --image-key image --caption-key caption");
     let text = String::from_utf8_lossy(&out.stdout);

@@ -217,20 +217,13 @@ impl Checkpoint {
         }
 
         let name = path.to_str().ok_or_else(|| wrong("the path is not UTF-8".into()))?;
-        // A mapping for each tensor, up to its end: what was read of one is given back to the system with the tensor. Where a
-        // process may not have so many addresses (`ulimit -v`), one for all.
-        let mapped = |end| Tensor::f_from_file(name, false, end, (Kind::Uint8, Device::Cpu));
-        let mut whole: Option<Tensor> = None;
-        let mut map = |from: usize, to: usize| -> Result<Tensor, TchError> {
-            let own = if whole.is_none() { mapped(to as i64).ok() } else { None };
-            let bytes = match (own, &mut whole) {
-                (Some(own), _) => own,
-                (None, Some(whole)) => whole.shallow_clone(),
-                (None, none) => none.insert(mapped(length as i64)?).shallow_clone(),
-            };
+        let mapped = |end| Tensor::f_from_file(name, false, end as i64, (Kind::Uint8, Device::Cpu));
+        let map = |whole: Option<&Tensor>, from: usize, to: usize| {
+            let bytes =
+                whole.map_or_else(|| mapped(to as u64), |whole| Ok(whole.shallow_clone()))?;
             bytes.f_narrow(0, from as i64, (to - from) as i64)
         };
-        let view = |(name, info): (String, &TensorInfo)| {
+        let view = |whole: Option<&Tensor>, name: String, info: &TensorInfo| {
             let kind = KINDS.iter().find(|(_, dtype)| *dtype == info.dtype).map(|&(kind, _)| kind);
             let kind = kind.ok_or_else(|| {
                 wrong(format!("{name} is of kind {:?}, which is not read here", info.dtype))
@@ -243,7 +236,7 @@ impl Checkpoint {
             let tensor = if from == to {
                 Tensor::f_zeros(&shape, (kind, Device::Cpu))
             } else {
-                map(from, to).and_then(|view| {
+                map(whole, from, to).and_then(|view| {
                     // Writers need not align; a view of another kind must be.
                     let aligned = from % kind.elt_size_in_bytes() == 0;
                     let view = if aligned { view } else { view.copy() };
@@ -254,7 +247,15 @@ impl Checkpoint {
             Ok((name, tensor))
         };
         let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
-        let tensors = header.tensors().into_iter().map(view).collect::<Result<_, ModelError>>()?;
+        let views = |whole: Option<&Tensor>| -> Result<BTreeMap<String, Tensor>, ModelError> {
+            header.tensors().into_iter().map(|(name, info)| view(whole, name, info)).collect()
+        };
+        // A mapping for each tensor, up to its end: what was read of one is given back to the system with the tensor. One for
+        // all where a process may not have so many addresses (`ulimit -v`).
+        let tensors = views(None).or_else(|first| match mapped(length) {
+            Ok(whole) => views(Some(&whole)),
+            Err(_) => Err(first),
+        })?;
         Ok(Checkpoint { metadata, ..Checkpoint::of(path, tensors) })
     }
 

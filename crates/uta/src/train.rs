@@ -7,7 +7,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use tch::Device;
 use torch_ext::distributed::ProcessGroup;
 use uta_eval::{ClassSet, EvalOptions, Retrieval, ZeroShot};
 use uta_train::recipe::{EvalKind, EvalSet};

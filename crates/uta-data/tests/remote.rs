@@ -364,7 +364,7 @@ fn a_shard_that_vanishes_is_rejected_and_one_that_was_never_there_is_named() {
         assert!(rejected.len() >= 30, "{}", rejected.len());
         for rejected in rejected {
             assert!(rejected.shard.as_ref().unwrap().ends_with("set-000002.tar"), "{rejected:?}");
-            assert_eq!(rejected.kind, Fault::Unreadable);
+            assert_eq!(rejected.kind, Fault::Missing);
             assert!(rejected.reason.contains("is not there"), "{rejected:?}");
         }
     }

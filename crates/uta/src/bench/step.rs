@@ -160,7 +160,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         tch::set_num_threads(threads.into());
     }
     let device = uta_train::recipe::device(&recipe.train.device, 0).map_err(Usage)?;
-    warn_of_bf16(device, recipe.train.precision.into());
     let most = if device.is_cuda() { 256 } else { 8 };
     let batch = match args.batch {
         Some(batch) => batch as usize,
@@ -216,6 +215,7 @@ fn measure(args: &Args, recipe: &Recipe, device: Device, batch: usize) -> anyhow
         wait(device);
         Ok(began.elapsed().as_secs_f64())
     };
+    warn_of_bf16(device, precision);
     let plain = Product::new(device, precision);
     for _ in 0..2 {
         step(&pictures.next(), false)?;

@@ -21,8 +21,18 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let mut runs = Vec::with_capacity(args.runs.len());
-    for (path, name) in args.runs.iter().zip(names(&args.runs)) {
+    // `runs/*` names what else lies there too.
+    let other = |path: &PathBuf| path.is_dir() && !path.join("metrics.jsonl").exists();
+    let (others, mut paths): (Vec<_>, Vec<_>) = args.runs.iter().cloned().partition(other);
+    if paths.is_empty() {
+        paths = others;
+    } else {
+        for path in others {
+            tracing::warn!("{}: holds no run (no metrics.jsonl), and is left out", path.display());
+        }
+    }
+    let mut runs = Vec::with_capacity(paths.len());
+    for (path, name) in paths.iter().zip(names(&paths)) {
         runs.push((name, Metrics::read(path)?));
     }
     let known = available(&runs);

@@ -203,6 +203,15 @@ fn evaluator(
             Box::new(ZeroShot::new(&set.name, source, prompts, options))
         }
         EvalKind::Retrieval => {
+            let words = [
+                ("set", set.set.is_some()),
+                ("classnames", set.classnames.is_some()),
+                ("templates", set.templates.is_some()),
+            ];
+            if let Some((key, _)) = words.into_iter().find(|&(_, given)| given) {
+                let message = "retrieval has no classes; leave it out";
+                return Err(Usage(format!("eval.sets {:?}: {key}: {message}", set.name)).into());
+            }
             let source = uta_data::open_with(std::slice::from_ref(&set.data), &set.pairs)?;
             Box::new(Retrieval::new(&set.name, source, options))
         }

@@ -349,3 +349,24 @@ fn what_is_set_on_resuming_stays_set_and_the_stream_of_samples_cannot_be() {
         world.refuses(&["train", "--resume", "run", "--set", set], &[key, "stream of samples"]);
     }
 }
+
+#[test]
+fn folders_that_hold_no_run_are_left_out_of_a_plot_of_several() {
+    let world = World::with_teacher();
+    let out = world.uta(&["train", "align.toml", "--out", "run", "--set", "train.steps=4"]);
+    assert!(out.status.success());
+    fs::create_dir(world.path("table1")).unwrap();
+    let out = world.uta(&["plot", "run", "table1", "--out", "curves.svg"]);
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && said.contains("table1: holds no run"), "{said}");
+    assert!(world.path("curves.svg").is_file());
+    world.refuses(&["plot", "table1", "--out", "curves.svg"], &["table1", "give a run directory"]);
+    world.refuses(&["plot", "run", "nowhere", "--out", "curves.svg"], &["nowhere"]);
+}
+
+#[test]
+fn words_of_classes_are_refused_where_pairs_are_retrieved() {
+    let world = World::with_teacher();
+    let sets = "eval.sets=[{name=\"pairs\",kind=\"retrieval\",data=\"pictures\",set=\"coco\"}]";
+    world.refuses(&["train", "align.toml", "--set", sets], &["pairs", "set", "leave it out"]);
+}

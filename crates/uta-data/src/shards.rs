@@ -790,14 +790,10 @@ fn class_names(shards: &[PathBuf]) -> Result<Option<Vec<String>>, DataError> {
 
 /// The `classnames.txt` of a folder or of the one above it, and what it holds.
 fn class_file(folder: &Path) -> Result<Option<(PathBuf, String)>, DataError> {
-    #[cfg(feature = "remote")]
     if source::is_url(folder) {
         let folders = [Some(folder), folder.parent().filter(|path| source::is_url(path))];
         let mut places = folders.into_iter().flatten().map(|folder| folder.join(CLASS_NAMES));
-        let text = |path: PathBuf| match crate::remote::text(&path) {
-            Ok(text) => text.map(|text| Ok((path, text))),
-            Err(e) => Some(Err(DataError::io("read", &path)(e))),
-        };
+        let text = |path: PathBuf| sizes::read(&path).map(|text| Some((path, text?))).transpose();
         return places.find_map(text).transpose();
     }
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };

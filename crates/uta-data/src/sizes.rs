@@ -3,15 +3,13 @@
 //! for others, and checked; what the shards themselves say is what counts.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-#[cfg(feature = "remote")]
-use crate::source;
-use crate::{DataError, sidecar};
+use crate::{DataError, sidecar, source};
 
 const SIZES: &str = "sizes.json";
 const LENGTH: &str = "__len__";
@@ -23,7 +21,7 @@ const MOST_BYTES: u64 = 1 << 28;
 pub(crate) fn disagreements<'a>(shards: impl Iterator<Item = (&'a Path, usize)>) -> Vec<String> {
     let mut folders = BTreeMap::<&Path, BTreeMap<String, usize>>::new();
     for (path, samples) in shards {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = file_name(path);
         folders.entry(path.parent().unwrap_or(Path::new(""))).or_default().insert(name, samples);
     }
     let mut lines = vec![];
@@ -65,7 +63,8 @@ fn by_folder(path: &Path, shards: &BTreeMap<String, usize>) -> Option<String> {
         Err(e) => return Some(e.to_string()),
     };
     // Of a part of the folder it says nothing.
-    if tars(path.parent()?)?.iter().any(|name| !shards.contains_key(name)) {
+    let there = source::tars(path.parent()?).ok()?;
+    if there.iter().any(|shard| !shards.contains_key(&file_name(shard))) {
         return None;
     }
     let (says, samples) = (text.trim(), shards.values().sum::<usize>());
@@ -77,17 +76,8 @@ fn by_folder(path: &Path, shards: &BTreeMap<String, usize>) -> Option<String> {
     })
 }
 
-/// The names of the shards in a folder, where it can be listed.
-fn tars(folder: &Path) -> Option<Vec<String>> {
-    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    #[cfg(feature = "remote")]
-    if source::is_url(folder) {
-        let urls = crate::remote::shards(&format!("{}/", folder.display())).ok()?;
-        return Some(urls.iter().map(|url| name(url)).collect());
-    }
-    let is_tar = |name: &String| name.to_lowercase().ends_with(".tar") && !name.starts_with('.');
-    let entries = fs::read_dir(folder).ok()?.flatten();
-    Some(entries.map(|entry| name(&entry.path())).filter(is_tar).collect())
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// The text of a small file beside shards, if it is there.
@@ -117,8 +107,7 @@ pub(crate) fn add<'a>(
     let path = folder.join(SIZES);
     let told = read(&path)?.and_then(|text| serde_json::from_str(&text).ok());
     let mut sizes: BTreeMap<String, Value> = told.unwrap_or_default();
-    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    sizes.extend(shards.map(|(shard, samples)| (name(shard), samples.into())));
+    sizes.extend(shards.map(|(shard, samples)| (file_name(shard), samples.into())));
     let text = serde_json::to_string_pretty(&sizes).expect("names and numbers") + "\n";
     sidecar::replace(&path, |out| out.write_all(text.as_bytes()))
         .map_err(DataError::io("write", &path))
@@ -127,6 +116,8 @@ pub(crate) fn add<'a>(
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::fs;
+
     use super::*;
     use crate::open;
     use crate::shards::{Limit, ShardWriter, index};

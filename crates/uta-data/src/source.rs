@@ -276,8 +276,12 @@ fn shards(spec: &str, mut paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, DataError
     }
 }
 
-/// The shards in a folder.
-fn tars(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
+/// The shards in a folder, on a disk or elsewhere.
+pub(crate) fn tars(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
+    if is_url(dir) {
+        let spec = format!("{}/", dir.display());
+        return elsewhere(&spec).map_err(|reason| DataError::NotFound { spec, reason });
+    }
     Ok(listing(dir)?.into_iter().filter(|path| has_extension(path, "tar")).collect())
 }
 

@@ -566,6 +566,7 @@ mod tests {
         }
         assert!(VitConfig::preset("vit-b").unwrap_err().to_string().contains("uta-b14"));
     }
+
     #[test]
     fn statistics_that_make_no_pixels_are_named() {
         let good = ClipConfig::new(VitConfig::preset("uta-b14").unwrap(), None);

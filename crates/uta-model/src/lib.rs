@@ -27,7 +27,7 @@ pub use clip::{Clip, unit};
 pub use config::{ClipConfig, Ffn, Head, Pool, RelPos, TextConfig, VitConfig, preset_names};
 pub use error::ModelError;
 pub use export::Exported;
-pub use origin::Origin;
+pub use origin::{Origin, run_of};
 pub use preprocess::{Convention, Interpolation, Preprocess, Resize};
 pub use resize::Resized;
 pub use text::{ByLength, TextTower};

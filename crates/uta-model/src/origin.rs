@@ -209,7 +209,7 @@ fn locate(path: &Path) -> Result<(PathBuf, Option<PathBuf>), ModelError> {
 }
 
 /// The run that `dir` is a checkpoint of: RUN/checkpoints/step-00001000. The run's configuration is the checkpoint's.
-fn run_of(dir: &Path) -> Option<&Path> {
+pub fn run_of(dir: &Path) -> Option<&Path> {
     let folder = dir.parent()?;
     if folder.file_name()? == "checkpoints" { folder.parent() } else { None }
 }

@@ -70,6 +70,10 @@ impl TrainError {
         move |source| TrainError::Io { path, source }
     }
 
+    pub(crate) fn recipe(message: impl Into<String>) -> TrainError {
+        RecipeError { origin: "recipe".into(), message: message.into() }.into()
+    }
+
     pub(crate) fn run(path: &Path, message: impl Into<String>) -> TrainError {
         TrainError::Run { path: path.to_owned(), message: message.into() }
     }

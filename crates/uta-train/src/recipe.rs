@@ -585,10 +585,9 @@ impl Recipe {
         in_range("optim.layer_decay", o.layer_decay, 0.01, 1.0)?;
         in_range("optim.clip", o.clip, 0.0, f64::MAX)?;
         in_range("schedule.min_lr", self.schedule.min_lr, 0.0, o.lr)?;
-        let warmup = &self.schedule;
-        if let Some(epochs) = warmup.warmup_epochs {
+        if let Some(epochs) = self.schedule.warmup_epochs {
             in_range("schedule.warmup_epochs", epochs, 0.0, f64::MAX)?;
-            let alone = warmup.warmup == 0;
+            let alone = self.schedule.warmup == 0;
             require("schedule.warmup_epochs", epochs, alone, "left out beside schedule.warmup")?;
         }
         if self.model.vision.mask_token {
@@ -795,15 +794,13 @@ fn apply_set(table: &mut Table, set: &str) -> Result<(), String> {
     // A single path given for a list of paths means a list of one.
     let list = matches!(path, "data.train" | "data.val") && value.is_str();
     // Asking for one measure of length replaces the recipe's own.
-    for measures in [
-        ["train.steps", "train.epochs", "train.samples"].as_slice(),
-        &["schedule.warmup", "schedule.warmup_epochs"],
-    ] {
-        if measures.contains(&path) {
-            for measure in measures {
-                at.remove(measure.rsplit('.').next().unwrap_or(measure));
-            }
-        }
+    let measures: &[&str] = match path {
+        "train.steps" | "train.epochs" | "train.samples" => &["steps", "epochs", "samples"],
+        "schedule.warmup" | "schedule.warmup_epochs" => &["warmup", "warmup_epochs"],
+        _ => &[],
+    };
+    for measure in measures {
+        at.remove(*measure);
     }
     at.insert(last.to_owned(), if list { Value::Array(vec![value]) } else { value });
     Ok(())

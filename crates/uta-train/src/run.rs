@@ -202,19 +202,12 @@ impl RunDir {
             let _ = fs::remove_dir_all(&beside);
         }
         written?;
-        // One that was there, passed over as damaged, makes room only for a whole one.
-        let old = folder.join(format!(".{name}.old"));
-        if old.exists() {
-            fs::remove_dir_all(&old).map_err(TrainError::io(&old))?;
-        }
+        // One that was passed over as damaged.
         if whole.exists() {
-            fs::rename(&whole, &old).map_err(TrainError::io(&whole))?;
+            fs::remove_dir_all(&whole).map_err(TrainError::io(&whole))?;
         }
         fs::rename(&beside, &whole).map_err(TrainError::io(&whole))?;
         sync_dir(&folder)?;
-        if old.exists() {
-            fs::remove_dir_all(&old).map_err(TrainError::io(&old))?;
-        }
         write_atomically(&folder.join("latest"), name.as_bytes())?;
         for old in checkpoints(&self.path).into_iter().rev().skip(keep) {
             let old = folder.join(checkpoint_name(old));

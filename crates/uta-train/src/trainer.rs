@@ -95,19 +95,19 @@ impl Trainer {
             (recipe.train.batch, recipe.train.accumulate, recipe.data.repeats, group.world());
         let unit = accumulate * repeats * world;
         if !batch.is_multiple_of(unit) {
-            let message = format!(
+            return Err(TrainError::recipe(format!(
                 "train.batch = {batch}: must be a multiple of {unit}, train.accumulate ({accumulate}) x data.repeats \
                  ({repeats}) x processes ({world})"
-            );
-            return Err(RecipeError { origin: "recipe".into(), message }.into());
+            )));
         }
         if world > 1
             && recipe.train.checkpoint_blocks
             && recipe.model.vision.rel_pos == RelPos::Shared
         {
-            let message = "train.checkpoint_blocks: blocks that share a table of positions can't be checkpointed with several \
-                           processes; leave it out";
-            return Err(RecipeError { origin: "recipe".into(), message: message.into() }.into());
+            return Err(TrainError::recipe(
+                "train.checkpoint_blocks: blocks that share a table of positions can't be checkpointed with several \
+                 processes; leave it out",
+            ));
         }
         let Parts { device, train, val, task } = group.agree(Parts::new(&mut recipe, &group))?;
         let params = task.parameters();
@@ -554,7 +554,7 @@ impl Parts {
     /// Opens the data, which settles the length of `recipe`, and makes the task on this rank's device.
     fn new(recipe: &mut Recipe, group: &Rc<ProcessGroup>) -> Result<Parts, TrainError> {
         let device = crate::recipe::device(&recipe.train.device, group.local_rank())
-            .map_err(|message| crate::RecipeError { origin: "train.device".into(), message })?;
+            .map_err(|message| RecipeError { origin: "train.device".into(), message })?;
         group.use_device(device)?;
         let (train, val) = recipe.data.open(group.is_first())?;
         recipe.settle(train.epoch());

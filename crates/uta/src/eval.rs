@@ -19,7 +19,7 @@ use uta_eval::ranking::{interval, wilson};
 use uta_eval::{
     Align, ClassSet, EvalOptions, NamedSet, Recall, Retrieval, ZeroShot, ZeroShotReport,
 };
-use uta_model::Clip;
+use uta_model::{Clip, run_of};
 use uta_train::RunDir;
 use uta_train::mask::{MaskGenerator, MaskKind};
 
@@ -433,11 +433,11 @@ impl<'a> Setup<'a> {
     /// checkpoints or a file in either.
     fn run_teacher(&self) -> anyhow::Result<Option<(PathBuf, Option<String>)>> {
         let model = std::path::absolute(&self.args.model.path)?;
-        // RUN/checkpoints/step-00001000/model.safetensors
-        let mut above = model.ancestors().take(4);
-        let Some(run) = above.find(|dir| dir.join("recipe.toml").is_file()) else {
+        let dir = if model.is_file() { model.parent().unwrap_or(&model) } else { &model };
+        let run = run_of(dir).unwrap_or(dir);
+        if !run.join("recipe.toml").is_file() {
             return Ok(None);
-        };
+        }
         let teacher = RunDir::recipe(run, &[])?.teacher;
         Ok(teacher.and_then(|teacher| Some((teacher.path?, teacher.arch))))
     }

@@ -218,8 +218,9 @@ fn evaluator(
     })
 }
 
-/// A flag that the first Ctrl-C (or SIGTERM, or SIGHUP of a terminal that closes) raises; the second ends the process at once. Launchers pass the terminal's
-/// Ctrl-C on to processes that have had it already, so a second one counts only half a second later.
+/// A flag that the first Ctrl-C (or SIGTERM, or SIGHUP of a terminal that closes) raises; the second ends the process at once.
+/// Launchers pass the terminal's Ctrl-C on to processes that have had it already, so a second one counts only half a second
+/// later.
 pub fn stop_on_ctrl_c() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let (raised, first) = (stop.clone(), OnceLock::<Instant>::new());

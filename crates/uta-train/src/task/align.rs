@@ -12,7 +12,7 @@ use super::{Mode, Output, Task, initialise, load, parameters_of, to_device, uplo
 use crate::cache::Cache;
 use crate::mask::{MaskGenerator, MaskKind};
 use crate::recipe::{Recipe, Teacher};
-use crate::{Parameter, RecipeError, TrainError};
+use crate::{Parameter, TrainError};
 
 /// Unmasked Token Alignment; with mask kind `none`, dense feature distillation (the FD rows of Table 6).
 pub struct Align {
@@ -39,7 +39,7 @@ pub(crate) fn load_teacher(teacher: &Teacher, device: Device) -> Result<Clip, Tr
     match (&teacher.path, &teacher.arch) {
         (Some(path), arch) => Ok(load(path, arch.as_deref(), device)?),
         (None, Some(arch)) => Ok(Clip::new(&ClipConfig::preset(arch)?, device)),
-        (None, None) => Err(wrong("teacher: needs teacher.path or teacher.arch")),
+        (None, None) => Err(TrainError::recipe("teacher: needs teacher.path or teacher.arch")),
     }
 }
 
@@ -47,7 +47,7 @@ impl Align {
     /// # Errors
     /// When the teacher can't be loaded, or its patches or width don't fit the student's.
     pub fn new(recipe: &Recipe, device: Device) -> Result<Align, TrainError> {
-        let none = || wrong("teacher: task \"align\" needs one");
+        let none = || TrainError::recipe("teacher: task \"align\" needs one");
         let teacher = recipe.teacher.as_ref().ok_or_else(none)?;
         let Some(dir) = &teacher.cache else {
             return Align::with_teacher(recipe, load_teacher(teacher, device)?, device);
@@ -198,7 +198,7 @@ impl Task for Align {
 fn student(recipe: &Recipe, teacher: &ClipConfig, device: Device) -> Result<Clip, TrainError> {
     let config = ClipConfig { vision: recipe.model.vision.clone(), ..teacher.clone() };
     let mut student = Clip::new(&config, device);
-    let _text_is_the_teachers = initialise(&student, &recipe.model.init)?;
+    initialise(&student, &recipe.model.init)?;
     student.visual.checkpoint_blocks(recipe.train.checkpoint_blocks);
     Ok(student)
 }
@@ -207,7 +207,8 @@ fn student(recipe: &Recipe, teacher: &ClipConfig, device: Device) -> Result<Clip
 fn masks(recipe: &Recipe) -> Result<(MaskGenerator, MaskGenerator), TrainError> {
     let side = recipe.model.vision.grid() as usize;
     let generator = |kind, ratio| {
-        MaskGenerator::new(kind, ratio, (side, side)).map_err(|e| wrong(&format!("mask: {e}")))
+        MaskGenerator::new(kind, ratio, (side, side))
+            .map_err(|e| TrainError::recipe(format!("mask: {e}")))
     };
     Ok((generator(recipe.mask.kind, recipe.mask.ratio)?, generator(MaskKind::Random, 0.5)?))
 }
@@ -237,7 +238,9 @@ pub(crate) fn fit(student: &VitConfig, teacher: &VitConfig) -> Result<(), TrainE
         ("out", student.out, teacher.out),
     ] {
         if ours != theirs {
-            return Err(wrong(&format!("model.{what} = {ours}: must be the teacher's, {theirs}")));
+            return Err(TrainError::recipe(format!(
+                "model.{what} = {ours}: must be the teacher's, {theirs}"
+            )));
         }
     }
     Ok(())
@@ -250,8 +253,4 @@ fn freeze_text(student: &mut Clip) {
             let _ = tensor.set_requires_grad(false);
         }
     }
-}
-
-fn wrong(message: &str) -> TrainError {
-    RecipeError { origin: "recipe".into(), message: message.into() }.into()
 }

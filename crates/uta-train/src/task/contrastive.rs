@@ -10,7 +10,7 @@ use uta_model::{ByLength, Clip, ClipConfig, unit};
 
 use super::{Mode, Output, Task, initialise, parameters_of, to_device, upload};
 use crate::recipe::{self, Recipe};
-use crate::{Parameter, RecipeError, TrainError};
+use crate::{Parameter, TrainError};
 
 /// The largest logit scale: CLIP's bound on the temperature, 1 / 100.
 const MAX_LOGIT_SCALE: f64 = 100.0;
@@ -34,10 +34,8 @@ impl Contrastive {
         device: Device,
         group: &Rc<ProcessGroup>,
     ) -> Result<Contrastive, TrainError> {
-        let text = recipe.model.text.clone().ok_or_else(|| RecipeError {
-            origin: "recipe".into(),
-            message: "model.text: task \"contrastive\" needs a text tower".into(),
-        })?;
+        let none = || TrainError::recipe("model.text: task \"contrastive\" needs a text tower");
+        let text = recipe.model.text.clone().ok_or_else(none)?;
         let tokenizer = Tokenizer::new(text.vocab_size as usize, text.context_length as usize)?;
         let config = ClipConfig::new(recipe.model.vision.clone(), Some(text));
         config.check()?;

@@ -1,10 +1,11 @@
 //! `uta train`, `eval` and `embed` on several processes over loopback: the same as on one, and no process left waiting.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../torch-ext/tests/on_ranks/port.rs"]
+mod port;
 mod world;
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -38,7 +39,7 @@ impl Ranks {
         args: &[&str],
         change: impl Fn(usize, &mut Command),
     ) -> Ranks {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = port::free_port();
         let logs: Vec<_> = (0..count).map(|rank| world.path(&format!("log-{rank}"))).collect();
         let start = |rank: usize| {
             let mut command = world.command(args);
@@ -65,7 +66,11 @@ impl Ranks {
                 }
                 if began.elapsed() > Duration::from_secs(60) {
                     child.kill().unwrap();
-                    panic!("rank {rank} hangs: {}", fs::read_to_string(&self.logs[rank]).unwrap());
+                    let said = |log: &std::path::PathBuf| fs::read_to_string(log).unwrap();
+                    panic!(
+                        "rank {rank} hangs: {:#?}",
+                        self.logs.iter().map(said).collect::<Vec<_>>()
+                    );
                 }
                 std::thread::sleep(Duration::from_millis(5));
             };

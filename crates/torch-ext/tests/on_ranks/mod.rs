@@ -1,16 +1,13 @@
 //! A test's body in several processes: the test starts its own binary again, once a rank.
 
-use std::net::TcpListener;
+mod port;
+
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+pub use port::free_port;
 use torch_ext::distributed::ProcessGroup;
-
-/// A port of this machine that nobody listens on.
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 /// Runs `of_rank`, the body of the test called `name`, in `world` processes that form a group.
 pub fn on_ranks(name: &str, world: usize, timeout: u64, of_rank: impl Fn(Rc<ProcessGroup>)) {

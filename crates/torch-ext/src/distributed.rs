@@ -218,7 +218,8 @@ pub struct ProcessGroup {
     local_rank: usize,
     /// c10d's group; null for a group of one.
     raw: *mut c_void,
-    /// After a failure connections hang half open: tearing them down could wait for ranks that don't answer.
+    /// After a failure connections hang half open: tearing them down could wait for ranks that don't answer. Those of a
+    /// process that panics close with it, which the others notice at once.
     broken: Cell<bool>,
 }
 
@@ -465,7 +466,7 @@ impl ProcessGroup {
 
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
-        if !self.raw.is_null() && !self.broken.get() {
+        if !self.raw.is_null() && !self.broken.get() && !std::thread::panicking() {
             // SAFETY: made by te_group_new, and freed once.
             unsafe { te_group_free(self.raw) };
         }

@@ -3,6 +3,7 @@
 //! in `cpp/`; this is its safe face.
 
 mod attention;
+mod caught;
 mod checkpoint;
 mod device;
 pub mod distributed;
@@ -19,6 +20,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use torch_sys::C_tensor;
 
 pub use attention::attention;
+pub use caught::caught;
 pub use checkpoint::checkpoint;
 pub use device::{fuses, peak_memory, reset_peak_memory, upload, without_waiting};
 pub use frozen::{Activation, PackedLinear, cpu_has_bf16, cpu_has_tiles};

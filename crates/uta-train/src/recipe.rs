@@ -612,7 +612,8 @@ impl Recipe {
             return Err("train: give one of steps, epochs and samples".into());
         }
         require("train.epochs", "0", t.epochs.is_none_or(|e| e > 0.0), "a number above 0")?;
-        device(&t.device, 0).map_err(|e| format!("train.device: {e}"))?;
+        // Whether the machine has it is asked when it computes: a recipe is planned and read on others too.
+        gpu_named(&t.device, 0).map_err(|e| format!("train.device: {e}"))?;
 
         require("checkpoint.every", 0, self.checkpoint.every > 0, "1 or more")?;
         require("checkpoint.keep", 0, self.checkpoint.keep > 0, "1 or more")?;
@@ -659,6 +660,24 @@ impl Recipe {
         }
     }
 
+    /// Images of a micro-batch on each of `world` processes.
+    ///
+    /// # Errors
+    /// When the batch can't be shared evenly.
+    pub fn micro_batch(&self, world: usize) -> Result<usize, RecipeError> {
+        let (batch, accumulate, repeats) =
+            (self.train.batch, self.train.accumulate, self.data.repeats);
+        let unit = accumulate * repeats * world;
+        if !batch.is_multiple_of(unit) {
+            let message = format!(
+                "train.batch = {batch}: must be a multiple of {unit}, train.accumulate ({accumulate}) x data.repeats \
+                 ({repeats}) x processes ({world})"
+            );
+            return Err(RecipeError { origin: "recipe".into(), message });
+        }
+        Ok(batch / accumulate / world)
+    }
+
     /// Optimiser steps of the whole run; 0 before [`Recipe::settle`] where the recipe counts otherwise.
     pub fn steps(&self) -> u64 {
         self.train.steps.unwrap_or(0)
@@ -685,25 +704,22 @@ pub fn device_name(device: tch::Device) -> String {
 pub fn device(name: &str, local_rank: usize) -> Result<tch::Device, String> {
     let count = tch::Cuda::device_count();
     let own = if count == 1 { 0 } else { local_rank };
-    match name {
-        "auto" if !tch::Cuda::is_available() => Ok(tch::Device::Cpu),
-        "cpu" => Ok(tch::Device::Cpu),
-        _ => {
-            let index = match name.strip_prefix("cuda") {
-                _ if name == "auto" => Some(own),
-                Some("") => Some(own),
-                Some(rest) => rest.strip_prefix(':').and_then(|n| n.parse::<usize>().ok()),
-                None => None,
-            };
-            match index {
-                None => Err(format!("{name:?} is none of auto, cpu, cuda, cuda:N")),
-                Some(n) if (n as i64) < count => Ok(tch::Device::Cuda(n)),
-                Some(n) => {
-                    Err(format!("{name:?} stands for GPU {n} here, but {count} GPUs were found"))
-                }
-            }
-        }
+    match gpu_named(name, own)? {
+        None => Ok(tch::Device::Cpu),
+        Some(_) if name == "auto" && !tch::Cuda::is_available() => Ok(tch::Device::Cpu),
+        Some(n) if (n as i64) < count => Ok(tch::Device::Cuda(n)),
+        Some(n) => Err(format!("{name:?} stands for GPU {n} here, but {count} GPUs were found")),
     }
+}
+
+/// The number of the GPU that a device's name asks for, `own` where it has none; `None` for the CPU.
+fn gpu_named(name: &str, own: usize) -> Result<Option<usize>, String> {
+    let number = match name {
+        "cpu" => return Ok(None),
+        "auto" | "cuda" => Some(own),
+        _ => name.strip_prefix("cuda:").and_then(|n| n.parse().ok()),
+    };
+    number.map(Some).ok_or_else(|| format!("{name:?} is none of auto, cpu, cuda, cuda:N"))
 }
 
 fn require(

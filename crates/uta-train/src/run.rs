@@ -2,7 +2,7 @@
 //! synced and renamed, so that a run killed at any instant leaves whole files only.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tch::{Device, Tensor};
 use uta_data::Rejected;
-use uta_model::safetensors_io;
+use uta_model::{ModelError, safetensors_io};
 
 use crate::recipe::device_name;
 use crate::tensorboard::EventWriter;
@@ -69,18 +69,27 @@ impl RunDir {
         RunDir::open_files(path, lock, None)
     }
 
-    /// Goes on with the run in `path` after the checkpoint at `step`, or from its start where there is none, as `recipe` says
-    /// from now on: lines of the metrics and of the rejected samples after that are dropped, they will be made again.
+    /// Goes on with the run in `path` as `recipe` says from now on: fills `model` and `optimizer` from its newest whole
+    /// checkpoint, whose state it returns, or leaves them as they are where the run has none yet. Lines of the metrics and of
+    /// the rejected samples after that are dropped, they will be made again.
     ///
     /// # Errors
-    /// When another process has the run open, or nothing can be written.
-    pub fn reopen(path: &Path, recipe: &Recipe, step: Option<u64>) -> Result<RunDir, TrainError> {
+    /// When another process has the run open, there are checkpoints and none is whole, the newest whole one isn't of such a
+    /// network and optimiser, or something can't be read or written. Nothing in the directory is changed then.
+    pub fn reopen(
+        path: &Path,
+        recipe: &Recipe,
+        model: &[(String, Tensor)],
+        optimizer: &[(String, Tensor)],
+    ) -> Result<(RunDir, Option<State>), TrainError> {
         let lock = lock(path)?;
+        let state = load_checkpoint(path, model, optimizer)?;
+        let step = state.as_ref().map(|state| state.step);
         write_atomically(&path.join("recipe.toml"), recipe.to_toml().as_bytes())?;
         for name in ["metrics.jsonl", REJECTED] {
             let file = path.join(name);
             let text = match fs::read_to_string(&file) {
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(e) if e.kind() == ErrorKind::NotFound => continue,
                 other => other.map_err(TrainError::io(&file))?,
             };
             let kept: String = text
@@ -95,7 +104,7 @@ impl RunDir {
                 .collect();
             write_atomically(&file, kept.as_bytes())?;
         }
-        RunDir::open_files(path, lock, Some(step.unwrap_or(0)))
+        Ok((RunDir::open_files(path, lock, Some(step.unwrap_or(0)))?, state))
     }
 
     fn open_files(path: &Path, lock: File, resumed: Option<u64>) -> Result<RunDir, TrainError> {
@@ -215,33 +224,6 @@ impl RunDir {
         }
         Ok(())
     }
-
-    /// Fills `model` and `optimizer` from the newest whole checkpoint of the run in `path` and returns its state; `None`
-    /// when the run has none yet. A damaged one is named in the log and the one before it is taken.
-    ///
-    /// # Errors
-    /// When there are checkpoints and none is whole.
-    pub fn load_checkpoint(
-        path: &Path,
-        model: &[(String, Tensor)],
-        optimizer: &[(String, Tensor)],
-    ) -> Result<Option<State>, TrainError> {
-        let steps = checkpoints(path);
-        for &step in steps.iter().rev() {
-            let dir = path.join("checkpoints").join(checkpoint_name(step));
-            match read_checkpoint(&dir, model, optimizer) {
-                Ok(state) => return Ok(Some(state)),
-                Err(e) => tracing::warn!("damaged checkpoint passed over: {e}"),
-            }
-        }
-        if steps.is_empty() {
-            return Ok(None);
-        }
-        Err(TrainError::run(
-            &path.join("checkpoints"),
-            "no checkpoint is whole; start again with another --out",
-        ))
-    }
 }
 
 /// A checkpoint's files in `dir`, anew; `state` gets their lengths.
@@ -264,6 +246,50 @@ fn write_checkpoint(
     let state = serde_json::to_string_pretty(&state).expect("plain data");
     write_atomically(&dir.join("state.json"), state.as_bytes())?;
     sync_dir(dir)
+}
+
+/// Fills `model` and `optimizer` from the newest whole checkpoint of the run in `path`; `None` when the run has none yet. A
+/// damaged one is named in the log and the one before it is taken.
+fn load_checkpoint(
+    path: &Path,
+    model: &[(String, Tensor)],
+    optimizer: &[(String, Tensor)],
+) -> Result<Option<State>, TrainError> {
+    let steps = checkpoints(path);
+    for &step in steps.iter().rev() {
+        let dir = path.join("checkpoints").join(checkpoint_name(step));
+        match read_checkpoint(&dir, model, optimizer) {
+            Ok(state) => return Ok(Some(state)),
+            Err(e) if is_damage(&e) => tracing::warn!("damaged checkpoint passed over: {e}"),
+            Err(TrainError::Model(ModelError::Keys { path, report })) => {
+                let message = format!(
+                    "isn't of the network and optimiser that the recipe now asks for ({report}); resume without the --set \
+                     that changed them"
+                );
+                return Err(TrainError::run(&path, message));
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    if steps.is_empty() {
+        return Ok(None);
+    }
+    Err(TrainError::run(
+        &path.join("checkpoints"),
+        "no checkpoint is whole; start again with another --out",
+    ))
+}
+
+/// Whether a checkpoint itself is at fault: cut short, or not there. One that is whole but of another network, or that a
+/// disk or network doesn't give just now, must not be passed over: later ones would take its place.
+fn is_damage(error: &TrainError) -> bool {
+    match error {
+        TrainError::Run { .. } | TrainError::Model(ModelError::Format { .. }) => true,
+        TrainError::Io { source, .. } => {
+            matches!(source.kind(), ErrorKind::NotFound | ErrorKind::InvalidData)
+        }
+        _ => false,
+    }
 }
 
 fn read_checkpoint(
@@ -374,4 +400,18 @@ fn environment(recipe: &Recipe, device: Device, world: usize) -> String {
         "command": std::env::args().collect::<Vec<_>>(),
     });
     serde_json::to_string_pretty(&environment).expect("plain data")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_in_trouble_is_no_damage_of_a_checkpoint() {
+        let of = |kind: ErrorKind| TrainError::io(Path::new("f"))(kind.into());
+        assert!(is_damage(&of(ErrorKind::NotFound)));
+        for kind in [ErrorKind::PermissionDenied, ErrorKind::TimedOut, ErrorKind::Other] {
+            assert!(!is_damage(&of(kind)), "{kind}");
+        }
+    }
 }

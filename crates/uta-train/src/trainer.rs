@@ -56,6 +56,8 @@ pub struct Outcome {
 /// A run: a task, its data, its evaluators, its directory.
 pub struct Trainer {
     recipe: Recipe,
+    /// Images of a micro-batch on this rank.
+    micro_batch: usize,
     device: Device,
     group: Rc<ProcessGroup>,
     /// `None` where one process trains alone.
@@ -91,15 +93,8 @@ impl Trainer {
         group: Rc<ProcessGroup>,
         stop: Arc<AtomicBool>,
     ) -> Result<Trainer, TrainError> {
-        let (batch, accumulate, repeats, world) =
-            (recipe.train.batch, recipe.train.accumulate, recipe.data.repeats, group.world());
-        let unit = accumulate * repeats * world;
-        if !batch.is_multiple_of(unit) {
-            return Err(TrainError::recipe(format!(
-                "train.batch = {batch}: must be a multiple of {unit}, train.accumulate ({accumulate}) x data.repeats \
-                 ({repeats}) x processes ({world})"
-            )));
-        }
+        let world = group.world();
+        let micro_batch = recipe.micro_batch(world)?;
         if world > 1
             && recipe.train.checkpoint_blocks
             && recipe.model.vision.rel_pos == RelPos::Shared
@@ -120,17 +115,15 @@ impl Trainer {
             steps: recipe.steps(),
         };
         let saved = saved_state(&optimizer, ema.as_ref());
-        let state = group.agree(match resume && group.is_first() {
-            true => RunDir::load_checkpoint(out, &named(&params), &saved),
-            false => Ok(None),
+        let (run, state) = group.agree(match (group.is_first(), resume) {
+            (false, _) => Ok((None, None)),
+            (true, true) => RunDir::reopen(out, &recipe, &named(&params), &saved)
+                .map(|(run, state)| (Some(run), state)),
+            (true, false) => {
+                RunDir::create(out, &recipe, device, world).map(|run| (Some(run), None))
+            }
         })?;
-        let rejected = state.as_ref().map_or(0, |s: &State| s.rejected);
-        let step = state.as_ref().map_or(0, |s: &State| s.step);
-        let run = group.agree(match (group.is_first(), resume) {
-            (false, _) => Ok(None),
-            (true, true) => RunDir::reopen(out, &recipe, state.as_ref().map(|s| s.step)).map(Some),
-            (true, false) => RunDir::create(out, &recipe, device, world).map(Some),
-        })?;
+        let (step, rejected) = state.map_or((0, 0), |state: State| (state.step, state.rejected));
         // From the start: a checkpoint is a model too.
         group.agree(match &run {
             Some(_) => task.clip().save_config(out).map_err(TrainError::from),
@@ -153,6 +146,7 @@ impl Trainer {
         };
         Ok(Trainer {
             recipe,
+            micro_batch,
             device,
             group,
             ddp,
@@ -250,15 +244,10 @@ impl Trainer {
         })
     }
 
-    /// Images of a micro-batch on this rank.
-    fn batch(&self) -> usize {
-        self.recipe.train.batch / self.recipe.train.accumulate / self.group.world()
-    }
-
     fn stream(&self) -> Result<Stream, TrainError> {
         let (data, train) = (&self.recipe.data, &self.recipe.train);
         let options = StreamOptions {
-            batch: self.batch(),
+            batch: self.micro_batch,
             repeats: data.repeats,
             seed: train.seed,
             order: data.order,
@@ -442,7 +431,7 @@ impl Trainer {
         let (mut sums, mut count) = (Vec::<(String, f64)>::new(), 0.0);
         let (decode, workers) = (self.recipe.data.decode(), self.recipe.data.workers);
         let share = Share { rank: self.group.rank(), world: self.group.world() };
-        for batch in uta_data::sweep(val, transform, decode, self.batch(), workers, share) {
+        for batch in uta_data::sweep(val, transform, decode, self.micro_batch, workers, share) {
             let (batch, _) = self.on_all_ranks(batch)?;
             if batch.is_empty() && !self.task.spans_ranks() {
                 continue;

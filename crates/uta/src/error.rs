@@ -28,6 +28,9 @@ pub fn exit_status(error: &anyhow::Error) -> u8 {
     if error.chain().any(is_users) { 2 } else { 1 }
 }
 
+/// How libtorch says that a GPU's memory or the machine's isn't enough.
+const NO_MEMORY: [&str; 2] = ["out of memory", "can't allocate memory"];
+
 /// `error` with its context as one line. A cause that its effect already quotes isn't said twice.
 pub fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
@@ -36,6 +39,12 @@ pub fn one_line(error: &anyhow::Error) -> String {
             line.push_str(if line.is_empty() { "" } else { ": " });
             line.push_str(&cause);
         }
+    }
+    if NO_MEMORY.iter().any(|words| line.contains(words)) {
+        line.push_str(
+            "; take fewer images at a time: a larger train.accumulate, a smaller --batch; train.checkpoint_blocks = true \
+             keeps less, and `uta plan` tells what a recipe takes",
+        );
     }
     line.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -74,7 +74,18 @@ fn main() -> ExitCode {
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_writer(uta_data::progress::LogWriter::default)
         .init();
-    let done = match command {
+    let done = torch_ext::caught(|| run(command)).unwrap_or_else(|error| Err(error.into()));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("uta: {}", error::one_line(&error));
+            ExitCode::from(error::exit_status(&error))
+        }
+    }
+}
+
+fn run(command: Commands) -> anyhow::Result<()> {
+    match command {
         Commands::Demo(args) => demo::run(args),
         Commands::Train(args) => train::run(args),
         Commands::Cache(args) => cache::run(&args),
@@ -86,13 +97,6 @@ fn main() -> ExitCode {
         Commands::Plan(args) => plan::run(&args),
         Commands::Plot(args) => plot::run(&args),
         Commands::Bench(args) => bench::run(&args),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("uta: {}", error::one_line(&error));
-            ExitCode::from(error::exit_status(&error))
-        }
     }
 }
 

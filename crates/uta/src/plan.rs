@@ -148,6 +148,8 @@ struct Report {
     epochs: f64,
     samples_per_epoch: u64,
     samples_per_epoch_from: &'static str,
+    /// Views of a sample in a batch.
+    repeats: u64,
     batch: u64,
     accumulate: u64,
     micro_batch: u64,
@@ -212,16 +214,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return Err(Usage(format!("{path}: only runs of task \"align\" are planned yet")).into());
     }
     let shapes = Shapes::new(&recipe, &teacher(args, &recipe)?)?.on_devices(args.count);
-    let (batch, accumulate) = (recipe.train.batch as u64, recipe.train.accumulate as u64);
-    if !batch.is_multiple_of(args.count * accumulate) {
-        return Err(Usage(format!(
-            "--count {}: train.batch = {batch} can't be shared evenly (train.accumulate = {accumulate})",
-            args.count
-        ))
-        .into());
-    }
-    let (samples_per_epoch, samples_per_epoch_from) = samples_per_epoch(args, &recipe);
-    recipe.settle(samples_per_epoch as usize);
+    let (batch, repeats) = (recipe.train.batch as u64, recipe.data.repeats as u64);
+    let micro_batch = recipe.micro_batch(args.count as usize)?;
+    let epoch = Epoch::of(args, &recipe);
+    recipe.settle(epoch.samples as usize);
     let device = Device::find(&args.device, recipe.train.precision)?;
 
     let samples = recipe.steps() * batch;
@@ -245,12 +241,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             step_seconds,
             hours,
             device_hours: args.count as f64 * hours,
-            data_bytes_per_second: 1e3 * args.image_kb * images_per_second,
+            data_bytes_per_second: 1e3 * args.image_kb * images_per_second / repeats as f64,
             all_reduce_bytes_per_second: all_reduce_bytes / step_seconds,
         }
     };
     let (live, cached) = (speed(both), speed(flops[0]));
-    let micro_batch = batch / (args.count * accumulate);
     let memory = shapes.memory(micro_batch as i64, device.kernels);
     let usable = USABLE * device.memory_bytes;
     let [kept, all] = shapes.tokens().map(|tokens| shapes.target_bytes(tokens));
@@ -261,12 +256,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         precision: recipe.train.precision,
         steps: recipe.steps(),
         samples,
-        epochs: samples as f64 / samples_per_epoch as f64,
-        samples_per_epoch,
-        samples_per_epoch_from,
+        epochs: samples as f64 / (epoch.samples * repeats) as f64,
+        samples_per_epoch: epoch.samples,
+        samples_per_epoch_from: epoch.from,
+        repeats,
         batch,
-        accumulate,
-        micro_batch,
+        accumulate: recipe.train.accumulate as u64,
+        micro_batch: micro_batch as u64,
         relative_flops: shapes.relative(),
         fits: memory.step.max(memory.start) as f64 <= usable,
         largest_micro_batch: shapes.largest_batch(usable as i64, device.kernels) as u64,
@@ -275,7 +271,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         image_bytes: 1e3 * args.image_kb,
         all_reduce_bytes,
         update_bytes: shapes.update_bytes() as u64,
-        cache_bytes: all as u64 * samples_per_epoch,
+        cache_bytes: all as u64 * epoch.stored,
         cache_bytes_per_second: kept as f64 * cached.images_per_second,
         student,
         teacher,
@@ -312,14 +308,30 @@ fn teacher(args: &Args, recipe: &Recipe) -> anyhow::Result<ClipConfig> {
     }
 }
 
-/// Images of an epoch, and where the number is from.
-fn samples_per_epoch(args: &Args, recipe: &Recipe) -> (u64, &'static str) {
-    if let Some(samples) = args.samples_per_epoch {
-        return (samples, "as given");
-    }
-    match uta_data::open_sets(&recipe.data.train, &recipe.data.pairs) {
-        Ok(source) if !source.is_empty() => (source.epoch() as u64, "counted in data.train"),
-        _ => (IMAGENET_21K, "ImageNet-21K's, as data.train isn't there"),
+/// The samples of a recipe's data.
+struct Epoch {
+    /// That an epoch draws.
+    samples: u64,
+    /// That there are, however often each is drawn.
+    stored: u64,
+    /// Where the numbers are from.
+    from: &'static str,
+}
+
+impl Epoch {
+    fn of(args: &Args, recipe: &Recipe) -> Epoch {
+        let all = |samples, from| Epoch { samples, stored: samples, from };
+        if let Some(samples) = args.samples_per_epoch {
+            return all(samples, "as given");
+        }
+        match uta_data::open_sets(&recipe.data.train, &recipe.data.pairs) {
+            Ok(source) if !source.is_empty() => Epoch {
+                samples: source.epoch() as u64,
+                stored: source.len() as u64,
+                from: "counted in data.train",
+            },
+            _ => all(IMAGENET_21K, "ImageNet-21K's, as data.train isn't there"),
+        }
     }
 }
 
@@ -368,10 +380,14 @@ impl Report {
         writeln!(f, "  images          {:>14}", grouped(self.samples))?;
         writeln!(
             f,
-            "  epochs          {:>14.2}   of {} images ({})",
+            "  epochs          {:>14.2}   of {} images ({}){}",
             self.epochs,
             grouped(self.samples_per_epoch),
-            self.samples_per_epoch_from
+            self.samples_per_epoch_from,
+            match self.repeats {
+                1 => String::new(),
+                repeats => format!(", {repeats} views of each"),
+            }
         )
     }
 
@@ -453,9 +469,11 @@ impl Report {
             grouped(self.largest_micro_batch),
         )?;
         if !self.fits && self.largest_micro_batch > 0 {
-            let share = self.batch / self.count;
+            // Views of a sample stay together.
+            let share = self.batch / self.count / self.repeats;
             let parts = (1..=share).find(|parts| {
-                share.is_multiple_of(*parts) && share / parts <= self.largest_micro_batch
+                share.is_multiple_of(*parts)
+                    && self.repeats * share / parts <= self.largest_micro_batch
             });
             if let Some(parts) = parts {
                 writeln!(f, "  --set train.accumulate={parts} makes it fit")?;

@@ -49,6 +49,31 @@ fn the_papers_run_is_planned_without_its_data_and_weights() {
 }
 
 #[test]
+fn views_of_a_sample_lengthen_the_epoch_and_share_one_picture_and_weights_leave_the_cache_as_it_is()
+{
+    let dir = tempfile::tempdir().unwrap();
+    let picture = image::RgbImage::new(2, 2);
+    for name in ["a", "b", "c", "d"] {
+        picture.save(dir.path().join(format!("{name}.png"))).unwrap();
+    }
+    let recipe = "recipes/pretrain/uta-b14-in21k.toml";
+    let train = format!("data.train=[{{data={:?},weight=0.5}}]", dir.path());
+    // A GPU's run is planned where there is none.
+    let sets = [train.as_str(), "train.epochs=1024", "train.batch=8", "train.device=cuda"];
+    let sets = sets.iter().flat_map(|set| ["--set", set]);
+    let once: Vec<&str> = ["plan", recipe].into_iter().chain(sets).collect();
+    let [once, twice] = [json(&once), json(&[&once[..], &["--set", "data.repeats=2"]].concat())];
+    // Half of the four pictures, or of their views.
+    assert_eq!((&once["steps"], &twice["steps"]), (&256.into(), &512.into()));
+    for plan in [&once, &twice] {
+        assert_eq!((&plan["epochs"], &plan["samples_per_epoch"]), (&1024.0.into(), &2.into()));
+        assert_eq!(plan["cache_bytes"], 4 * 257 * 1024);
+    }
+    let traffic = |plan: &Value| plan["live"]["data_bytes_per_second"].as_f64().unwrap();
+    assert!((traffic(&once) / traffic(&twice) - 2.0).abs() < 1e-9);
+}
+
+#[test]
 fn a_run_with_cached_targets_is_planned_without_a_teacher() {
     let recipe = "recipes/pretrain/uta-b14-in21k.toml";
     let live = json(&["plan", recipe, "--count", "64"]);
@@ -75,7 +100,9 @@ fn what_cannot_be_planned_is_said_in_one_line() {
     let recipe = "recipes/pretrain/uta-b14-in21k.toml";
     for (args, words) in [
         (&["--device", "h900"][..], "h100, h200 and cpu"),
-        (&["--count", "7"], "train.batch = 4096 can't be shared evenly"),
+        (&["--count", "7"], "train.batch = 4096: must be a multiple of 7"),
+        (&["--count", "4", "--set", "data.repeats=2048"], "must be a multiple of 8192"),
+        (&["--set", "train.device=gpu"], "none of auto, cpu, cuda, cuda:N"),
         (&["--utilisation", "40"], "at most 1"),
         (&["--set", "teacher={path=\"no/such\"}"], "no/such: not there; say what it is with"),
         (&["--set", "teacher.arch=vit-l-14"], "model.out = 1024: must be the teacher's, 768"),

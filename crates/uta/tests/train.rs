@@ -351,6 +351,39 @@ fn what_is_set_on_resuming_stays_set_and_the_stream_of_samples_cannot_be() {
 }
 
 #[test]
+fn a_whole_checkpoint_of_another_network_ends_a_resume_and_nothing_is_changed() {
+    let world = World::with_teacher();
+    assert!(world.uta(&["train", "align.toml", "--out", "run"]).status.success());
+    let files = ["recipe.toml", "metrics.jsonl", "config.json", "checkpoints/latest"];
+    let read = || files.map(|file| fs::read(world.path("run").join(file)).unwrap());
+    let before = read();
+    for (set, words) in [
+        ("train.ema=0", ["step-00000024/optimizer.safetensors", "ema", "without the --set"]),
+        ("model.depth=3", ["step-00000024/model.safetensors", "blocks.2", "without the --set"]),
+    ] {
+        world.refuses(&["train", "--resume", "run", "--set", set], &words);
+        assert!(read() == before, "{set} changed the run");
+    }
+}
+
+#[test]
+fn memory_that_runs_out_ends_with_one_line_that_says_what_to_do() {
+    let world = World::with_teacher();
+    let limited = "ulimit -v 16000000; exec \"$0\" bench step align.toml --batch 4000000000";
+    let out = Command::new("sh")
+        .args(["-c", limited, env!("CARGO_BIN_EXE_uta")])
+        .current_dir(world.dir.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{text}");
+    let last = text.lines().last().unwrap();
+    let words = ["uta: ", "can't allocate memory", "train.accumulate", "--batch"];
+    assert!(words.iter().all(|word| last.contains(word)), "{text}");
+    assert!(!text.contains("panicked"), "{text}");
+}
+
+#[test]
 fn folders_that_hold_no_run_are_left_out_of_a_plot_of_several() {
     let world = World::with_teacher();
     let out = world.uta(&["train", "align.toml", "--out", "run", "--set", "train.steps=4"]);

@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::f64::consts::PI;
 
-use fast_image_resize::images::TypedImage;
+use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer};
 
@@ -152,9 +152,31 @@ impl First {
     }
 }
 
+/// Pixels to resize: a part of an image, or all of it. One type for both, because the resizer is compiled anew for each.
+pub(crate) type View<'a> = TypedCroppedImage<'a, TypedImageRef<'a, U8x3>>;
+
+/// The part of `[width, height]` pixels, rows of RGB, that begins at `[left, top]` and is `part` in size. Nothing outside it
+/// is looked at.
+///
+/// # Errors
+/// When it is empty or reaches beyond the pixels.
+pub(crate) fn view(
+    pixels: &[u8],
+    [width, height]: [u32; 2],
+    [left, top]: [u32; 2],
+    part: [u32; 2],
+) -> Result<View<'_>, DataError> {
+    let failed = |e: &dyn std::fmt::Display| {
+        let [w, h] = part;
+        DataError::Image(format!("{w} x {h} pixels at {left}, {top} of {width} x {height}: {e}"))
+    };
+    let whole = TypedImageRef::from_buffer(width, height, pixels).map_err(|e| failed(&e))?;
+    TypedCroppedImage::new(whole, left, top, part[0], part[1]).map_err(|e| failed(&e))
+}
+
 /// `view` resized, `[y.len, x.len, 3]` bytes, near Pillow's.
 pub(crate) fn rgb(
-    view: &impl ImageView<Pixel = U8x3>,
+    view: &View<'_>,
     sides: [Side; 2],
     filter: Filter,
     first_pass: First,
@@ -188,7 +210,10 @@ pub(crate) fn rgb(
         let across = options.crop(left, f64::from(first), width, f64::from(end - first));
         resizer.resize_typed(view, &mut narrow, &across).map_err(|e| failed(&e))?;
         let down = options.crop(0.0, top, f64::from(columns), height);
-        resizer.resize_typed(&narrow, &mut out, &down).map_err(|e| failed(&e))
+        let size = [columns, end - first];
+        resizer
+            .resize_typed(&self::view(between, size, [0; 2], size)?, &mut out, &down)
+            .map_err(|e| failed(&e))
     })?;
     Ok(pixels)
 }

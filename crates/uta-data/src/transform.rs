@@ -3,8 +3,6 @@
 use std::cell::RefCell;
 use std::fmt;
 
-use fast_image_resize::images::{TypedCroppedImage, TypedImageRef};
-use fast_image_resize::pixels::U8x3;
 use serde::{Deserialize, Serialize};
 
 use crate::color::{ColorJitter, PhotometricDistortion, adjust_saturation};
@@ -577,7 +575,11 @@ impl EvalTransform {
     fn resized(&self, image: &Rgb, sides: [Side; 2]) -> Result<Vec<u8>, DataError> {
         match self.filter {
             Filter::Nearest => Ok(nearest(image, [0; 2], sides)),
-            filter => resize::rgb(&pixels_of(image)?, sides, filter, self.first()),
+            filter => {
+                let size = [image.width, image.height];
+                let whole = resize::view(&image.pixels, size, [0; 2], size)?;
+                resize::rgb(&whole, sides, filter, self.first())
+            }
         }
     }
 
@@ -688,8 +690,8 @@ pub fn resample(
     filter: Filter,
 ) -> Result<Vec<u8>, DataError> {
     let CropBox { left, top, width, height } = crop;
-    let view = TypedCroppedImage::new(pixels_of(image)?, left, top, width, height)
-        .map_err(|e| DataError::Image(format!("crop {crop:?}: {e}")))?;
+    let whole = [image.width, image.height];
+    let view = resize::view(&image.pixels, whole, [left, top], [width, height])?;
     let sides =
         [width, height].map(|source| Side { source, full: size.into(), start: 0, len: size });
     match filter {
@@ -700,11 +702,6 @@ pub fn resample(
 
 fn empty_image(image: &Rgb) -> DataError {
     DataError::Image(format!("the image has {} x {} pixels", image.width, image.height))
-}
-
-fn pixels_of(image: &Rgb) -> Result<TypedImageRef<'_, U8x3>, DataError> {
-    TypedImageRef::from_buffer(image.width, image.height, &image.pixels)
-        .map_err(|_| empty_image(image))
 }
 
 fn mirror(view: &mut [u8], size: u32) {

@@ -75,7 +75,8 @@ impl RunDir {
     ///
     /// # Errors
     /// When another process has the run open, there are checkpoints and none is whole, the newest whole one isn't of such a
-    /// network and optimiser, or something can't be read or written. Nothing in the directory is changed then.
+    /// network and optimiser, or something can't be read: then nothing in the directory is changed. When something can't be
+    /// written.
     pub fn reopen(
         path: &Path,
         recipe: &Recipe,

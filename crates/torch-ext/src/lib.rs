@@ -76,6 +76,11 @@ fn check(message: *mut c_char) -> Result<(), TchError> {
     Err(TchError::Torch(text))
 }
 
+/// libtorch's message without its trace.
+pub fn first_line(error: &TchError) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
 fn handle(tensor: &Tensor) -> *mut C_tensor {
     tensor.as_ptr() as *mut C_tensor
 }

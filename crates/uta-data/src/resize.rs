@@ -174,9 +174,9 @@ pub(crate) fn view(
     TypedCroppedImage::new(whole, left, top, part[0], part[1]).map_err(|e| failed(&e))
 }
 
-/// `view` resized, `[y.len, x.len, 3]` bytes, near Pillow's.
+/// `source` resized, `[y.len, x.len, 3]` bytes, near Pillow's.
 pub(crate) fn rgb(
-    view: &View<'_>,
+    source: &View<'_>,
     sides: [Side; 2],
     filter: Filter,
     first_pass: First,
@@ -196,23 +196,23 @@ pub(crate) fn rgb(
         if first_pass.columns(sides) {
             // The resizer itself takes columns first.
             let options = options.crop(left, top, width, height);
-            return resizer.resize_typed(view, &mut out, &options).map_err(|e| failed(&e));
+            return resizer.resize_typed(source, &mut out, &options).map_err(|e| failed(&e));
         }
         // Rows that no pixel of the result reaches aren't computed: of a sliver they may be millions.
         let reach = filter.support() * sides[1].scale().max(1.0) + 1.0;
         let first = (top - reach).max(0.0) as u32;
-        let end = ((top + height + reach) as u32).saturating_add(1).min(view.height());
+        let end = ((top + height + reach) as u32).saturating_add(1).min(source.height());
         let top = top - f64::from(first);
         let height = height.min(f64::from(end - first) - top);
         between.resize(3 * columns as usize * (end - first) as usize, 0);
         let mut narrow = TypedImage::<U8x3>::from_buffer(columns, end - first, between)
             .map_err(|e| failed(&e))?;
         let across = options.crop(left, f64::from(first), width, f64::from(end - first));
-        resizer.resize_typed(view, &mut narrow, &across).map_err(|e| failed(&e))?;
+        resizer.resize_typed(source, &mut narrow, &across).map_err(|e| failed(&e))?;
         let down = options.crop(0.0, top, f64::from(columns), height);
         let size = [columns, end - first];
         resizer
-            .resize_typed(&self::view(between, size, [0; 2], size)?, &mut out, &down)
+            .resize_typed(&view(between, size, [0; 2], size)?, &mut out, &down)
             .map_err(|e| failed(&e))
     })?;
     Ok(pixels)

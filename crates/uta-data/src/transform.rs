@@ -573,14 +573,7 @@ impl EvalTransform {
     }
 
     fn resized(&self, image: &Rgb, sides: [Side; 2]) -> Result<Vec<u8>, DataError> {
-        match self.filter {
-            Filter::Nearest => Ok(nearest(image, [0; 2], sides)),
-            filter => {
-                let size = [image.width, image.height];
-                let whole = resize::view(&image.pixels, size, [0; 2], size)?;
-                resize::rgb(&whole, sides, filter, self.first())
-            }
-        }
+        resized(image, [0; 2], sides, self.filter, self.first())
     }
 
     fn first(&self) -> First {
@@ -690,13 +683,24 @@ pub fn resample(
     filter: Filter,
 ) -> Result<Vec<u8>, DataError> {
     let CropBox { left, top, width, height } = crop;
-    let whole = [image.width, image.height];
-    let view = resize::view(&image.pixels, whole, [left, top], [width, height])?;
     let sides =
         [width, height].map(|source| Side { source, full: size.into(), start: 0, len: size });
+    resized(image, [left, top], sides, filter, First::Rows)
+}
+
+/// The part of the image that begins at `corner`, left and top, and has the sides' source pixels, resized.
+fn resized(
+    image: &Rgb,
+    corner: [u32; 2],
+    sides: [Side; 2],
+    filter: Filter,
+    first: First,
+) -> Result<Vec<u8>, DataError> {
+    let size = [image.width, image.height];
+    let part = resize::view(&image.pixels, size, corner, sides.map(|side| side.source))?;
     match filter {
-        Filter::Nearest => Ok(nearest(image, [left, top], sides)),
-        filter => resize::rgb(&view, sides, filter, First::Rows),
+        Filter::Nearest => Ok(nearest(image, corner, sides)),
+        filter => resize::rgb(&part, sides, filter, first),
     }
 }
 

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
-use tch::{Device, Kind, TchError, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
+use torch_ext::first_line;
 
 use crate::{Adapter, ModelError, torch_file};
 
@@ -133,11 +134,6 @@ pub(crate) fn open_file(path: &Path) -> Result<(File, u64), ModelError> {
     let file = File::open(path).map_err(ModelError::io(path))?;
     let length = file.metadata().map_err(ModelError::io(path))?.len();
     Ok((file, length))
-}
-
-/// torch's message without its trace.
-pub(crate) fn first_line(e: &TchError) -> String {
-    e.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// A JSON object no key of which occurs twice: of two tensors of one name the format's own reader takes the last.

@@ -21,12 +21,13 @@ use std::path::Path;
 use std::rc::Rc;
 
 use tch::{Device, Kind, Tensor};
+use torch_ext::first_line;
 use zip::read::ZipReadOptions;
 use zip::{CompressionMethod, ZipArchive};
 
 use self::pickle::{Element, Id, Node, Nodes, Source, View};
 use crate::ModelError;
-use crate::safetensors_io::{first_line, open_file};
+use crate::safetensors_io::open_file;
 
 /// Why a file isn't read, in words that follow its name.
 type Result<T> = std::result::Result<T, String>;

@@ -91,7 +91,7 @@ impl From<ModelError> for TrainError {
 
 impl From<tch::TchError> for TrainError {
     fn from(e: tch::TchError) -> TrainError {
-        TrainError::Torch(e.to_string().lines().next().unwrap_or_default().to_owned())
+        TrainError::Torch(torch_ext::first_line(&e))
     }
 }
 

@@ -7,11 +7,10 @@ use serde::Serialize;
 use uta_data::targets::TargetKind;
 use uta_model::{ClipConfig, Ffn, TextConfig, VitConfig};
 
+use crate::TrainError;
 use crate::cache::cached_targets;
-use crate::mask::MaskGenerator;
 use crate::recipe::{PrecisionName, Recipe};
 use crate::task::align;
-use crate::{RecipeError, TrainError};
 
 /// Bytes of an f32: weights, gradients, moments, the residual stream, the loss.
 const WIDE: i64 = 4;
@@ -82,12 +81,9 @@ impl Shapes {
     /// # Errors
     /// When the two nets don't fit.
     pub fn new(recipe: &Recipe, teacher: &ClipConfig) -> Result<Shapes, TrainError> {
-        let wrong = |message| RecipeError { origin: "recipe".into(), message };
         let student = recipe.model.vision.clone();
         align::fit(&student, &teacher.vision)?;
-        let grid = (student.grid() as usize, student.grid() as usize);
-        let masks = MaskGenerator::new(recipe.mask.kind, recipe.mask.ratio, grid)
-            .map_err(|e| wrong(format!("mask: {e}")))?;
+        let (masks, _) = align::masks(recipe)?;
         Ok(Shapes {
             student,
             teacher: teacher.vision.clone(),

@@ -7,7 +7,7 @@ mod world;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use common::{json, mistake, uta};
@@ -251,16 +251,7 @@ fn a_full_disk_is_one_line_and_whole_shards_stay() {
     does(&world, cache);
     let whole = files(&world, "cache");
     fs::remove_file(world.path("cache/train-000003.safetensors")).unwrap();
-    let limited = format!("trap '' XFSZ; ulimit -f 4; exec \"$0\" {cache}");
-    let out = Command::new("sh")
-        .args(["-c", &limited, env!("CARGO_BIN_EXE_uta")])
-        .current_dir(world.dir.path())
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&out.stderr);
-    assert_eq!(out.status.code(), Some(1), "{text}");
-    let last = text.lines().last().unwrap_or_default();
-    assert!(last.contains("train-000003") && last.contains("make room"), "{text}");
+    world.fails_within("-f 4", cache, &["train-000003", "make room"]);
     assert_eq!(files(&world, "cache").len(), whole.len() - 1, "half a shard stayed");
     does(&world, cache);
     assert!(files(&world, "cache") == whole);

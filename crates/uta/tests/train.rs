@@ -265,20 +265,9 @@ fn a_disk_that_fills_up_ends_the_run_with_one_line_and_loses_nothing() {
         |name| fs::metadata(world.path("full/checkpoints/step-00000012").join(name)).unwrap().len();
     assert!(size("optimizer.safetensors") > size("model.safetensors") + 4096);
     let kilobytes = size("model.safetensors") / 1024 + 2;
-    let limited = format!(
-        "trap '' XFSZ; ulimit -f {}; exec \"$0\" train --resume full",
-        kilobytes * 1024 / 512
-    );
-    let out = Command::new("sh")
-        .args(["-c", &limited, env!("CARGO_BIN_EXE_uta")])
-        .current_dir(world.dir.path())
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&out.stderr);
-    assert_eq!(out.status.code(), Some(1), "{text}");
-    let last = text.lines().last().unwrap_or_default();
-    let words = ["uta: ", "optimizer.safetensors", "make room, then --resume"];
-    assert!(words.iter().all(|word| last.contains(word)), "{text}");
+    let limit = format!("-f {}", kilobytes * 1024 / 512);
+    let words = ["optimizer.safetensors", "make room, then --resume"];
+    world.fails_within(&limit, "train --resume full", &words);
     let mut left: Vec<String> = fs::read_dir(world.path("full/checkpoints"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
@@ -369,17 +358,9 @@ fn a_whole_checkpoint_of_another_network_ends_a_resume_and_nothing_is_changed() 
 #[test]
 fn memory_that_runs_out_ends_with_one_line_that_says_what_to_do() {
     let world = World::with_teacher();
-    let limited = "ulimit -v 16000000; exec \"$0\" bench step align.toml --batch 4000000000";
-    let out = Command::new("sh")
-        .args(["-c", limited, env!("CARGO_BIN_EXE_uta")])
-        .current_dir(world.dir.path())
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&out.stderr);
-    assert_eq!(out.status.code(), Some(1), "{text}");
-    let last = text.lines().last().unwrap();
-    let words = ["uta: ", "can't allocate memory", "train.accumulate", "--batch"];
-    assert!(words.iter().all(|word| last.contains(word)), "{text}");
+    let bench = "bench step align.toml --batch 4000000000";
+    let words = ["can't allocate memory", "train.accumulate", "--batch"];
+    let text = world.fails_within("-v 16000000", bench, &words);
     assert!(!text.contains("panicked"), "{text}");
 }
 

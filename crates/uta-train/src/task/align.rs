@@ -204,7 +204,7 @@ fn student(recipe: &Recipe, teacher: &ClipConfig, device: Device) -> Result<Clip
 }
 
 /// For training, and for validation.
-fn masks(recipe: &Recipe) -> Result<(MaskGenerator, MaskGenerator), TrainError> {
+pub(crate) fn masks(recipe: &Recipe) -> Result<(MaskGenerator, MaskGenerator), TrainError> {
     let side = recipe.model.vision.grid() as usize;
     let generator = |kind, ratio| {
         MaskGenerator::new(kind, ratio, (side, side))

@@ -91,15 +91,29 @@ impl World {
 
     /// Exit status 2 and one line that holds all of `words`.
     pub fn refuses(&self, args: &[&str], words: &[&str]) {
-        let out = self.uta(args);
-        let text = String::from_utf8_lossy(&out.stderr);
-        assert_eq!(out.status.code(), Some(2), "{args:?}: {text}");
-        let last = text.lines().last().unwrap_or_default();
-        assert!(
-            last.starts_with("uta: ") && words.iter().all(|w| last.contains(w)),
-            "{args:?}: {text}"
-        );
+        ends_with(&self.uta(args), 2, words, &args.join(" "));
     }
+
+    /// Exit status 1 and a last line that holds all of `words`, where the shell's `ulimit` allows no more than `limit`; all
+    /// that was said.
+    pub fn fails_within(&self, limit: &str, args: &str, words: &[&str]) -> String {
+        let limited = format!("trap '' XFSZ; ulimit {limit}; exec \"$0\" {args}");
+        let out = Command::new("sh")
+            .args(["-c", &limited, env!("CARGO_BIN_EXE_uta")])
+            .current_dir(self.dir.path())
+            .output()
+            .unwrap();
+        ends_with(&out, 1, words, args)
+    }
+}
+
+/// What `args` said, if it ended with `code` and a line of the program's that holds all of `words`.
+fn ends_with(out: &Output, code: i32, words: &[&str], args: &str) -> String {
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(code), "{args}: {text}");
+    let last = text.lines().last().unwrap_or_default();
+    assert!(last.starts_with("uta: ") && words.iter().all(|w| last.contains(w)), "{args}: {text}");
+    text
 }
 
 /// The lines of metrics.jsonl without what depends on the clock.

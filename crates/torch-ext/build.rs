@@ -13,23 +13,7 @@ fn main() {
     let include = lib.parent().expect("lib/ has a parent").join("include");
     println!("cargo:rerun-if-changed=cpp");
     let mut build = cc::Build::new();
-    build.cpp(true).std("c++20").files(
-        [
-            "attention",
-            "checkpoint",
-            "device",
-            "distributed",
-            "frozen",
-            "gate",
-            "gpu",
-            "linear",
-            "norm",
-            "profile",
-            "rotate",
-            "torch_ext",
-        ]
-        .map(|name| format!("cpp/{name}.cpp")),
-    );
+    build.cpp(true).std("c++20").file("cpp/all.cpp");
     // A GPU's kernels travel as text, and are compiled where they run.
     let kernels = std::fs::read_to_string("cpp/kernels.cu").expect("it lies there");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));

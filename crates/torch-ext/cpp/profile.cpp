@@ -35,26 +35,26 @@ thread_local std::vector<Open> open_operators;
 thread_local Profile of_thread;
 Profile of_gpu;
 std::mutex of_gpu_lock;
-std::atomic<c10::DeviceIndex> gpu{-1};
+std::atomic<c10::DeviceIndex> gpu_index{-1};
 
-Profile &watched() { return gpu >= 0 ? of_gpu : of_thread; }
+Profile &watched() { return gpu_index >= 0 ? of_gpu : of_thread; }
 
-void wait() { c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).synchronizeDevice(gpu); }
+void wait() { c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).synchronizeDevice(gpu_index); }
 
 std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction &) {
-  if (gpu >= 0) wait();
+  if (gpu_index >= 0) wait();
   open_operators.push_back({Clock::now()});
   return nullptr;
 }
 
 void end(const at::RecordFunction &function, at::ObserverContext *) {
   if (open_operators.empty()) return;
-  if (gpu >= 0) wait();
+  if (gpu_index >= 0) wait();
   auto last = open_operators.back();
   open_operators.pop_back();
   double all = std::chrono::duration<double>(Clock::now() - last.began).count();
   std::unique_lock<std::mutex> lock(of_gpu_lock, std::defer_lock);
-  if (gpu >= 0) lock.lock();
+  if (gpu_index >= 0) lock.lock();
   auto &total = watched().totals[function.name()];
   total.seconds += all - last.within;
   total.calls += 1;
@@ -68,11 +68,11 @@ extern "C" {
 // Of the CPU where `cuda` is -1, else of that GPU.
 char *te_profile_begin(int cuda) {
   return guarded([&] {
-    gpu = static_cast<c10::DeviceIndex>(cuda);
+    gpu_index = static_cast<c10::DeviceIndex>(cuda);
     open_operators.clear();
     auto callback = at::RecordFunctionCallback(begin, end).scopes(
         {at::RecordScope::FUNCTION, at::RecordScope::BACKWARD_FUNCTION});
-    watched() = {{}, gpu >= 0 ? at::addGlobalCallback(callback) : at::addThreadLocalCallback(callback)};
+    watched() = {{}, gpu_index >= 0 ? at::addGlobalCallback(callback) : at::addThreadLocalCallback(callback)};
   });
 }
 
@@ -83,7 +83,7 @@ char *te_profile_end(void (*each)(void *, const char *, double, int64_t), void *
     at::removeCallback(profile.handle);
     for (const auto &[name, total] : profile.totals) each(to, name.c_str(), total.seconds, total.calls);
     profile.totals.clear();
-    gpu = -1;
+    gpu_index = -1;
   });
 }
 }

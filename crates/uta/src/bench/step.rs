@@ -172,7 +172,11 @@ fn measure(args: &Args, recipe: &Recipe, device: Device, batch: usize) -> anyhow
     tch::manual_seed(recipe.train.seed as i64);
     let teacher = teacher(args, recipe, device)?;
     let (student, target) = (recipe.model.vision.clone(), teacher.config.vision.clone());
-    let task = Align::with_teacher(recipe, teacher, device)?;
+    let mut recipe = recipe.clone();
+    if args.part == Part::Teacher {
+        recipe.model.vision.depth = 1; // no step of it is taken, and its memory isn't the teacher's
+    }
+    let task = Align::with_teacher(&recipe, teacher, device)?;
     let mut optimizer = match args.part {
         Part::Teacher => None,
         _ => Some(Optimizer::new(&task.parameters(), &recipe.optim)),

@@ -20,8 +20,12 @@ fn main() {
     std::fs::write(out.join("kernels.inc"), format!("R\"cuda({kernels})cuda\"\n"))
         .expect("cargo's folder can be written");
     build.include(out);
-    // Loops over rows are vectorised, in builds for debugging too, and for the widest registers there are.
-    build.opt_level(3).flag_if_supported("-mprefer-vector-width=512");
+    // Loops over rows are vectorised, in builds for debugging too, and for the widest registers there are; what is computed
+    // for numbers that are then not chosen may raise flags that nobody reads.
+    build.opt_level(3);
+    for flag in ["-mprefer-vector-width=512", "-fno-trapping-math", "-fno-math-errno"] {
+        build.flag_if_supported(flag);
+    }
     // As system headers: libtorch's own warnings stay quiet, ours do not.
     let mut system = vec![include.clone(), include.join("torch/csrc/api/include")];
     // Where libtorch has gloo's headers, they are the ones to take.

@@ -8,6 +8,7 @@
 #include "gate.cpp"
 #include "gpu.cpp"
 #include "linear.cpp"
+#include "mkl.cpp"
 #include "norm.cpp"
 #include "profile.cpp"
 #include "rotate.cpp"

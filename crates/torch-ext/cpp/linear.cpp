@@ -43,7 +43,8 @@ void in_parts(const Bf16 *from, int64_t from_row, To *to, int64_t rows, int64_t 
 
 at::Tensor turned(const at::Tensor &x) {
   auto out = at::empty({x.size(1), x.size(0)}, x.options());
-  in_parts(pointer<Bf16>(x), x.size(1), pointer<Bf16>(out), x.size(0), x.size(1), turn);
+  in_parts(pointer<Bf16>(x), x.size(1), pointer<Bf16>(out), x.size(0), x.size(1),
+           [](auto... part) { turn(part...); });
   return out;
 }
 

@@ -41,8 +41,20 @@ INLINE void turn_block(const T *from, int64_t from_row, T *to, int64_t to_row, i
     for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c) to[c * to_row + r] = from[r * from_row + c];
 }
 
-EVERY_CPU void turn(const Bf16 *from, int64_t from_row, Bf16 *to, int64_t to_row, int64_t rows, int64_t columns) {
-  turn_block(reinterpret_cast<const uint16_t *>(from), from_row, reinterpret_cast<uint16_t *>(to), to_row, rows, columns);
+EVERY_CPU void turn(const uint16_t *from, int64_t from_row, uint16_t *to, int64_t to_row, int64_t rows, int64_t columns) {
+  turn_block(from, from_row, to, to_row, rows, columns);
+}
+
+EVERY_CPU void turn(const uint32_t *from, int64_t from_row, uint32_t *to, int64_t to_row, int64_t rows, int64_t columns) {
+  turn_block(from, from_row, to, to_row, rows, columns);
+}
+
+void turn(const Bf16 *from, int64_t from_row, Bf16 *to, int64_t to_row, int64_t rows, int64_t columns) {
+  turn(reinterpret_cast<const uint16_t *>(from), from_row, reinterpret_cast<uint16_t *>(to), to_row, rows, columns);
+}
+
+void turn(const float *from, int64_t from_row, float *to, int64_t to_row, int64_t rows, int64_t columns) {
+  turn(reinterpret_cast<const uint32_t *>(from), from_row, reinterpret_cast<uint32_t *>(to), to_row, rows, columns);
 }
 
 } // namespace

@@ -19,7 +19,7 @@ use std::ffi::{CStr, c_char};
 use tch::{Device, Kind, TchError, Tensor};
 use torch_sys::C_tensor;
 
-pub use attention::attention;
+pub use attention::{attends, attention};
 pub use caught::caught;
 pub use checkpoint::checkpoint;
 pub use device::{fuses, peak_memory, reset_peak_memory, upload, without_waiting};

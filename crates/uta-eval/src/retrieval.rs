@@ -149,11 +149,14 @@ impl uta_train::Evaluator for Retrieval {
 fn recall(queries: (&Tensor, &Tensor), candidates: (&Tensor, &Tensor)) -> Recall {
     // Bounds the scores and masks in memory at some tens of MB (COCO: 25,010 captions).
     let chunk = ((1 << 22) / candidates.0.size()[0]).max(1);
-    let columns = candidates.0.transpose(0, 1);
+    // Equal candidates are scored once: a product may round its columns differently, and they tie exactly.
+    let (distinct, which, _) = candidates.0.unique_dim(0, true, true, false);
+    let columns = distinct.transpose(0, 1);
     let mut sum = Recall::default();
     for (embeddings, owners) in queries.0.split(chunk, 0).iter().zip(queries.1.split(chunk, 0)) {
         let right = owners.unsqueeze(1).eq_tensor(&candidates.1.unsqueeze(0));
-        for (greater, tied, right) in standings(&embeddings.matmul(&columns), &right) {
+        let scores = embeddings.matmul(&columns).index_select(1, &which);
+        for (greater, tied, right) in standings(&scores, &right) {
             sum.r1 += expected_hit(greater, tied, right, 1);
             sum.r5 += expected_hit(greater, tied, right, 5);
             sum.r10 += expected_hit(greater, tied, right, 10);

@@ -533,33 +533,20 @@ impl Attention {
         self.proj.freeze(kind);
     }
 
-    /// Queries, keys and values of x [B, T, D] side by side, [B, T, 3 D], where one product makes them all.
-    fn joint(&self, x: &Tensor) -> Option<Tensor> {
-        match &self.qkv {
-            Some(packed) => Some(packed.forward(x, Activation::None).expect(layers::FITS)),
-            None => {
-                let [q, k, v] =
-                    [&self.q_proj, &self.k_proj, &self.v_proj].map(|linear| &linear.weight);
-                let (q_bias, v_bias) = (Some(&self.q_bias), Some(&self.v_bias));
-                layers::joint(x, &[(q, q_bias), (k, self.k_bias.as_ref()), (v, v_bias)])
-            }
+    /// Queries, keys and values of x [B, T, D]: side by side [B, T, 3 D] where one product makes them all, or [B, T, D] each.
+    fn qkv(&self, x: &Tensor) -> Vec<Tensor> {
+        if let Some(packed) = &self.qkv {
+            return vec![packed.forward(x, Activation::None).expect(layers::FITS)];
         }
-    }
-
-    /// The same, [B, T, H, head_width] each.
-    fn each(&self, joint: Option<Tensor>, x: &Tensor) -> [Tensor; 3] {
-        let all = match joint {
-            Some(joint) => {
-                let mut thirds = joint.chunk(3, -1).into_iter();
-                [(); 3].map(|()| thirds.next().expect("three of them"))
-            }
-            None => [
-                layers::linear(x, &self.q_proj.weight, Some(&self.q_bias)),
-                layers::linear(x, &self.k_proj.weight, self.k_bias.as_ref()),
-                layers::linear(x, &self.v_proj.weight, Some(&self.v_bias)),
-            ],
-        };
-        all.map(|x| x.unflatten(-1, [self.heads, -1]))
+        let layers = [
+            (&self.q_proj.weight, Some(&self.q_bias)),
+            (&self.k_proj.weight, self.k_bias.as_ref()),
+            (&self.v_proj.weight, Some(&self.v_bias)),
+        ];
+        match layers::joint(x, &layers) {
+            Some(joint) => vec![joint],
+            None => layers.map(|(weight, bias)| layers::linear(x, weight, bias)).into(),
+        }
     }
 
     /// [B, T, D] -> [B, wanted, D]: what the first tokens find among all.
@@ -567,27 +554,23 @@ impl Attention {
         let own = self.relative_position_bias_table.as_ref().zip(at.offsets.as_ref());
         let own = own.map(|(table, offsets)| bias(table, offsets));
         let bias = own.as_ref().or(at.bias.as_ref()).map(|bias| bias.narrow(2, 0, wanted));
-        let joint = self.joint(x);
-        let fused = joint.as_ref().filter(|joint| {
-            let on_cpu = joint.device() == Device::Cpu && torch_ext::cpu_has_tiles();
-            // A width of whole pairs.
-            let even = joint.size()[2] % (6 * self.heads) == 0;
-            on_cpu && joint.kind() == Kind::BFloat16 && even && bias.is_none()
-        });
-        let out = match fused {
-            Some(joint) => torch_ext::attention(joint, at.turns.as_ref(), self.heads, wanted)
-                .expect(layers::FITS),
-            None => {
-                let [q, k, v] = self.each(joint, x);
-                let heads_first = |x: Tensor| x.transpose(1, 2); // [B, H, T, head_width]
-                let (q, k) = match &at.turns {
-                    Some(turns) => (Rope::apply(&q, turns), Rope::apply(&k, turns)),
-                    None => (heads_first(q), heads_first(k)),
-                };
-                let q = q.narrow(2, 0, wanted);
-                let out = layers::attention(&q, &k, &heads_first(v), bias.as_ref(), false);
-                out.transpose(1, 2).flatten(2, 3)
-            }
+        let qkv = self.qkv(x);
+        let pairs = x.size()[2] % (2 * self.heads) == 0; // of numbers, in a head
+        let fused = pairs && bias.is_none() && torch_ext::attends(x.device(), qkv[0].kind());
+        let out = if fused {
+            let qkv: Vec<_> = qkv.iter().collect();
+            torch_ext::attention(&qkv, at.turns.as_ref(), self.heads, wanted).expect(layers::FITS)
+        } else {
+            let qkv = if qkv.len() == 1 { qkv[0].chunk(3, -1) } else { qkv };
+            let [q, k, v] = [0, 1, 2].map(|i| qkv[i].unflatten(-1, [self.heads, -1]));
+            let heads_first = |x: Tensor| x.transpose(1, 2); // [B, H, T, head_width]
+            let (q, k) = match &at.turns {
+                Some(turns) => (Rope::apply(&q, turns), Rope::apply(&k, turns)),
+                None => (heads_first(q), heads_first(k)),
+            };
+            let q = q.narrow(2, 0, wanted);
+            let out = layers::attention(&q, &k, &heads_first(v), bias.as_ref(), false);
+            out.transpose(1, 2).flatten(2, 3)
         };
         match &self.inner_attn_ln {
             Some(norm) => norm.forward(&out).apply(&self.proj),

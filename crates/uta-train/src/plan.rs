@@ -255,7 +255,6 @@ impl Shapes {
     /// | two norms: their input, the stream | 8 D | 8 D | 8 D | 8 D |
     /// | q, k, v: the norm's output | 4 D | 2 D | 4 D | 2 D |
     /// | attention: q, k, v, and the projection's input | 16 D | 8 D | 16 D | 8 D |
-    /// | attention: its output in its own order | 4 D | | | |
     /// | `inner_attn_ln`: its output beside its input | 4 D | 2 D | 4 D | 6 D |
     /// | w1, w2 (or fc1 alone): the norm's output | 4 D | 2 D | 4 D | 2 D |
     /// | SwiGLU: w1 x, w2 x, their product or its norm | 12 F | 6 F | 12 F | 6 F |
@@ -263,9 +262,10 @@ impl Shapes {
     /// | GELU and its input; the fast one's sigmoid too | 8 F (12 F) | 4 F (6 F) | 8 F (12 F) | 4 F (6 F) |
     /// | layer scale: both branches | 8 D | 4 D | 8 D | 4 D |
     ///
-    /// On the CPU in bf16 with tile registers; without them attention keeps 2 H T of probabilities. On a GPU `ffn_ln` reads
-    /// and keeps an f32 copy, so that the product itself goes: 4 F + 2 F instead of 2 F + 2 F. The statistics of norms and
-    /// softmax, below a thousandth, and biases of relative positions aren't counted.
+    /// On CPUs where attention is fused (`torch_ext::attends`); elsewhere it keeps 2 H T of probabilities in bf16, and its
+    /// output in its own order, 4 D, in f32. On a GPU `ffn_ln` reads and keeps an f32 copy, so that the product itself goes:
+    /// 4 F + 2 F instead of 2 F + 2 F. The statistics of norms and softmax, below a thousandth, and biases of relative
+    /// positions aren't counted.
     fn kept_by_block(&self, kernels: Kernels) -> i64 {
         let (c, e) = (&self.student, self.compute());
         let narrow = self.precision == PrecisionName::Bf16;
@@ -274,10 +274,8 @@ impl Shapes {
         // A norm inside a branch: its output, and on a GPU its input in f32 in the place of that in bf16.
         let widened = some(narrow && gpu, WIDE - e);
         let (stream, normed) = (2 * WIDE * d, e * d);
-        let attention = normed
-            + 4 * e * d
-            + some(!narrow && !gpu, e * d)
-            + some(c.attn_norm, (e + WIDE * i64::from(widened > 0)) * d);
+        let attention =
+            normed + 4 * e * d + some(c.attn_norm, (e + WIDE * i64::from(widened > 0)) * d);
         let ffn = normed
             + match c.ffn {
                 Ffn::SwiGlu if gpu => 4 * e * f + some(c.ffn_norm, (e + widened) * f),
@@ -315,8 +313,7 @@ impl Shapes {
         let (c, e) = (&self.teacher, self.compute());
         let t = 1 + c.num_patches();
         // q, k, v and the output; q and k turned, but where the CPU's attention does it.
-        let fused = kernels == Kernels::Cpu && self.precision == PrecisionName::Bf16;
-        let turned = if c.rope && !fused { 2 } else { 0 };
+        let turned = if c.rope && kernels == Kernels::Gpu { 2 } else { 0 };
         let attention = (4 + turned) * e * c.width;
         let ffn = match c.ffn {
             Ffn::SwiGlu => 3 * e * c.hidden,

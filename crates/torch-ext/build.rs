@@ -20,8 +20,8 @@ fn main() {
     std::fs::write(out.join("kernels.inc"), format!("R\"cuda({kernels})cuda\"\n"))
         .expect("cargo's folder can be written");
     build.include(out);
-    // Loops over rows are vectorised, in builds for debugging too, and for the widest registers there are; what is computed
-    // for numbers that are then not chosen may raise flags that nobody reads.
+    // Loops over rows are vectorised, in builds for debugging too, and for the widest registers there are. Nobody reads errno,
+    // nor the flags that are raised by what is computed and then not chosen.
     build.opt_level(3);
     for flag in ["-mprefer-vector-width=512", "-fno-trapping-math", "-fno-math-errno"] {
         build.flag_if_supported(flag);

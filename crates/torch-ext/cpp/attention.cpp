@@ -64,7 +64,7 @@ public:
 
 // Rows [n, width] of one head, `step` apart, rotated where there are turns, as [padded_n, padded_width] with zeros around.
 template <class T>
-INLINE void gather_rows(const T *from, int64_t step, const float *turns, T *to, int64_t n, int64_t padded_n, int64_t width,
+INLINE void gather_of(const T *from, int64_t step, const float *turns, T *to, int64_t n, int64_t padded_n, int64_t width,
                         int64_t padded_width) {
   // Rows lie too far apart for the processor to see them coming.
   constexpr int64_t AHEAD = 12, LINE = 64 / sizeof(T);
@@ -82,7 +82,7 @@ INLINE void gather_rows(const T *from, int64_t step, const float *turns, T *to, 
 
 // The reverse, of f32 sums.
 template <class T>
-INLINE void scatter_rows(const float *from, const float *turns, T *to, int64_t step, int64_t n, int64_t width,
+INLINE void scatter_of(const float *from, const float *turns, T *to, int64_t step, int64_t n, int64_t width,
                          int64_t padded_width) {
   for (int64_t i = 0; i < n; ++i)
     if (turns)
@@ -127,7 +127,7 @@ INLINE void exponentials_of(float *scores, T *p, float *inverse, float *logs, fl
 
 // Weighted sums of values [rows, padded] times each row's `inverse`.
 template <class T>
-INLINE void finish_rows(const float *sums, const float *inverse, T *out, int64_t step, int64_t rows, int64_t width,
+INLINE void finish_of(const float *sums, const float *inverse, T *out, int64_t step, int64_t rows, int64_t width,
                         int64_t padded) {
   for (int64_t i = 0; i < rows; ++i)
     APART for (int64_t j = 0; j < width; ++j) down(sums[i * padded + j] * inverse[i], out[i * step + j]);
@@ -153,14 +153,15 @@ INLINE void softmax_back_of(const float *s, const float *g, const float *logs, c
     }
 }
 
+// A function that is built for every CPU can't be a template.
 #define LOOPS(T)                                                                                                       \
   EVERY_CPU void gather(const T *from, int64_t step, const float *turns, T *to, int64_t n, int64_t padded_n,           \
                         int64_t width, int64_t padded_width) {                                                         \
-    gather_rows(from, step, turns, to, n, padded_n, width, padded_width);                                              \
+    gather_of(from, step, turns, to, n, padded_n, width, padded_width);                                              \
   }                                                                                                                    \
   EVERY_CPU void scatter(const float *from, const float *turns, T *to, int64_t step, int64_t n, int64_t width,         \
                          int64_t padded_width) {                                                                       \
-    scatter_rows(from, turns, to, step, n, width, padded_width);                                                       \
+    scatter_of(from, turns, to, step, n, width, padded_width);                                                       \
   }                                                                                                                    \
   EVERY_CPU void exponentials(float *scores, T *p, float *inverse, float *logs, float scale, int64_t rows, int64_t n,  \
                               int64_t padded) {                                                                        \
@@ -168,7 +169,7 @@ INLINE void softmax_back_of(const float *s, const float *g, const float *logs, c
   }                                                                                                                    \
   EVERY_CPU void finish(const float *sums, const float *inverse, T *out, int64_t step, int64_t rows, int64_t width,    \
                         int64_t padded) {                                                                              \
-    finish_rows(sums, inverse, out, step, rows, width, padded);                                                        \
+    finish_of(sums, inverse, out, step, rows, width, padded);                                                        \
   }                                                                                                                    \
   EVERY_CPU void dots(const T *out, const T *grad, int64_t step, float *to, int64_t rows, int64_t width) {             \
     dots_of(out, grad, step, to, rows, width);                                                                         \
@@ -191,6 +192,7 @@ const uint32_t *by_rows(const Bf16 *x, uint32_t *room, int64_t n, int64_t width)
   pair_rows(x, room, n, width);
   return room;
 }
+// f32 lies right already, and needs no room.
 const float *by_rows(const float *x, float *, int64_t, int64_t) { return x; }
 
 // x [n, width] as the right-hand side of a product with its columns, x turned: neighbours in a row of bf16 stay together.
@@ -407,7 +409,8 @@ char *te_attention(at::Tensor *const *qkv, int64_t n, at::Tensor *turns, int64_t
     int64_t columns = heads * (n == 1 ? 3 : 1);
     TORCH_CHECK(q.dim() == 3 && heads > 0 && q.size(2) % columns == 0 && q.size(2) / columns % 2 == 0 && q.numel() > 0 &&
                     wanted > 0 && wanted <= q.size(1),
-                "attention: queries, keys and values of ", heads, " heads are [B, T, 3 H W], not ", q.sizes());
+                "attention: queries, keys and values of ", heads, " heads are ", n == 1 ? "[B, T, 3 H W]" : "[B, T, H W] each",
+                ", W even, of at least ", wanted, " tokens, not ", q.sizes());
     auto kind = q.scalar_type();
     TORCH_CHECK(kind == at::kFloat || (kind == at::kBFloat16 && at::native::cpublas::could_pack(at::kBFloat16)),
                 "attention wants f32, or bf16 on a CPU with tile registers, not ", kind);

@@ -106,8 +106,12 @@ impl PackedLinear {
     pub fn forward(&self, x: &Tensor, act: Activation) -> Result<Tensor, TchError> {
         let x = x.to_kind(self.kind);
         let on_gpu = x.device() != Device::Cpu;
-        // Fused into an f32 product in registers of 256 bits, oneDNN's activations take longer than a pass of their own.
-        let apart = on_gpu || (self.kind == Kind::Float && !cpu_has_bf16());
+        // Fused into an f32 product without AVX-512, oneDNN's activations take longer than a pass of their own.
+        #[cfg(target_arch = "x86_64")]
+        let slow = self.kind == Kind::Float && !is_x86_feature_detected!("avx512bw");
+        #[cfg(not(target_arch = "x86_64"))]
+        let slow = false;
+        let apart = on_gpu || slow;
         if apart && act != Activation::None {
             let mut x = self.forward(&x, Activation::None)?;
             return if act == Activation::Gelu { x.f_gelu_("none") } else { x.f_silu_() };

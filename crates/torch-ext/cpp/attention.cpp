@@ -64,8 +64,8 @@ public:
 
 // Rows [n, width] of one head, `step` apart, rotated where there are turns, as [padded_n, padded_width] with zeros around.
 template <class T>
-INLINE void gather_of(const T *from, int64_t step, const float *turns, T *to, int64_t n, int64_t padded_n, int64_t width,
-                        int64_t padded_width) {
+EVERY_CPU void gather(const T *from, int64_t step, const float *turns, T *to, int64_t n, int64_t padded_n, int64_t width,
+                      int64_t padded_width) {
   // Rows lie too far apart for the processor to see them coming.
   constexpr int64_t AHEAD = 12, LINE = 64 / sizeof(T);
   for (int64_t i = 0; i < n; ++i) {
@@ -82,8 +82,8 @@ INLINE void gather_of(const T *from, int64_t step, const float *turns, T *to, in
 
 // The reverse, of f32 sums.
 template <class T>
-INLINE void scatter_of(const float *from, const float *turns, T *to, int64_t step, int64_t n, int64_t width,
-                         int64_t padded_width) {
+EVERY_CPU void scatter(const float *from, const float *turns, T *to, int64_t step, int64_t n, int64_t width,
+                       int64_t padded_width) {
   for (int64_t i = 0; i < n; ++i)
     if (turns)
       rotate(from + i * padded_width, to + i * step, turns + i * width, -1, width);
@@ -108,7 +108,7 @@ INLINE float largest(const float *x, int64_t n) {
 // e^(scale (s - max)) of each row's `n` scores, `padded` apart, its zeros behind, and `inverse`, 1 / sum; the row's log of
 // the sum of e^(scale s) into `logs`. `p` may be the scores themselves.
 template <class T>
-INLINE void exponentials_of(float *scores, T *p, float *inverse, float *logs, float scale, int64_t rows, int64_t n,
+EVERY_CPU void exponentials(float *scores, T *p, float *inverse, float *logs, float scale, int64_t rows, int64_t n,
                             int64_t padded) {
   for (int64_t i = 0; i < rows; ++i) {
     float *s = scores + i * padded;
@@ -127,15 +127,15 @@ INLINE void exponentials_of(float *scores, T *p, float *inverse, float *logs, fl
 
 // Weighted sums of values [rows, padded] times each row's `inverse`.
 template <class T>
-INLINE void finish_of(const float *sums, const float *inverse, T *out, int64_t step, int64_t rows, int64_t width,
-                        int64_t padded) {
+EVERY_CPU void finish(const float *sums, const float *inverse, T *out, int64_t step, int64_t rows, int64_t width,
+                      int64_t padded) {
   for (int64_t i = 0; i < rows; ++i)
     APART for (int64_t j = 0; j < width; ++j) down(sums[i * padded + j] * inverse[i], out[i * step + j]);
 }
 
 // The sum of out * grad of each row.
 template <class T>
-INLINE void dots_of(const T *out, const T *grad, int64_t step, float *to, int64_t rows, int64_t width) {
+EVERY_CPU void dots(const T *out, const T *grad, int64_t step, float *to, int64_t rows, int64_t width) {
   for (int64_t i = 0; i < rows; ++i)
     to[i] = sum(width, [&](int64_t j) { return up(out[i * step + j]) * up(grad[i * step + j]); });
 }
@@ -143,7 +143,7 @@ INLINE void dots_of(const T *out, const T *grad, int64_t step, float *to, int64_
 // Of scores s [keys, queries] and the gradients g of their softmax p: p = e^(scale s - log), and the gradient of s,
 // scale p (g - dot). `p` may be `s`, and `ds` `g`.
 template <class T>
-INLINE void softmax_back_of(const float *s, const float *g, const float *logs, const float *dots, T *p, T *ds, float scale,
+EVERY_CPU void softmax_back(const float *s, const float *g, const float *logs, const float *dots, T *p, T *ds, float scale,
                             int64_t keys, int64_t queries) {
   for (int64_t k = 0; k < keys; ++k, s += queries, g += queries, p += queries, ds += queries)
     APART for (int64_t q = 0; q < queries; ++q) {
@@ -152,35 +152,6 @@ INLINE void softmax_back_of(const float *s, const float *g, const float *logs, c
       down(scale * e * (grad - dots[q]), ds[q]);
     }
 }
-
-// A function that is built for every CPU can't be a template.
-#define LOOPS(T)                                                                                                       \
-  EVERY_CPU void gather(const T *from, int64_t step, const float *turns, T *to, int64_t n, int64_t padded_n,           \
-                        int64_t width, int64_t padded_width) {                                                         \
-    gather_of(from, step, turns, to, n, padded_n, width, padded_width);                                              \
-  }                                                                                                                    \
-  EVERY_CPU void scatter(const float *from, const float *turns, T *to, int64_t step, int64_t n, int64_t width,         \
-                         int64_t padded_width) {                                                                       \
-    scatter_of(from, turns, to, step, n, width, padded_width);                                                       \
-  }                                                                                                                    \
-  EVERY_CPU void exponentials(float *scores, T *p, float *inverse, float *logs, float scale, int64_t rows, int64_t n,  \
-                              int64_t padded) {                                                                        \
-    exponentials_of(scores, p, inverse, logs, scale, rows, n, padded);                                                 \
-  }                                                                                                                    \
-  EVERY_CPU void finish(const float *sums, const float *inverse, T *out, int64_t step, int64_t rows, int64_t width,    \
-                        int64_t padded) {                                                                              \
-    finish_of(sums, inverse, out, step, rows, width, padded);                                                        \
-  }                                                                                                                    \
-  EVERY_CPU void dots(const T *out, const T *grad, int64_t step, float *to, int64_t rows, int64_t width) {             \
-    dots_of(out, grad, step, to, rows, width);                                                                         \
-  }                                                                                                                    \
-  EVERY_CPU void softmax_back(const float *s, const float *g, const float *logs, const float *dots, T *p, T *ds,       \
-                              float scale, int64_t keys, int64_t queries) {                                            \
-    softmax_back_of(s, g, logs, dots, p, ds, scale, keys, queries);                                                    \
-  }
-LOOPS(Bf16)
-LOOPS(float)
-#undef LOOPS
 
 // x [n, width] as the right-hand side of a product with its n rows.
 EVERY_CPU void pair_rows(const Bf16 *x, uint32_t *out, int64_t n, int64_t width) {

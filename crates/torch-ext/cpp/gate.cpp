@@ -79,22 +79,20 @@ INLINE void gate_back(const T *a, const T *b, const T *grad, T *da, T *db, float
 }
 
 // Rows a, b are `step` elements apart; rows of the result n, of the gradients `step`.
-#define GATE(NAME, BACK, T)                                                                                            \
-  EVERY_CPU void NAME(const T *a, const T *b, int64_t step, T *out, float *hidden, float *statistics, Affine norm,     \
-                      int64_t begin, int64_t end, int64_t n) {                                                         \
-    for (int64_t i = begin; i < end; ++i)                                                                              \
-      gate(a + i * step, b + i * step, out + i * n, hidden, statistics + 2 * i, norm, n);                              \
-  }                                                                                                                    \
-  EVERY_CPU void BACK(const T *a, const T *b, int64_t step, const T *grad, T *da, T *db, float *kept,                  \
-                      const float *statistics, const float *weight, float *dweight, float *dbias, int64_t begin,       \
-                      int64_t end, int64_t n) {                                                                        \
-    for (int64_t i = begin; i < end; ++i)                                                                              \
-      gate_back(a + i * step, b + i * step, grad + i * n, da + i * step, db + i * step, kept, statistics + 2 * i,      \
-                weight, dweight, dbias, n);                                                                            \
-  }
-GATE(gate_bf16, gate_back_bf16, Bf16)
-GATE(gate_f32, gate_back_f32, float)
-#undef GATE
+template <class T>
+EVERY_CPU void gate_rows(const T *a, const T *b, int64_t step, T *out, float *hidden, float *statistics, Affine norm,
+                         int64_t begin, int64_t end, int64_t n) {
+  for (int64_t i = begin; i < end; ++i)
+    gate(a + i * step, b + i * step, out + i * n, hidden, statistics + 2 * i, norm, n);
+}
+template <class T>
+EVERY_CPU void gate_rows_back(const T *a, const T *b, int64_t step, const T *grad, T *da, T *db, float *kept,
+                              const float *statistics, const float *weight, float *dweight, float *dbias, int64_t begin,
+                              int64_t end, int64_t n) {
+  for (int64_t i = begin; i < end; ++i)
+    gate_back(a + i * step, b + i * step, grad + i * n, da + i * step, db + i * step, kept, statistics + 2 * i, weight,
+              dweight, dbias, n);
+}
 
 // Where rows of a and b begin: in one tensor [..., 2 n], or in two [..., n].
 template <class T> struct Rows {
@@ -123,17 +121,17 @@ struct Gate : torch::autograd::Function<Gate> {
     }
     Affine norm{weight ? weight->const_data_ptr<float>() : nullptr, bias ? bias->const_data_ptr<float>() : nullptr,
                 static_cast<float>(eps)};
-    auto run = [&]<class T>(T *to, auto &&kernel) {
+    auto run = [&]<class T>(T *to) {
       Rows<T> from(a, b, n);
       at::parallel_for(0, rows, 8, [&](int64_t begin, int64_t end) {
         std::vector<float> hidden(n);
-        kernel(from.a, from.b, from.step, to, hidden.data(), pointer<float>(statistics), norm, begin, end, n);
+        gate_rows(from.a, from.b, from.step, to, hidden.data(), pointer<float>(statistics), norm, begin, end, n);
       });
     };
     if (x.scalar_type() == at::kBFloat16)
-      run(pointer<Bf16>(out), gate_bf16);
+      run(pointer<Bf16>(out));
     else
-      run(pointer<float>(out), gate_f32);
+      run(pointer<float>(out));
     return out;
   }
 
@@ -153,16 +151,15 @@ struct Gate : torch::autograd::Function<Gate> {
     }
     const float *pw = weight.defined() ? weight.const_data_ptr<float>() : nullptr;
     // Of the norm's weight, then of its bias.
-    auto run = [&]<class T>(const T *pg, auto &&kernel) {
+    auto run = [&]<class T>(const T *pg) {
       Rows<T> from(a, b, n), to(da, db, n);
       return sums_over_rows(rows, pw ? 2 * n : 0, [&](int64_t first, int64_t last, float *sums) {
         std::vector<float> kept(2 * n);
-        kernel(from.a, from.b, from.step, pg, to.a, to.b, kept.data(), pointer<float>(statistics), pw, sums,
-               pw ? sums + n : sums, first, last, n);
+        gate_rows_back(from.a, from.b, from.step, pg, to.a, to.b, kept.data(), pointer<float>(statistics), pw, sums,
+                       pw ? sums + n : sums, first, last, n);
       });
     };
-    auto sums = a.scalar_type() == at::kBFloat16 ? run(pointer<Bf16>(grad), gate_back_bf16)
-                                                 : run(pointer<float>(grad), gate_back_f32);
+    auto sums = a.scalar_type() == at::kBFloat16 ? run(pointer<Bf16>(grad)) : run(pointer<float>(grad));
     if (!pw) return {da, db, at::Tensor(), at::Tensor(), at::Tensor()};
     return {da, db, sums.narrow(0, 0, n), sums.narrow(0, n, n), at::Tensor()};
   }

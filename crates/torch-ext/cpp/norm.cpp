@@ -50,29 +50,22 @@ INLINE void row_back(const float *x, const Grad *grad, const float *stream, cons
     APART for (int64_t i = 0; i < d; ++i) down(dx[i], narrow[i]);
 }
 
-#define ROWS(NAME, BRANCH, OUT)                                                                                        \
-  EVERY_CPU void NAME(const float *x, const BRANCH *branch, float *total, const float *weight, const float *bias,      \
-                      OUT *out, float *statistics, int64_t begin, int64_t end, int64_t d, float eps) {                 \
-    for (int64_t i = begin; i < end; ++i)                                                                              \
-      row(x + i * d, branch ? branch + i * d : nullptr, total + i * d, weight, bias, out + i * d,                      \
-          statistics ? statistics + 2 * i : nullptr, d, eps);                                                          \
-  }
-ROWS(rows_bf16_bf16, Bf16, Bf16)
-ROWS(rows_f32_bf16, float, Bf16)
-ROWS(rows_f32_f32, float, float)
-#undef ROWS
+template <class Branch, class Out>
+EVERY_CPU void norm_rows(const float *x, const Branch *branch, float *total, const float *weight, const float *bias, Out *out,
+                         float *statistics, int64_t begin, int64_t end, int64_t d, float eps) {
+  for (int64_t i = begin; i < end; ++i)
+    row(x + i * d, branch ? branch + i * d : nullptr, total + i * d, weight, bias, out + i * d,
+        statistics ? statistics + 2 * i : nullptr, d, eps);
+}
 
-#define BACK(NAME, GRAD)                                                                                               \
-  EVERY_CPU void NAME(const float *x, const GRAD *grad, const float *stream, const float *weight,                      \
-                      const float *statistics, float *dx, Bf16 *narrow, float *dweight, float *dbias, int64_t begin,   \
-                      int64_t end, int64_t d) {                                                                        \
-    for (int64_t i = begin; i < end; ++i)                                                                              \
-      row_back(x + i * d, grad + i * d, stream ? stream + i * d : nullptr, weight, statistics + 2 * i, dx + i * d,     \
-               narrow ? narrow + i * d : nullptr, dweight, dbias, d);                                                  \
-  }
-BACK(back_bf16, Bf16)
-BACK(back_f32, float)
-#undef BACK
+template <class Grad>
+EVERY_CPU void norm_rows_back(const float *x, const Grad *grad, const float *stream, const float *weight,
+                              const float *statistics, float *dx, Bf16 *narrow, float *dweight, float *dbias, int64_t begin,
+                              int64_t end, int64_t d) {
+  for (int64_t i = begin; i < end; ++i)
+    row_back(x + i * d, grad + i * d, stream ? stream + i * d : nullptr, weight, statistics + 2 * i, dx + i * d,
+             narrow ? narrow + i * d : nullptr, dweight, dbias, d);
+}
 
 void check(const at::Tensor &x, const at::Tensor *branch, const at::Tensor &weight, const at::Tensor &bias) {
   TORCH_CHECK(x.scalar_type() == at::kFloat && x.is_contiguous() && x.dim() > 0 && x.size(-1) > 0 &&
@@ -111,11 +104,11 @@ at::Tensor forward_rows(const at::Tensor &x, const at::Tensor &branch, const at:
   at::parallel_for(0, n, 8, [&](int64_t begin, int64_t end) {
     auto e = static_cast<float>(eps);
     if (!bf16)
-      rows_f32_f32(px, static_cast<const float *>(pa), pt, pw, pb, static_cast<float *>(po), ps, begin, end, d, e);
+      norm_rows(px, static_cast<const float *>(pa), pt, pw, pb, static_cast<float *>(po), ps, begin, end, d, e);
     else if (narrow)
-      rows_bf16_bf16(px, static_cast<const Bf16 *>(pa), pt, pw, pb, static_cast<Bf16 *>(po), ps, begin, end, d, e);
+      norm_rows(px, static_cast<const Bf16 *>(pa), pt, pw, pb, static_cast<Bf16 *>(po), ps, begin, end, d, e);
     else
-      rows_f32_bf16(px, static_cast<const float *>(pa), pt, pw, pb, static_cast<Bf16 *>(po), ps, begin, end, d, e);
+      norm_rows(px, static_cast<const float *>(pa), pt, pw, pb, static_cast<Bf16 *>(po), ps, begin, end, d, e);
   });
   return normed;
 }
@@ -166,9 +159,9 @@ struct Norm : torch::autograd::Function<Norm> {
     auto *pn = narrow.defined() ? pointer<Bf16>(narrow) : nullptr;
     return sums_over_rows(n, 2 * d, [&](int64_t first, int64_t last, float *sums) {
       if (grad.scalar_type() == at::kBFloat16)
-        back_bf16(px, pointer<Bf16>(grad), pr, pw, ps, pd, pn, sums, sums + d, first, last, d);
+        norm_rows_back(px, pointer<Bf16>(grad), pr, pw, ps, pd, pn, sums, sums + d, first, last, d);
       else
-        back_f32(px, pointer<float>(grad), pr, pw, ps, pd, pn, sums, sums + d, first, last, d);
+        norm_rows_back(px, pointer<float>(grad), pr, pw, ps, pd, pn, sums, sums + d, first, last, d);
     });
   }
 };

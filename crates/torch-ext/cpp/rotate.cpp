@@ -16,16 +16,13 @@ struct Steps {
   int64_t token, head;
 };
 
-#define TURNS(NAME, T)                                                                                                 \
-  EVERY_CPU void NAME(const T *from, Steps fs, T *to, Steps ts, const float *turns, float sign, int64_t tokens,        \
-                      int64_t heads, int64_t width) {                                                                  \
-    for (int64_t t = 0; t < tokens; ++t)                                                                               \
-      for (int64_t h = 0; h < heads; ++h)                                                                              \
-        rotate(from + t * fs.token + h * fs.head, to + t * ts.token + h * ts.head, turns + t * width, sign, width);      \
-  }
-TURNS(turn_bf16, Bf16)
-TURNS(turn_f32, float)
-#undef TURNS
+template <class T>
+EVERY_CPU void rotate_rows(const T *from, Steps fs, T *to, Steps ts, const float *turns, float sign, int64_t tokens,
+                           int64_t heads, int64_t width) {
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t h = 0; h < heads; ++h)
+      rotate(from + t * fs.token + h * fs.head, to + t * ts.token + h * ts.head, turns + t * width, sign, width);
+}
 
 // Of every sample of `from`, whose tokens and heads are dimensions (1, 2) or (2, 1), into `to`.
 void turn_all(const at::Tensor &from, at::Tensor &to, const at::Tensor &turns, float sign, bool heads_first_from) {
@@ -41,11 +38,11 @@ void turn_all(const at::Tensor &from, at::Tensor &to, const at::Tensor &turns, f
     for (int64_t b = begin; b < end; ++b) {
       int64_t f = b * from.stride(0), t = b * to.stride(0);
       if (bf16)
-        turn_bf16(static_cast<const Bf16 *>(pf) + f, fs, static_cast<Bf16 *>(pt) + t, ts, table + b * each, sign, tokens,
-                  heads, width);
+        rotate_rows(static_cast<const Bf16 *>(pf) + f, fs, static_cast<Bf16 *>(pt) + t, ts, table + b * each, sign, tokens,
+                    heads, width);
       else
-        turn_f32(static_cast<const float *>(pf) + f, fs, static_cast<float *>(pt) + t, ts, table + b * each, sign, tokens,
-                 heads, width);
+        rotate_rows(static_cast<const float *>(pf) + f, fs, static_cast<float *>(pt) + t, ts, table + b * each, sign, tokens,
+                    heads, width);
     }
   });
 }

@@ -31,7 +31,7 @@ template <class T, class Put> INLINE void turn_tile(const T *from, int64_t from_
 
 // Of a matrix [rows, columns]: [columns, rows]. Rows are `from_row` and `to_row` elements apart.
 template <class T>
-INLINE void turn_block(const T *from, int64_t from_row, T *to, int64_t to_row, int64_t rows, int64_t columns) {
+EVERY_CPU void turn(const T *from, int64_t from_row, T *to, int64_t to_row, int64_t rows, int64_t columns) {
   int64_t whole_rows = rows / SIDE * SIDE, whole_columns = columns / SIDE * SIDE;
   for (int64_t c = 0; c < whole_columns; c += SIDE)
     for (int64_t r = 0; r < whole_rows; r += SIDE)
@@ -41,20 +41,8 @@ INLINE void turn_block(const T *from, int64_t from_row, T *to, int64_t to_row, i
     for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c) to[c * to_row + r] = from[r * from_row + c];
 }
 
-EVERY_CPU void turn(const uint16_t *from, int64_t from_row, uint16_t *to, int64_t to_row, int64_t rows, int64_t columns) {
-  turn_block(from, from_row, to, to_row, rows, columns);
-}
-
-EVERY_CPU void turn(const uint32_t *from, int64_t from_row, uint32_t *to, int64_t to_row, int64_t rows, int64_t columns) {
-  turn_block(from, from_row, to, to_row, rows, columns);
-}
-
 void turn(const Bf16 *from, int64_t from_row, Bf16 *to, int64_t to_row, int64_t rows, int64_t columns) {
   turn(reinterpret_cast<const uint16_t *>(from), from_row, reinterpret_cast<uint16_t *>(to), to_row, rows, columns);
-}
-
-void turn(const float *from, int64_t from_row, float *to, int64_t to_row, int64_t rows, int64_t columns) {
-  turn(reinterpret_cast<const uint32_t *>(from), from_row, reinterpret_cast<uint32_t *>(to), to_row, rows, columns);
 }
 
 } // namespace

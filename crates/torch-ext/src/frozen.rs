@@ -107,11 +107,8 @@ impl PackedLinear {
         let x = x.to_kind(self.kind);
         let on_gpu = x.device() != Device::Cpu;
         // Fused into an f32 product without AVX-512, oneDNN's activations take longer than a pass of their own.
-        #[cfg(target_arch = "x86_64")]
-        let slow = self.kind == Kind::Float && !is_x86_feature_detected!("avx512bw");
-        #[cfg(not(target_arch = "x86_64"))]
-        let slow = false;
-        let apart = on_gpu || slow;
+        let narrow = cfg!(target_arch = "x86_64") && !cpu_has_bf16();
+        let apart = on_gpu || (narrow && self.kind == Kind::Float);
         if apart && act != Activation::None {
             let mut x = self.forward(&x, Activation::None)?;
             return if act == Activation::Gelu { x.f_gelu_("none") } else { x.f_silu_() };

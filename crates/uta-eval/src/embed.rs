@@ -323,7 +323,7 @@ pub fn encode_texts<S: AsRef<str>>(
 
 /// Text embeddings `[N,D]` of `texts`, not normalised, on `model`'s device.
 ///
-/// Equal texts are encoded once, so that they tie exactly; batches hold texts of similar length, as the tower may cut
+/// Equal texts are encoded once, so that their rows are equal; batches hold texts of similar length, as the tower may cut
 /// the padding after the longest.
 ///
 /// # Errors

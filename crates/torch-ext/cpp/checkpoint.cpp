@@ -10,20 +10,25 @@
 #include <torch/custom_class.h>
 
 #include <mutex>
+#include <string>
 
 namespace {
 
-// Rust's closure: y of x, whose handles become its own and the caller's; false where it panicked.
+// y of x, whose handles become the closure's and the caller's; false where it panicked, and then `why` is said.
+using Call = bool (*)(void *closure, at::Tensor *x, at::Tensor **y, std::string *why);
+
+// Rust's closure.
 struct Part : torch::CustomClassHolder {
   void *closure;
-  bool (*call)(void *closure, at::Tensor *x, at::Tensor **y);
+  Call call;
   void (*drop)(void *closure);
 
   ~Part() override { drop(closure); }
 
   at::Tensor operator()(const at::Tensor &x) const {
     at::Tensor *y = nullptr;
-    TORCH_CHECK(call(closure, new at::Tensor(x), &y), "a checkpointed part of a network panicked");
+    std::string why;
+    TORCH_CHECK(call(closure, new at::Tensor(x), &y, &why), why);
     at::Tensor out = *y;
     delete y;
     return out;
@@ -104,9 +109,10 @@ struct Checkpoint : torch::autograd::Function<Checkpoint> {
 
 extern "C" {
 
+void te_say(std::string *why, const char *text, size_t length) { why->assign(text, length); }
+
 // call(closure, x), which runs once more in the backward pass. The closure is dropped in any case.
-char *te_checkpoint(at::Tensor *x, void *closure, bool (*call)(void *, at::Tensor *, at::Tensor **),
-                    void (*drop)(void *), at::Tensor **out) {
+char *te_checkpoint(at::Tensor *x, void *closure, Call call, void (*drop)(void *), at::Tensor **out) {
   return guarded([&] {
     auto part = c10::make_intrusive<Part>();
     part->closure = closure;

@@ -38,6 +38,9 @@ __device__ inline void store(Bf16 *to, const float *v) {
 
 #if defined(NORM) || defined(GATE)
 
+// Registers are shared out so that a whole block's fit.
+#define ROW_KERNEL extern "C" __global__ void __launch_bounds__(THREADS)
+
 // For each vector of this thread, the k-th of which begins at column i.
 #define EACH                                                                                                           \
   _Pragma("unroll") for (int k = 0; k < PER; ++k) if (int i = (k * THREADS + static_cast<int>(threadIdx.x)) * 4; i < D)
@@ -87,8 +90,8 @@ __device__ void put_normed(const float (&v)[PER][4], float2 m, const float *weig
 #ifdef NORM
 
 // total = x + branch (where there is one; it may be x itself), out = its layer norm; `statistics` may be null.
-extern "C" __global__ void norm_rows(const float *x, const BRANCH *branch, float *total, const float *weight, const float *bias,
-                                OUT *out, float *statistics, float eps) {
+ROW_KERNEL norm_rows(const float *x, const BRANCH *branch, float *total, const float *weight, const float *bias,
+                     OUT *out, float *statistics, float eps) {
   i64 row = blockIdx.x, at = row * D;
   float v[PER][4];
   EACH {
@@ -107,8 +110,8 @@ extern "C" __global__ void norm_rows(const float *x, const BRANCH *branch, float
 
 // With n = (x - mean) * scale and g = grad * weight: dx = scale * (g - mean(g) - n * mean(g * n)), plus what comes down the
 // stream; `narrow`, where it is there, gets it once more. `sums` [blocks, 2, D]: of the gradients of weight and bias.
-extern "C" __global__ void norm_rows_back(const float *x, const OUT *grad, const float *stream, const float *weight,
-                                     const float *statistics, float *dx, Bf16 *narrow, float *sums, i64 rows) {
+ROW_KERNEL norm_rows_back(const float *x, const OUT *grad, const float *stream, const float *weight,
+                          const float *statistics, float *dx, Bf16 *narrow, float *sums, i64 rows) {
   float dweight[PER][4] = {}, dbias[PER][4] = {};
   for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
     i64 at = row * D;
@@ -149,8 +152,8 @@ extern "C" __global__ void norm_rows_back(const float *x, const OUT *grad, const
 __device__ inline float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
 
 // out = norm(silu(a) * b), or without a norm where `weight` is null. Rows of a and b are `step` apart.
-extern "C" __global__ void gate_rows(const NUMBER *a, const NUMBER *b, i64 step, NUMBER *out, float *statistics, const float *weight,
-                                const float *bias, float eps) {
+ROW_KERNEL gate_rows(const NUMBER *a, const NUMBER *b, i64 step, NUMBER *out, float *statistics, const float *weight,
+                     const float *bias, float eps) {
   i64 row = blockIdx.x, from = row * step;
   float v[PER][4];
   EACH {
@@ -167,8 +170,8 @@ extern "C" __global__ void gate_rows(const NUMBER *a, const NUMBER *b, i64 step,
 
 // With s = sigmoid(a) and h = a s b: da = dh b s (1 + a (1 - s)), db = dh a s; with n = (h - mean) scale and g = grad weight,
 // dh = scale (g - mean(g) - n mean(g n)). `sums` as above.
-extern "C" __global__ void gate_rows_back(const NUMBER *a, const NUMBER *b, i64 step, const NUMBER *grad, NUMBER *da, NUMBER *db, const float *statistics,
-                                     const float *weight, float *sums, i64 rows) {
+ROW_KERNEL gate_rows_back(const NUMBER *a, const NUMBER *b, i64 step, const NUMBER *grad, NUMBER *da, NUMBER *db,
+                          const float *statistics, const float *weight, float *sums, i64 rows) {
   float dweight[PER][4] = {}, dbias[PER][4] = {};
   for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
     i64 from = row * step;

@@ -10,6 +10,7 @@
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/stack.h>
+#include <torch/version.h>
 
 namespace {
 
@@ -23,6 +24,8 @@ bool lies_as(const at::Tensor &x, const at::Tensor &other) {
 } // namespace
 
 extern "C" {
+
+const char *te_version() { return TORCH_VERSION; }
 
 void te_free_message(char *message) { free(message); }
 

@@ -11,8 +11,8 @@ thread_local! {
     static CATCHING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What `f` returns, or libtorch's error where a method of tch's panicked with it: they do so unless called by their
-/// `f_` names, which arithmetic isn't written with. Nothing is printed then; any other panic goes on as always.
+/// What `f` returns, or libtorch's error where it panicked with it: methods of tch's do so unless called by their `f_` names,
+/// which arithmetic isn't written with, and so does whoever unwraps what this crate returns. Nothing is printed then; any other panic goes on as always.
 ///
 /// # Errors
 /// libtorch's, of which memory that ran out is the one to expect.
@@ -35,10 +35,10 @@ pub fn caught<T>(f: impl FnOnce() -> T) -> Result<T, TchError> {
     })
 }
 
-/// The first line of libtorch's message, the rest of which is a trace, in what `Result::unwrap` panicked with.
+/// The first line of libtorch's message, the rest of which is a trace, in what `Result::unwrap` or `expect` panicked with.
 fn error_in(payload: &(dyn Any + Send)) -> Option<String> {
     let text: &String = payload.downcast_ref()?;
-    let quoted = text.split_once("on an `Err` value: Torch(\"")?.1;
+    let quoted = text.split_once(": Torch(\"")?.1;
     let line = quoted.split("\\n").next()?.trim_end_matches("\")");
     Some(line.replace("\\\"", "\"").replace("\\'", "'").replace("\\\\", "\\"))
 }
@@ -59,6 +59,9 @@ mod tests {
         let memory = caught(|| Tensor::zeros([1 << 50], (Kind::Uint8, Device::Cpu)));
         let memory = memory.unwrap_err().to_string();
         assert!(memory.contains("can't allocate memory: you tried to allocate"), "{memory}");
+        let expected = || Err::<(), _>(TchError::Torch("out of memory\nin a trace".into()));
+        let memory = caught(|| expected().expect("the layers of a net fit")).unwrap_err();
+        assert!(matches!(&memory, TchError::Torch(line) if line == "out of memory"), "{memory}");
     }
 
     #[test]

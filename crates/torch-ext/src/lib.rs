@@ -31,6 +31,7 @@ pub use profile::{OperatorTime, profile};
 pub use rotate::rotate;
 
 unsafe extern "C" {
+    fn te_version() -> *const c_char;
     fn te_free_message(message: *mut c_char);
     fn te_autocast_enter(cuda: i32, enabled: bool, was_enabled: *mut bool) -> *mut c_char;
     fn te_autocast_exit(cuda: i32, was_enabled: bool) -> *mut c_char;
@@ -74,6 +75,12 @@ fn check(message: *mut c_char) -> Result<(), TchError> {
     // SAFETY: as above; it is not used afterwards.
     unsafe { te_free_message(message) };
     Err(TchError::Torch(text))
+}
+
+/// The version of libtorch that this program was built against, such as `2.13.0`.
+pub fn libtorch_version() -> String {
+    // SAFETY: a NUL-terminated constant.
+    unsafe { CStr::from_ptr(te_version()) }.to_string_lossy().into_owned()
 }
 
 /// libtorch's message without its trace.

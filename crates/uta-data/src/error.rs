@@ -179,7 +179,7 @@ pub enum Fault {
     Image,
     /// A caption that is missing or no text.
     Caption,
-    /// A class or `.json` that makes no sense.
+    /// A class that is no number, or has no name.
     Metadata,
     /// Targets that are damaged, missing, or of another picture.
     Targets,

@@ -57,10 +57,12 @@ pub use rand_augment::{PolicyError, RandAugment};
 pub use resize::Filter;
 pub use sidecar::cache_folder;
 pub use source::{
-    Folder, Sample, Set, Source, is_table, open, open_all, open_files, open_sets, open_with,
-    subfolders,
+    Folder, Sample, Set, Source, expand, is_table, is_url, open, open_all, open_files, open_sets,
+    open_with, subfolders,
 };
-pub use stream::{Batch, Item, Rejected, Share, Stream, StreamOptions, Sweep, sweep};
+pub use stream::{
+    Batch, Item, Rejected, Share, Stream, StreamOptions, Sweep, require_captions, sweep,
+};
 pub use tokenizer::Tokenizer;
 pub use transform::{
     Convention, CropBox, EvalTransform, Fit, Interpolation, TrainTransform, resample,

@@ -125,10 +125,6 @@ fn write(
     let name = sample.key.rsplit('/').next().unwrap_or_default().replace('.', "-");
     let captions = sample.captions.join("\n");
     let class = sample.class.map(|class| class.to_string());
-    let meta = match sample.meta.is_empty() {
-        true => String::new(),
-        false => serde_json::to_string(&sample.meta).expect("it was read as JSON"),
-    };
     let mut members = vec![(format, sample.image.as_slice())];
     if !captions.is_empty() {
         members.push(("txt", captions.as_bytes()));
@@ -136,8 +132,8 @@ fn write(
     if let Some(class) = &class {
         members.push(("cls", class.as_bytes()));
     }
-    if !meta.is_empty() {
-        members.push(("json", meta.as_bytes()));
+    if !sample.meta.is_empty() {
+        members.push(("json", &sample.meta));
     }
     writer.write(&format!("{i:08}-{name}"), &members)
 }
@@ -208,7 +204,7 @@ mod tests {
         assert_eq!(source.class_names().unwrap(), ["cat", "dog"]);
         let dog = source.read(1).unwrap();
         assert_eq!((dog.class, dog.captions.as_slice()), (Some(1), &["a dog".to_owned()][..]));
-        assert_eq!((dog.meta.len(), dog.meta["from"].as_str()), (1, Some("a shelter")));
+        assert_eq!(dog.meta, br#"{"from":"a shelter"}"#);
         assert!(source.read(0).unwrap().meta.is_empty());
         assert!(pack(&from, &out, &options).is_err(), "shards are never overwritten");
     }

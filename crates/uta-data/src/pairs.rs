@@ -25,7 +25,7 @@ use crate::{DataError, Sample, Source};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PairOptions {
-    /// The folder of the images, and a fence: nothing outside of it is read. Else paths are taken as they are written,
+    /// The folder of the images, and a fence: a path that leads out of it is refused (a link in it is followed). Else paths are taken as they are written,
     /// relative ones from the folder of the table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<PathBuf>,
@@ -152,10 +152,10 @@ impl Source for Pairs {
         }
     }
 
-    fn name(&self, i: usize) -> String {
+    fn name(&self, i: usize) -> Option<String> {
         match &self.images {
-            Images::Files(files) => files.names.get(i).to_owned(),
-            Images::Rows(rows) => rows.key(i),
+            Images::Files(files) => Some(files.names.get(i).to_owned()),
+            Images::Rows(_) => None,
         }
     }
 
@@ -783,7 +783,9 @@ mod tests {
     }
 
     fn contents(pairs: &Pairs) -> Vec<(String, Vec<String>)> {
-        let sample = |i| pairs.read(i).map(|s: Sample| (pairs.name(i), s.captions)).unwrap();
+        let sample = |i| {
+            pairs.read(i).map(|s: Sample| (pairs.name(i).unwrap_or(s.key), s.captions)).unwrap()
+        };
         (0..pairs.len()).map(sample).collect()
     }
 

@@ -261,7 +261,7 @@ pub(crate) fn shards(url: &str) -> Result<Vec<PathBuf>, String> {
 
 /// The state that the shard at a URL has now.
 pub(crate) fn stamp(url: &Path) -> io::Result<Stamp> {
-    // The first bytes instead of the head alone: it shows whether ranges are sent, and presigned links allow it.
+    // The first bytes instead of the head alone: it shows whether ranges are sent.
     let (store, location) = Store::of(&url.to_string_lossy())?;
     let range = Some(GetRange::Bounded(0..1));
     let asked = store.objects.get_opts(&location, GetOptions { range, ..GetOptions::default() });

@@ -161,15 +161,24 @@ impl ShardWriter {
     /// A disk that refuses.
     pub fn finish(mut self) -> Result<Vec<PathBuf>, DataError> {
         self.close()?;
-        let shards = std::mem::take(&mut self.shards);
-        for Begun { beside, path, .. } in &shards {
+        if let Err(e) = self.give_names() {
+            // Those that have theirs already would be in the way of another try.
+            for shard in self.shards.iter().filter(|shard| !shard.beside.exists()) {
+                let _ = fs::remove_file(&shard.path);
+            }
+            return Err(e);
+        }
+        Ok(std::mem::take(&mut self.shards).into_iter().map(|shard| shard.path).collect())
+    }
+
+    fn give_names(&self) -> Result<(), DataError> {
+        for Begun { beside, path, .. } in &self.shards {
             fs::rename(beside, path).map_err(DataError::io("rename", path))?;
         }
-        sizes::add(&self.dir, shards.iter().map(|shard| (&*shard.path, shard.samples)))?;
+        sizes::add(&self.dir, self.shards.iter().map(|shard| (&*shard.path, shard.samples)))?;
         File::open(&self.dir)
             .and_then(|dir| dir.sync_all())
-            .map_err(DataError::io("sync", &self.dir))?;
-        Ok(shards.into_iter().map(|shard| shard.path).collect())
+            .map_err(DataError::io("sync", &self.dir))
     }
 }
 
@@ -775,7 +784,9 @@ fn class_names(shards: &[PathBuf]) -> Result<Option<Vec<String>>, DataError> {
     let mut found: Option<(PathBuf, Vec<String>)> = None;
     for folder in folders {
         let Some((path, text)) = class_file(folder)? else { return Ok(None) };
-        let names: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
+        // A blank line at the end is no class.
+        let lines = text.trim_end().lines();
+        let names: Vec<String> = lines.map(|line| line.trim().to_owned()).collect();
         match &found {
             None => found = Some((path, names)),
             Some((first, others)) if *others != names => {
@@ -1087,10 +1098,10 @@ mod tests {
     }
 
     #[test]
-    fn a_class_without_a_name_and_a_broken_json_are_errors_of_their_sample() {
+    fn a_class_without_a_name_is_an_error_of_its_sample_and_a_json_is_passed_on_unread() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("train")).unwrap();
-        fs::write(dir.path().join(CLASS_NAMES), "cat\ndog\n").unwrap();
+        fs::write(dir.path().join(CLASS_NAMES), "cat\ndog\n\n").unwrap();
         let path = dir.path().join("train/t.tar");
         let file = EntryType::Regular;
         raw_tar(
@@ -1109,7 +1120,8 @@ mod tests {
         let shards = open(&path);
         assert_eq!(shards.class_names().unwrap(), ["cat", "dog"]);
         assert_eq!(shards.read(0).unwrap().class, Some(1));
-        for (i, told) in [(1, "class 2, but classnames.txt has 2"), (2, "json"), (3, "\"cat\"")] {
+        assert_eq!(shards.read(2).unwrap().meta, b"{\"a\":");
+        for (i, told) in [(1, "class 2, but classnames.txt has 2"), (3, "\"cat\"")] {
             let e = shards.read(i).unwrap_err().to_string();
             assert!(e.contains(told), "{e}");
         }

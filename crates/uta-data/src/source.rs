@@ -8,7 +8,6 @@ use std::sync::Arc;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::{Map, Value};
 
 use crate::decode;
 use crate::listing::Listing;
@@ -28,8 +27,8 @@ pub struct Sample {
     pub captions: Vec<String>,
     /// Its `.cls`, or the index of its class folder.
     pub class: Option<u32>,
-    /// Its `.json`.
-    pub meta: Map<String, Value>,
+    /// Its `.json`, which nothing here looks into.
+    pub meta: Vec<u8>,
 }
 
 impl Sample {
@@ -49,10 +48,7 @@ impl Sample {
                 let reason = || format!(".cls holds {:?}, not a class index", text.trim());
                 self.class = Some(class.map_err(|_| broken(reason()))?);
             }
-            "json" => {
-                let meta = serde_json::from_slice(contents);
-                self.meta = meta.map_err(|e| broken(format!("broken .json: {e}")))?;
-            }
+            "json" => self.meta = contents.to_vec(),
             _ => {}
         }
         Ok(())
@@ -75,12 +71,12 @@ pub trait Source: Send + Sync {
     /// When it can't be read, naming it.
     fn read(&self, i: usize) -> Result<Sample, DataError>;
 
-    /// The key of sample `i`, for messages.
+    /// The key of sample `i`, for messages: a shard is read for it.
     fn key(&self, i: usize) -> String;
 
-    /// What sample `i` is called in the source, with its extension where it is a file of its own.
-    fn name(&self, i: usize) -> String {
-        self.key(i)
+    /// What sample `i` is called in the source, with its extension, where it is a file of its own; else its key is its name.
+    fn name(&self, _i: usize) -> Option<String> {
+        None
     }
 
     /// The shard that sample `i` lies in, for messages.
@@ -360,7 +356,7 @@ impl Source for Several {
         source.key(i)
     }
 
-    fn name(&self, i: usize) -> String {
+    fn name(&self, i: usize) -> Option<String> {
         let (source, i) = self.at(i);
         source.name(i)
     }
@@ -488,8 +484,8 @@ impl Source for Folder {
         self.files.path(i).with_extension("").to_string_lossy().into_owned()
     }
 
-    fn name(&self, i: usize) -> String {
-        self.files.path(i).to_string_lossy().into_owned()
+    fn name(&self, i: usize) -> Option<String> {
+        Some(self.files.path(i).to_string_lossy().into_owned())
     }
 
     fn class_names(&self) -> Option<&[String]> {
@@ -538,8 +534,8 @@ impl Source for Files {
         self.0[i].with_extension("").to_string_lossy().into_owned()
     }
 
-    fn name(&self, i: usize) -> String {
-        self.0[i].to_string_lossy().into_owned()
+    fn name(&self, i: usize) -> Option<String> {
+        Some(self.0[i].to_string_lossy().into_owned())
     }
 
     fn class_names(&self) -> Option<&[String]> {
@@ -582,7 +578,10 @@ fn listing(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
 }
 
 /// The paths that a spec means: itself where it exists, else its braces and then its wildcards expanded.
-fn expand(spec: &str) -> Result<Vec<PathBuf>, DataError> {
+///
+/// # Errors
+/// When nothing is there.
+pub fn expand(spec: &str) -> Result<Vec<PathBuf>, DataError> {
     let missing = |reason: String| DataError::NotFound { spec: spec.to_owned(), reason };
     if Path::new(spec).exists() {
         return Ok(vec![PathBuf::from(spec)]);
@@ -619,7 +618,7 @@ fn expand(spec: &str) -> Result<Vec<PathBuf>, DataError> {
 }
 
 /// Whether a spec, or a path that it means, is a URL.
-pub(crate) fn is_url(spec: impl AsRef<Path>) -> bool {
+pub fn is_url(spec: impl AsRef<Path>) -> bool {
     spec.as_ref().to_str().is_some_and(|spec| spec.contains("://"))
 }
 
@@ -802,8 +801,8 @@ mod tests {
         assert_eq!(source.len(), 5);
         let sample = source.read(4).unwrap();
         assert_eq!(
-            (sample.key.as_str(), sample.class, sample.meta["a"].as_i64()),
-            ("k4", Some(3), Some(1))
+            (sample.key.as_str(), sample.class, sample.meta.as_slice()),
+            ("k4", Some(3), &b"{\"a\":1}"[..])
         );
         fs::remove_file(&shards[1]).unwrap();
         let e = source.read(2).unwrap_err().to_string();

@@ -19,6 +19,10 @@ const MAX_ATTEMPTS: u64 = 20;
 /// How many of the last samples the share of unusable ones is taken over, at least: whole global batches.
 const WINDOW: usize = 1000;
 
+/// In the streaming order the samples of a shard that is lost come close together: there, as many as these shuffle buffers
+/// hold, or an epoch has.
+const WINDOW_BUFFERS: usize = 10;
+
 /// How a [`Stream`] runs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StreamOptions {
@@ -357,12 +361,19 @@ impl Stream {
         for rejected in rejected {
             *self.faults.entry(rejected.kind).or_default() += 1;
         }
+        let least = match self.options.order {
+            OrderKind::Indexed => 0,
+            OrderKind::Streaming => {
+                let buffered = self.options.shuffle_buffer.saturating_mul(self.options.world);
+                buffered.saturating_mul(WINDOW_BUFFERS).min(self.epoch as usize)
+            }
+        };
         self.recent.push_back(rejected.len());
-        if self.recent.len() > WINDOW.div_ceil(self.global()) {
+        if self.recent.len() > WINDOW.max(least).div_ceil(self.global()) {
             self.recent.pop_front();
         }
         let rejected: usize = self.recent.iter().sum();
-        let of = rejected + self.recent.len() * self.global();
+        let of = (rejected + self.recent.len() * self.global()).max(least);
         match last {
             // A single broken sample early on is no verdict on the set.
             Some(last)
@@ -465,7 +476,9 @@ fn views(
     Ok(((0..repeats).map(item).zip(views).collect(), targets))
 }
 
-fn require_captions(source: &dyn Source) -> Result<(), DataError> {
+/// # Errors
+/// When none of the first hundred samples has a caption.
+pub fn require_captions(source: &dyn Source) -> Result<(), DataError> {
     let looked_at = source.len().min(100);
     let found = (0..looked_at).any(|i| source.read(i).is_ok_and(|s| !s.captions.is_empty()));
     if found { Ok(()) } else { Err(DataError::NoCaptions { looked_at, key: source.key(0) }) }
@@ -494,6 +507,14 @@ pub struct Sweep {
     samples: usize,
     /// Batches taken.
     taken: usize,
+    captions: bool,
+}
+
+impl Sweep {
+    /// Where `wanted`, images without a caption are unusable too.
+    pub fn captioned(self, wanted: bool) -> Sweep {
+        Sweep { captions: wanted, ..self }
+    }
 }
 
 impl Iterator for Sweep {
@@ -509,6 +530,11 @@ impl Iterator for Sweep {
         let own = self.samples.saturating_sub(number * self.batch).min(self.batch);
         for view in self.views.by_ref().take(own) {
             match view {
+                Ok((_, item)) if self.captions && item.captions.is_empty() => {
+                    let error = DataError::Caption { key: item.key.clone() };
+                    let (kind, reason) = (error.fault(), error.to_string());
+                    batch.rejected.push(Rejected { shard: None, key: item.key, kind, reason });
+                }
                 Ok((pixels, item)) => {
                     batch.pixels.extend_from_slice(&pixels);
                     batch.items.push(item);
@@ -557,7 +583,7 @@ pub fn sweep(
         guarded(look).map_err(|e| Rejected::new(source.as_ref(), i, &e))
     };
     let views = Ordered::new(workers, 2 * batch as u64, 0..own as u64, view);
-    Sweep { views, size, batch, share, samples, taken: 0 }
+    Sweep { views, size, batch, share, samples, taken: 0, captions: false }
 }
 
 #[cfg(test)]
@@ -770,6 +796,28 @@ mod tests {
     }
 
     #[test]
+    fn shards_that_are_lost_from_a_streaming_run_are_done_without() {
+        let options = || StreamOptions {
+            order: OrderKind::Streaming,
+            shuffle_buffer: 40,
+            max_rejected: 0.15,
+            ..options()
+        };
+        let mut whole = stream(colours(400, &[]), options(), 0);
+        let mut shards: Vec<usize> =
+            whole.next_batch().unwrap().items.iter().map(|item| item.index / 10).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        // Two of forty, among the first that come.
+        let broken: Vec<usize> =
+            shards[..2].iter().flat_map(|shard| 10 * shard..10 * (shard + 1)).collect();
+        let mut rest = stream(colours(400, &broken), options(), 0);
+        let met: usize = (0..60).map(|_| rest.next_batch().unwrap().rejected.len()).sum();
+        // Those that are drawn in the place of others count again.
+        assert!((11..40).contains(&met), "{met}");
+    }
+
+    #[test]
     fn a_broken_sample_is_replaced_and_named() {
         let mut stream = stream(colours(10, &[3]), options(), 0);
         let batches: Vec<Batch> = (0..10).map(|_| stream.next_batch().unwrap()).collect();
@@ -827,6 +875,13 @@ mod tests {
         .collect();
         let lengths: Vec<usize> = batches.iter().map(Batch::len).collect();
         assert_eq!(lengths, [2, 3, 2]);
+        let bare = || Arc::new(Colours { n: 3, broken: BTreeSet::new(), captions: false });
+        let (size, decode) = (EvalTransform::new(4), DecodeOptions::default());
+        let of =
+            |wanted| sweep(bare(), size.clone(), decode, 3, 1, Share::ALL).captioned(wanted).next();
+        let [any, captioned] = [false, true].map(|wanted| of(wanted).unwrap().unwrap());
+        assert_eq!((any.len(), captioned.len(), captioned.pixels.len()), (3, 0, 0));
+        assert_eq!(captioned.rejected[2].kind, Fault::Caption);
         let seen: Vec<usize> = batches.iter().flat_map(|b| &b.items).map(|i| i.index).collect();
         assert_eq!(seen, [0, 1, 3, 4, 5, 6, 7]);
         assert_eq!(batches[0].rejected[0].key, "c2");

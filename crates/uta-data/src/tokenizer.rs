@@ -30,7 +30,6 @@ const APOSTROPHE: u16 = b'\'' as u16 - b'!' as u16;
 /// Texts to rows of token ids.
 pub struct Tokenizer {
     pairs: BytePairs,
-    vocab_size: usize,
     context_length: usize,
 }
 
@@ -60,7 +59,7 @@ impl Tokenizer {
         let merges = BufReader::new(GzDecoder::new(MERGES));
         let pairs = BytePairs::with_vocabulary(merges, vocab_size as u16)
             .expect("the embedded merges are whole");
-        Ok(Tokenizer { pairs, vocab_size, context_length })
+        Ok(Tokenizer { pairs, context_length })
     }
 
     /// `[context_length]`: SOT, the ids of `text`, EOT, zeros; a long text is cut and still ends with EOT (open_clip's rule).
@@ -115,16 +114,6 @@ impl Tokenizer {
     pub fn encode_batch<S: AsRef<str>>(&self, texts: &[S]) -> Vec<i64> {
         texts.iter().flat_map(|text| self.encode(text.as_ref())).collect()
     }
-
-    /// Length of a row.
-    pub fn context_length(&self) -> usize {
-        self.context_length
-    }
-
-    /// Number of ids.
-    pub fn vocab_size(&self) -> usize {
-        self.vocab_size
-    }
 }
 
 /// What open_clip does to a text before it splits it. White space and case are the byte pairs' own matter.
@@ -171,7 +160,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    /// Facts 6.2, from open_clip.
+    /// Computed with open_clip's tokeniser.
     #[test]
     fn tokens_are_clips() {
         let tokenizer = Tokenizer::new(Tokenizer::VOCAB_SIZE, 77).unwrap();

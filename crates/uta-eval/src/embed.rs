@@ -272,7 +272,7 @@ pub fn embed_images(
         let wanted =
             [Some(&mut embeddings), tokens.then_some(&mut all), layer.map(|_| &mut hidden)];
         wanted.into_iter().flatten().zip(found).for_each(|(rows, x)| rows.push(x));
-        names.extend(items.iter().map(|item| source.name(item.index)));
+        names.extend(items.iter().map(|item| name_of(source.as_ref(), item)));
         Ok(())
     })?;
     let Some(embeddings) = embeddings.finish() else {
@@ -280,6 +280,11 @@ pub fn embed_images(
         return Err(EvalError::Empty { set: "embed".into(), len: source.len(), want });
     };
     Ok(Embedded { names, embeddings, tokens: all.finish(), hidden: hidden.finish(), rejected })
+}
+
+/// What an image of `source` is called: its file, or its key.
+pub(crate) fn name_of(source: &dyn Source, item: &Item) -> String {
+    source.name(item.index).unwrap_or_else(|| item.key.clone())
 }
 
 /// Results of a sweep in one tensor, f32 on the CPU, made at its full size: no second copy joins them.

@@ -84,7 +84,11 @@ impl Prompts {
             match given_templates.map(Path::to_path_buf).or(beside(spec, &TEMPLATES)) {
                 Some(path) => (lines(&path)?, shown(&path)),
                 None if synsets.is_some() => given_or_imagenets(None)?,
-                None => (vec![PLAIN.to_string()], format!("default \"{PLAIN}\"")),
+                None => {
+                    let unseen =
+                        if uta_data::is_url(spec) { ", none being read from a URL" } else { "" };
+                    (vec![PLAIN.to_string()], format!("default \"{PLAIN}\"{unseen}"))
+                }
             };
         if let Some(synsets) = synsets {
             names = synsets.into_iter().map(str::to_owned).collect();

@@ -250,12 +250,13 @@ impl ClassSet {
                         });
                     }
                     // Where folders were packed labels go by their names, sorted: 0, 1, 10, 100 where those are numbers.
-                    let called: HashMap<String, String> = set.classes().into_iter().collect();
-                    let own = there.iter().map(|folder| called.get(folder).cloned());
-                    if names.is_none()
-                        && let Some(own) = own.collect::<Option<Vec<_>>>()
+                    let folders = set.classes().into_iter().map(|(folder, _)| folder);
+                    let place: HashMap<String, usize> = folders.zip(0..).collect();
+                    let name = |folder: &String| Some(prompts.names[*place.get(folder)?].clone());
+                    if place.len() == prompts.names.len()
+                        && let Some(names) = there.iter().map(name).collect::<Option<Vec<_>>>()
                     {
-                        prompts.names = own;
+                        prompts.names = names;
                     }
                 }
                 prompts
@@ -569,7 +570,7 @@ mod tests {
 
     /// (folder, class) of every picture.
     fn labels(set: &ClassSet) -> Vec<(String, Option<u32>)> {
-        let folder = |i| set.source.name(i).split('/').next().unwrap().to_owned();
+        let folder = |i| set.source.name(i).unwrap().split('/').next().unwrap().to_owned();
         (0..set.source.len()).map(|i| (folder(i), set.source.read(i).unwrap().class)).collect()
     }
 

@@ -13,7 +13,7 @@ use tch::{Kind, Tensor};
 use uta_data::{Batch, Rejected, Source};
 use uta_model::Clip;
 
-use crate::embed::{encode_images, sweep};
+use crate::embed::{encode_images, name_of, sweep};
 use crate::ranking::{expected_hit, standings, to_vec, wilson};
 use crate::{EvalError, EvalOptions, Prompts, classifier};
 
@@ -132,9 +132,11 @@ impl ZeroShot {
         let names = &self.prompts.names;
         let text = self.text.as_deref().unwrap_or(model);
         same_space(model, text)?;
-        let columns = classifier(text, &self.prompts, &self.options, self.cache.as_deref())?
-            .to_device(model.store.device())
-            .transpose(0, 1);
+        let rows = classifier(text, &self.prompts, &self.options, self.cache.as_deref())?
+            .to_device(model.store.device());
+        // Classes of one name are scored once: a product may round its columns differently, and they tie exactly.
+        let (distinct, which, _) = rows.unique_dim(0, true, true, false);
+        let columns = distinct.transpose(0, 1);
 
         let (mut top1, mut top5, mut unlabelled) = (0.0, 0.0, 0);
         let mut hits = vec![(0.0, 0usize); names.len()];
@@ -162,7 +164,8 @@ impl ZeroShot {
             let device = images[0].device();
             let scores = images[0]
                 .index_select(0, &Tensor::from_slice(&rows).to_device(device))
-                .matmul(&columns);
+                .matmul(&columns)
+                .index_select(1, &which);
             let right = scores.zeros_like().to_kind(Kind::Bool).scatter_value(
                 1,
                 &Tensor::from_slice(&labels).to_device(device).unsqueeze(1),
@@ -185,7 +188,7 @@ impl ZeroShot {
                     let top5: Vec<u32> =
                         indices[i * k..][..k].iter().map(|&class| class as u32).collect();
                     each(Prediction {
-                        file: self.source.name(items[row].index),
+                        file: name_of(self.source.as_ref(), &items[row]),
                         label,
                         scores: values[i * k..][..k].to_vec(),
                         names: top5.iter().map(|&class| names[class as usize].clone()).collect(),

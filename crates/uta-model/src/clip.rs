@@ -15,7 +15,8 @@ pub fn unit(x: &Tensor) -> Tensor {
     &x / x.norm_scalaropt_dim(2.0, [-1i64], true).clamp_min(1e-12)
 }
 
-/// A CLIP: facts 1.2. Keys are `visual.*`, `text.*` and `logit_scale`, as in the official checkpoints.
+/// A CLIP. Keys are `visual.*`, `text.*` and `logit_scale`, as in the official checkpoints (jihaonew/UTA,
+/// `eva_vit_model/uta_clip.py`).
 #[derive(Debug)]
 pub struct Clip {
     /// Its sizes.
@@ -50,7 +51,7 @@ impl Clip {
         let root = Scope::new(&store.root(), blank);
         let visual = Vit::build(&(&root / "visual"), &config.vision);
         let text = config.text.as_ref().map(|text| TextTower::build(&(&root / "text"), text));
-        // ln(1 / 0.07), facts 1.2.
+        // ln(1 / 0.07), CLIP's.
         let logit_scale =
             text.is_some().then(|| root.constant("logit_scale", &[], (1.0 / 0.07f64).ln()));
         let (mean, std) = (config.mean, config.std);

@@ -6,11 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ModelError, Preprocess};
 
-/// The presets, as data: facts 1.3, 1.8, 2.1 and 2.6, and open_clip's model configs. `uta-ti14` and `uta-s14` have the
-/// paper's family of blocks (an inner LayerNorm in the SwiGLU), unlike EVA-02's own Ti and S, which go without it.
+/// The presets, as data: from jihaonew/UTA (`eva_vit_model/eva_vit.py`), baaivision/EVA (`EVA-02/asuka/modeling_pretrain.py`,
+/// `EVA-CLIP/rei/eva_clip/model_configs`) and open_clip's `model_configs`. `uta-ti14` and `uta-s14` have the paper's family of
+/// blocks (an inner LayerNorm in the SwiGLU), unlike EVA-02's own Ti and S, which go without it.
 const PRESETS: &str = include_str!("presets.json");
 
-/// CLIP's pixel statistics (facts 1.10).
+/// CLIP's pixel statistics (open_clip, `constants.py`).
 const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
 const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 
@@ -98,7 +99,7 @@ pub struct VitConfig {
     /// The share of residual branches dropped in the last block while training; rises linearly from 0 at the first.
     #[serde(default)]
     pub drop_path: f64,
-    /// The share of the gradient that reaches the patch embedding; EVA-02 trains with 0.1 (facts 2.2).
+    /// The share of the gradient that reaches the patch embedding; EVA-02 trains with 0.1.
     #[serde(default = "whole")]
     pub patch_grad: f64,
     /// Whether a SwiGLU has a LayerNorm before its last layer (`ffn_ln`).
@@ -179,7 +180,7 @@ impl VitConfig {
     }
 
     /// Multiply-accumulates of the products of a forward pass over one image of which `kept` patches are processed: what
-    /// papers count as FLOPs (facts 1.8). A backward pass takes twice as many.
+    /// papers count as FLOPs. A backward pass takes twice as many.
     pub fn macs(&self, kept: i64) -> u64 {
         let (t, d) = (1 + kept, self.width);
         let ffn = match self.ffn {
@@ -192,7 +193,7 @@ impl VitConfig {
         (patches + self.depth * block + head) as u64
     }
 
-    /// Parameters, head included (facts 1.8).
+    /// Parameters, head included.
     pub fn parameters(&self) -> i64 {
         let (d, h, n) = (self.width, self.hidden, self.num_patches());
         let some = |there: bool, count: i64| if there { count } else { 0 };
@@ -276,7 +277,7 @@ impl VitConfig {
     }
 }
 
-/// A text tower: CLIP's causal transformer (facts 1.7).
+/// A text tower: CLIP's causal transformer (openai/CLIP, `clip/model.py`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TextConfig {
@@ -306,7 +307,7 @@ impl TextConfig {
         take(presets().text, name)
     }
 
-    /// Parameters (facts 1.8).
+    /// Parameters.
     pub fn parameters(&self) -> i64 {
         let d = self.width;
         // q, k, v and projection; the feed-forward network; two norms.
@@ -467,7 +468,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    /// Facts 1.8, and the paper's relative FLOPs of mask ratios 0.4, 0.5 and 0.7.
+    /// Counted by hand from the nets' shapes; and the paper's relative FLOPs of mask ratios 0.4, 0.5 and 0.7.
     #[test]
     fn multiply_accumulates_are_the_published_ones() {
         let net = |name, width| VitConfig { out: width, ..VitConfig::preset(name).unwrap() };
@@ -486,7 +487,7 @@ mod tests {
         }
     }
 
-    /// Facts 1.8, in millions, head of 1024 included.
+    /// Of the released nets, in millions, head of 1024 included.
     #[test]
     fn parameter_counts_of_the_presets_are_the_published_ones() {
         for (name, millions) in [

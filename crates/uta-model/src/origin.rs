@@ -310,7 +310,7 @@ fn infer(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<ClipConfig, 
         Some((_, key)) => need(key, 1)?,
         None => {
             let known = HEAD_WIDTHS.iter().find(|(w, _)| *w == width);
-            width / known.map_or(64, |(_, head_width)| *head_width)
+            (width / known.map_or(64, |(_, head_width)| *head_width)).max(1)
         }
     };
     let gated = has("visual.blocks.0.mlp.w1.weight");

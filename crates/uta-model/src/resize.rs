@@ -1,6 +1,6 @@
 //! Another image or patch size for a net that is trained already: its position embedding and its patch embedding are
-//! interpolated by torch's bicubic kernel (a = -0.75, corners not aligned, no antialias), as EVA's scripts do (facts 2.5).
-//! Rotary tables are computed for the new grid anyway.
+//! interpolated by torch's bicubic kernel (a = -0.75, corners not aligned, no antialias), as EVA's scripts do (baaivision/EVA,
+//! `EVA-02/asuka/run_class_finetuning.py`). Rotary tables are computed for the new grid anyway.
 
 use tch::{Device, Kind, Tensor, no_grad};
 

@@ -213,11 +213,10 @@ impl Checkpoint {
         }
 
         let name = path.to_str().ok_or_else(|| wrong("the path is not UTF-8".into()))?;
-        let mapped = |end| Tensor::f_from_file(name, false, end as i64, (Kind::Uint8, Device::Cpu));
-        let map = |whole: Option<&Tensor>, from: usize, to: usize| {
-            let bytes =
-                whole.map_or_else(|| mapped(to as u64), |whole| Ok(whole.shallow_clone()))?;
-            bytes.f_narrow(0, from as i64, (to - from) as i64)
+        // Whether the file is mapped is the system's affair, and says nothing of what is in it.
+        let mapped = |end| {
+            Tensor::f_from_file(name, false, end as i64, (Kind::Uint8, Device::Cpu))
+                .map_err(|e| ModelError::io(path)(io::Error::other(first_line(&e))))
         };
         let view = |whole: Option<&Tensor>, name: String, info: &TensorInfo| {
             let kind = KINDS.iter().find(|(_, dtype)| *dtype == info.dtype).map(|&(kind, _)| kind);
@@ -232,7 +231,11 @@ impl Checkpoint {
             let tensor = if from == to {
                 Tensor::f_zeros(&shape, (kind, Device::Cpu))
             } else {
-                map(whole, from, to).and_then(|view| {
+                let bytes = match whole {
+                    Some(whole) => whole.shallow_clone(),
+                    None => mapped(to as u64)?,
+                };
+                bytes.f_narrow(0, from as i64, (to - from) as i64).and_then(|view| {
                     // Writers need not align; a view of another kind must be.
                     let aligned = from % kind.elt_size_in_bytes() == 0;
                     let view = if aligned { view } else { view.copy() };

@@ -1,12 +1,12 @@
-//! CLIP's text transformer (facts 1.7): causal, pre-norm, GELU or QuickGELU, pooled at the end-of-text token. Field names are
-//! checkpoint keys.
+//! CLIP's text transformer (openai/CLIP, `clip/model.py`): causal, pre-norm, GELU or QuickGELU, pooled at the end-of-text
+//! token. Field names are checkpoint keys.
 
 use tch::{Device, Kind, Tensor, nn};
 
 use crate::TextConfig;
 use crate::layers::{self, LayerNorm, Linear, Scope, quick_gelu, rows};
 
-/// LayerNorm's epsilon (facts 1.7).
+/// LayerNorm's epsilon.
 const EPS: f64 = 1e-5;
 
 /// The text encoder.

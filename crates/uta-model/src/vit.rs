@@ -1,4 +1,5 @@
-//! The vision transformer of UTA: EVA-02's, with a head on every token (facts 1.3 to 1.5; the paper's Figure 2).
+//! The vision transformer of UTA: EVA-02's, with a head on every token (the paper's Figure 2; jihaonew/UTA,
+//! `eva_vit_model/eva_vit.py`).
 //!
 //! Learned position embedding and 2-D rotary embedding together, `[CLS]` without rotation, biases on q and v only, SwiGLU
 //! with an inner LayerNorm, pre-norm, no layer scale. The fields of [`VitConfig`] turn it into its relatives: EVA-01 and
@@ -48,7 +49,7 @@ pub struct Features {
 }
 
 impl Vit {
-    /// A vision transformer with EVA-02's initial weights of pre-training (facts 2.1), its variables under `p`.
+    /// A vision transformer with EVA-02's initial weights of pre-training (`modeling_pretrain.py`), its variables under `p`.
     pub fn new(p: &nn::Path, config: &VitConfig) -> Vit {
         Vit::build(&Scope::new(p, false), config)
     }
@@ -320,7 +321,7 @@ impl PatchEmbed {
     }
 }
 
-/// The 2-D rotary embedding (facts 1.5). A pair of channels is a complex number, and a rotation its product with another:
+/// The 2-D rotary embedding (jihaonew/UTA, `eva_vit_model/rope.py`). A pair of channels is a complex number, and a rotation its product with another:
 /// the first half of a head turns with the row, the second with the column. Row 0 of the table is `[CLS]`: no turn.
 #[derive(Debug)]
 struct Rope {
@@ -620,7 +621,7 @@ impl Mlp {
     }
 }
 
-/// What networks with an inner LayerNorm multiply some weights by at the start (facts 2.1).
+/// What networks with an inner LayerNorm multiply some weights by at the start (EVA-02, `modeling_pretrain.py`).
 fn sub_ln_gain(c: &VitConfig) -> f64 {
     match c.ffn {
         Ffn::SwiGlu if c.ffn_norm => (2.0 * c.depth as f64).ln().sqrt(),
@@ -651,7 +652,7 @@ mod tests {
         }
     }
 
-    /// Facts 6.1: (head width, grid) and, for the patch in row 3, column 5, cos and sin at pairs 0, 1, 2 of the half that
+    /// Computed in f64: (head width, grid) and, for the patch in row 3, column 5, cos and sin at pairs 0, 1, 2 of the half that
     /// turns with the row, then of the half that turns with the column.
     #[test]
     fn rotary_rows_are_evas() {

@@ -201,7 +201,8 @@ impl Ema {
     }
 }
 
-/// Facts 2.5: matrices decay; vectors, biases, position embeddings, `[CLS]` and mask tokens don't.
+/// As in EVA-02 (`EVA-02/asuka/optim_factory.py`): matrices decay; vectors, biases, position embeddings, `[CLS]` and mask
+/// tokens don't.
 fn decays(name: &str, tensor: &Tensor) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
     tensor.dim() > 1
@@ -231,7 +232,8 @@ fn depths<'a>(names: impl Iterator<Item = &'a str>) -> BTreeMap<String, u32> {
     depths
 }
 
-/// decay^(L + 1 - id): embeddings are layer 0, block i is layer i + 1, all that follows is layer L + 1 (facts 2.5).
+/// decay^(L + 1 - id): embeddings are layer 0, block i is layer i + 1, all that follows is layer L + 1 (EVA-02,
+/// `optim_factory.py`).
 fn lr_scale(name: &str, depths: &BTreeMap<String, u32>, decay: f64) -> f64 {
     let (tower, index) = block(name);
     let last = depths.get(tower).copied().unwrap_or(0) + 1;
@@ -262,7 +264,7 @@ mod tests {
         let names: Vec<String> =
             (0..12).map(|i| format!("visual.blocks.{i}.norm1.weight")).collect();
         let depths = depths(names.iter().map(String::as_str));
-        // Facts 6.4, B with decay 0.7.
+        // By hand, B with decay 0.7.
         for (name, rate) in [
             ("visual.patch_embed.proj.weight", 0.009689),
             ("visual.blocks.0.norm1.weight", 0.013841),

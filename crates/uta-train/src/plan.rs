@@ -356,7 +356,7 @@ mod tests {
         assert_eq!((dense.kept(), dense.relative()), (256, 1.0));
     }
 
-    /// Facts 1.8, in GMACs: 23.4, 81.3 and 267.4 of the students, 267.4 of the teacher, which costs eleven times the
+    /// In GMACs, counted by hand: 23.4, 81.3 and 267.4 of the students, 267.4 of the teacher, which costs eleven times the
     /// forward pass of B.
     #[test]
     fn a_students_products_are_three_forward_passes_and_the_teachers_one() {

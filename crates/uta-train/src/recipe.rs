@@ -299,7 +299,7 @@ pub enum OptimName {
 }
 
 impl Default for Optim {
-    /// EVA-02's pre-training (facts 2.2), which the paper builds on.
+    /// EVA-02's pre-training (baaivision/EVA, `EVA-02/asuka`), which the paper builds on.
     fn default() -> Optim {
         Optim {
             name: OptimName::AdamW,
@@ -611,7 +611,8 @@ impl Recipe {
         if lengths.iter().filter(|&&given| given).count() != 1 {
             return Err("train: give one of steps, epochs and samples".into());
         }
-        require("train.epochs", "0", t.epochs.is_none_or(|e| e > 0.0), "a number above 0")?;
+        let epochs = t.epochs.unwrap_or(1.0);
+        require("train.epochs", epochs, epochs > 0.0, "a number above 0")?;
         // Whether the machine has it is asked when it computes: a recipe is planned and read on others too.
         gpu_named(&t.device, 0).map_err(|e| format!("train.device: {e}"))?;
 
@@ -779,11 +780,37 @@ fn read_extended(path: &Path, depth: usize) -> Result<Table, RecipeError> {
     }
 }
 
-/// Tables merge key by key; anything else replaces.
+/// Keys of a section that say one thing in several ways: who says it in one way takes back what was said below in another.
+const ALTERNATIVES: [(&str, &[&str]); 2] =
+    [("train", &["steps", "epochs", "samples"]), ("schedule", &["warmup", "warmup_epochs"])];
+
+/// What of `[model]` is no size of the vision transformer, and outlives another preset; `out` is the teacher's.
+const KEPT: [&str; 5] = ["init", "text", "out", "drop_path", "patch_grad"];
+
+/// Drops from `section` of `recipe` what setting `key` there takes back: its alternatives, and the sizes of another preset.
+fn take_back(recipe: &mut Table, section: &str, key: &str) {
+    let Some(Value::Table(table)) = recipe.get_mut(section) else { return };
+    for (_, keys) in ALTERNATIVES.iter().filter(|(s, keys)| *s == section && keys.contains(&key)) {
+        table.retain(|key, _| !keys.contains(&key));
+    }
+    if (section, key) == ("model", "preset") {
+        table.retain(|key, _| KEPT.contains(&key));
+    }
+}
+
+/// `over` on `under`: tables merge key by key, and anything else replaces, as do keys that take others back.
 fn lay_over(under: &mut Table, over: Table) {
+    for (section, table) in &over {
+        let keys = table.as_table().into_iter().flat_map(Table::keys);
+        keys.for_each(|key| take_back(under, section, key));
+    }
+    merge(under, over);
+}
+
+fn merge(under: &mut Table, over: Table) {
     for (key, value) in over {
         match (under.get_mut(&key), value) {
-            (Some(Value::Table(under)), Value::Table(over)) => lay_over(under, over),
+            (Some(Value::Table(under)), Value::Table(over)) => merge(under, over),
             (_, value) => {
                 under.insert(key, value);
             }
@@ -799,6 +826,9 @@ fn apply_set(table: &mut Table, set: &str) -> Result<(), String> {
         Err(_) => Value::String(text.to_owned()),
     };
     let (parents, last) = path.rsplit_once('.').map_or((None, path), |(p, l)| (Some(p), l));
+    if let Some(section) = parents {
+        take_back(table, section, last);
+    }
     let mut at = table;
     for part in parents.into_iter().flat_map(|p| p.split('.')) {
         at = at
@@ -809,15 +839,6 @@ fn apply_set(table: &mut Table, set: &str) -> Result<(), String> {
     }
     // A single path given for a list of paths means a list of one.
     let list = matches!(path, "data.train" | "data.val") && value.is_str();
-    // Asking for one measure of length replaces the recipe's own.
-    let measures: &[&str] = match path {
-        "train.steps" | "train.epochs" | "train.samples" => &["steps", "epochs", "samples"],
-        "schedule.warmup" | "schedule.warmup_epochs" => &["warmup", "warmup_epochs"],
-        _ => &[],
-    };
-    for measure in measures {
-        at.remove(*measure);
-    }
     at.insert(last.to_owned(), if list { Value::Array(vec![value]) } else { value });
     Ok(())
 }
@@ -952,6 +973,23 @@ mod tests {
             Recipe::load(&path, &["train.samples=64".into(), "data.train=a/b".into()]).unwrap();
         assert_eq!((recipe.train.batch, recipe.train.steps), (16, None));
         assert_eq!(recipe.data.train, ["a/b".into()]);
+        std::fs::write(&path, "extends = \"base.toml\"\n[train]\nepochs = 3\n").unwrap();
+        let recipe = Recipe::load(&path, &[]).unwrap();
+        assert_eq!((recipe.train.epochs, recipe.train.steps), (Some(3.0), None));
+        std::fs::write(&path, "extends = \"base.toml\"\n[train]\nepochs = 3\nsteps = 4\n").unwrap();
+        let error = Recipe::load(&path, &[]).unwrap_err().to_string();
+        assert!(error.contains("give one of steps, epochs and samples"), "{error}");
+    }
+
+    #[test]
+    fn another_preset_takes_the_place_of_written_sizes_and_leaves_what_is_no_size() {
+        let preset = VitConfig::preset("uta-b14").unwrap();
+        let sets = ["model.drop_path=0.2", "model.preset=uta-b14"];
+        let vision = load(SMALL, &sets).unwrap().model.vision;
+        assert_eq!((vision.width, vision.image_size), (preset.width, preset.image_size));
+        assert_eq!((vision.out, vision.drop_path), (32, 0.2));
+        let vision = load(SMALL, &["model.preset=uta-b14", "model.depth=3"]).unwrap().model.vision;
+        assert_eq!((vision.width, vision.depth), (preset.width, 3));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The run directory (DESIGN section 5): recipe, environment, metrics, checkpoints. Everything in it is written beside,
-//! synced and renamed, so that a run killed at any instant leaves whole files only.
+//! The run directory (`docs/src/formats.md`): recipe, environment, metrics, checkpoints. Files are written beside, synced and
+//! renamed, so that a run killed at any instant leaves whole ones only; logs are appended to, and synced with each checkpoint.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, Write};
@@ -34,6 +34,9 @@ pub struct State {
     /// Samples met on the way that could not be used.
     #[serde(default)]
     pub rejected: u64,
+    /// Samples of `data.train`.
+    #[serde(default)]
+    pub data: Option<u64>,
     /// Bytes of the files beside it; a file of another length was cut short.
     pub bytes: Map<String, Value>,
 }
@@ -53,7 +56,7 @@ impl RunDir {
         device: Device,
         world: usize,
     ) -> Result<RunDir, TrainError> {
-        if path.join("recipe.toml").exists() {
+        if path.join("recipe.toml").exists() || !checkpoints(path)?.is_empty() {
             return Err(TrainError::run(
                 path,
                 "holds a run already; give another --out, or continue it with --resume",
@@ -89,11 +92,12 @@ impl RunDir {
         write_atomically(&path.join("recipe.toml"), recipe.to_toml().as_bytes())?;
         for name in ["metrics.jsonl", REJECTED] {
             let file = path.join(name);
-            let text = match fs::read_to_string(&file) {
+            let bytes = match fs::read(&file) {
                 Err(e) if e.kind() == ErrorKind::NotFound => continue,
                 other => other.map_err(TrainError::io(&file))?,
             };
-            let kept: String = text
+            // A line may have been cut in the middle of a character.
+            let kept: String = String::from_utf8_lossy(&bytes)
                 .lines()
                 .filter(|line| {
                     let value: Result<Value, _> = serde_json::from_str(line);
@@ -105,10 +109,13 @@ impl RunDir {
                 .collect();
             write_atomically(&file, kept.as_bytes())?;
         }
-        Ok((RunDir::open_files(path, lock, Some(step.unwrap_or(0)))?, state))
+        // Without a checkpoint what was logged before the first step is logged again.
+        let last = step.map_or(-1, |step| step as i64);
+        Ok((RunDir::open_files(path, lock, Some(last))?, state))
     }
 
-    fn open_files(path: &Path, lock: File, resumed: Option<u64>) -> Result<RunDir, TrainError> {
+    /// `resumed`: the last step whose lines stay.
+    fn open_files(path: &Path, lock: File, resumed: Option<i64>) -> Result<RunDir, TrainError> {
         let file = path.join("metrics.jsonl");
         let metrics = OpenOptions::new()
             .create(true)
@@ -117,8 +124,8 @@ impl RunDir {
             .map_err(TrainError::io(&file))?;
         let tensorboard = path.join("tensorboard");
         let events = match resumed {
-            // Hides the steps after `step` that a killed run logged and that will be logged again.
-            Some(step) => EventWriter::resume(&tensorboard, step as i64),
+            // Hides the steps after `last` that a killed run logged and that will be logged again.
+            Some(last) => EventWriter::resume(&tensorboard, last),
             None => EventWriter::create(&tensorboard),
         };
         let events = events.map_err(TrainError::io(&tensorboard))?;
@@ -188,7 +195,8 @@ impl RunDir {
         open.write_all(lines.as_bytes()).map_err(TrainError::io(&file))
     }
 
-    /// Writes the checkpoint of `state.step`, makes it the latest, and removes all but the newest `keep`.
+    /// Writes the checkpoint of `state.step`, makes it the latest, and removes all but the newest `keep` up to it. One that
+    /// can't be removed is named in the log.
     ///
     /// # Errors
     /// When it can't be written; the former checkpoints are then as they were.
@@ -199,12 +207,19 @@ impl RunDir {
         optimizer: &[(String, Tensor)],
         keep: usize,
     ) -> Result<(), TrainError> {
+        let step = state.step;
         self.metrics
             .flush()
             .and_then(|()| self.metrics.get_ref().sync_data())
             .map_err(TrainError::io(&self.path.join("metrics.jsonl")))?;
+        self.events.sync().map_err(TrainError::io(&self.path.join("tensorboard")))?;
+        let rejected = self.path.join(REJECTED);
+        match File::open(&rejected).and_then(|file| file.sync_data()) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            other => other.map_err(TrainError::io(&rejected))?,
+        }
         let folder = self.path.join("checkpoints");
-        let name = checkpoint_name(state.step);
+        let name = checkpoint_name(step);
         let (beside, whole) = (folder.join(format!(".{name}.tmp")), folder.join(&name));
         let written = write_checkpoint(&beside, state, model, optimizer);
         if written.is_err() {
@@ -219,9 +234,13 @@ impl RunDir {
         fs::rename(&beside, &whole).map_err(TrainError::io(&whole))?;
         sync_dir(&folder)?;
         write_atomically(&folder.join("latest"), name.as_bytes())?;
-        for old in checkpoints(&self.path).into_iter().rev().skip(keep) {
+        // Later ones were passed over as damaged, and are written anew when the run comes there.
+        let done = checkpoints(&self.path)?.into_iter().rev().filter(|&done| done <= step);
+        for old in done.skip(keep) {
             let old = folder.join(checkpoint_name(old));
-            fs::remove_dir_all(&old).map_err(TrainError::io(&old))?;
+            if let Err(e) = fs::remove_dir_all(&old) {
+                tracing::warn!("{} can't be removed: {e}", old.display());
+            }
         }
         Ok(())
     }
@@ -256,7 +275,7 @@ fn load_checkpoint(
     model: &[(String, Tensor)],
     optimizer: &[(String, Tensor)],
 ) -> Result<Option<State>, TrainError> {
-    let steps = checkpoints(path);
+    let steps = checkpoints(path)?;
     for &step in steps.iter().rev() {
         let dir = path.join("checkpoints").join(checkpoint_name(step));
         match read_checkpoint(&dir, model, optimizer) {
@@ -320,14 +339,23 @@ fn checkpoint_name(step: u64) -> String {
 }
 
 /// The steps of the checkpoints of a run, oldest first.
-pub(crate) fn checkpoints(run: &Path) -> Vec<u64> {
-    let Ok(entries) = fs::read_dir(run.join("checkpoints")) else { return vec![] };
-    let mut steps: Vec<u64> = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok())
-        .collect();
+///
+/// # Errors
+/// When their folder is there and can't be read.
+pub(crate) fn checkpoints(run: &Path) -> Result<Vec<u64>, TrainError> {
+    let folder = run.join("checkpoints");
+    let entries = match fs::read_dir(&folder) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(vec![]),
+        other => other.map_err(TrainError::io(&folder))?,
+    };
+    let mut steps = vec![];
+    for entry in entries {
+        let name = entry.map_err(TrainError::io(&folder))?.file_name();
+        let step = name.to_str().and_then(|name| name.strip_prefix("step-")?.parse::<u64>().ok());
+        steps.extend(step);
+    }
     steps.sort_unstable();
-    steps
+    Ok(steps)
 }
 
 /// Holds `RUN/.lock` until dropped.
@@ -387,7 +415,7 @@ fn environment(recipe: &Recipe, device: Device, world: usize) -> String {
     });
     let environment = json!({
         "uta": env!("CARGO_PKG_VERSION"),
-        "libtorch": "2.13.0",
+        "libtorch": torch_ext::libtorch_version(),
         "device": device_name(device),
         "cuda_devices": tch::Cuda::device_count(),
         "gpus": gpus(),

@@ -1,4 +1,5 @@
-//! The learning rate over time: EVA-02's table (facts 2.2), linear warm-up from 0 and half a cosine to the minimum.
+//! The learning rate over time: EVA-02's table (`EVA-02/asuka/utils.py`), linear warm-up from 0 and half a cosine to the
+//! minimum.
 
 use std::f64::consts::PI;
 
@@ -9,7 +10,7 @@ pub struct CosineSchedule {
     pub lr: f64,
     /// Where the cosine would end one step after the last.
     pub min_lr: f64,
-    /// Steps of warm-up; the last of them is at the peak already.
+    /// Steps of warm-up; the last of them is at the peak already, but a single one at 0.
     pub warmup: u64,
     /// Steps of the whole run.
     pub steps: u64,
@@ -31,7 +32,7 @@ impl CosineSchedule {
 mod tests {
     use super::*;
 
-    /// Facts 6.3.
+    /// Computed in f64 from EVA's formula.
     #[test]
     fn the_curve_is_evas() {
         let schedule = CosineSchedule { lr: 1.5e-3, min_lr: 1e-5, warmup: 10, steps: 1000 };

@@ -10,7 +10,8 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::run::seconds_since_epoch;
 
 /// Appends scalars to an event file of its own.
 #[derive(Debug)]
@@ -22,7 +23,7 @@ pub struct EventWriter {
 impl EventWriter {
     /// Starts a new event file in `dir`, which is made if it is missing.
     pub fn create(dir: &Path) -> io::Result<Self> {
-        let now = wall_time();
+        let now = seconds_since_epoch();
         fs::create_dir_all(dir)?;
         // TensorBoard reads the files of a folder in the order of their names.
         let mut serial = 0;
@@ -52,7 +53,7 @@ impl EventWriter {
         let mut session = Message::default();
         session.integer(SessionLog::STATUS, SessionLog::START);
         let mut event = Message::default();
-        event.double(Event::WALL_TIME, wall_time());
+        event.double(Event::WALL_TIME, seconds_since_epoch());
         event.integer(Event::STEP, step + 1);
         event.bytes(Event::SESSION_LOG, &session.0);
         writer.record(&event.0)?;
@@ -84,6 +85,12 @@ impl EventWriter {
         self.file.flush()
     }
 
+    /// Waits until the disk has everything logged so far.
+    pub fn sync(&mut self) -> io::Result<()> {
+        self.flush()?;
+        self.file.get_ref().sync_data()
+    }
+
     fn record(&mut self, payload: &[u8]) -> io::Result<()> {
         let length = (payload.len() as u64).to_le_bytes();
         self.file.write_all(&length)?;
@@ -91,11 +98,6 @@ impl EventWriter {
         self.file.write_all(payload)?;
         self.file.write_all(&masked_crc(payload).to_le_bytes())
     }
-}
-
-/// Seconds since 1970.
-fn wall_time() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |elapsed| elapsed.as_secs_f64())
 }
 
 /// TFRecord's checksum: CRC-32C, rotated and shifted so that a checksum of checksums stays strong.

@@ -104,7 +104,15 @@ impl Trainer {
                  processes; leave it out",
             ));
         }
-        let Parts { device, train, val, task } = group.agree(Parts::new(&mut recipe, &group))?;
+        // What a checkpoint will overwrite need not be there.
+        let begun = match resume && group.is_first() {
+            true => crate::run::checkpoints(out).map(|steps| !steps.is_empty()),
+            false => Ok(false),
+        };
+        let begun = group.any(group.agree(begun)?)?;
+        let parts = Parts::new(&mut recipe, begun, &group);
+        let Parts { device, train, val, task } = group.agree(parts)?;
+        same_data(train.as_ref(), val.as_deref(), &group)?;
         let params = task.parameters();
         let optimizer = Optimizer::new(&params, &recipe.optim);
         let ema = (recipe.train.ema > 0.0).then(|| Ema::new(&params, recipe.train.ema));
@@ -117,13 +125,25 @@ impl Trainer {
         let saved = saved_state(&optimizer, ema.as_ref());
         let (run, state) = group.agree(match (group.is_first(), resume) {
             (false, _) => Ok((None, None)),
-            (true, true) => RunDir::reopen(out, &recipe, &named(&params), &saved)
+            (true, true) => RunDir::reopen(out, &recipe, &named(&task.saved()), &saved)
                 .map(|(run, state)| (Some(run), state)),
             (true, false) => {
                 RunDir::create(out, &recipe, device, world).map(|run| (Some(run), None))
             }
         })?;
-        let (step, rejected) = state.map_or((0, 0), |state: State| (state.step, state.rejected));
+        let (step, rejected) = match &state {
+            Some(State { step, rejected, data, .. }) => {
+                if let Some(former) = data.filter(|&former| former != train.len() as u64) {
+                    tracing::warn!(
+                        "data.train has {} samples, and had {former} until step {step}: from here on the order is another \
+                         than that of an undisturbed run; stop it if something is missing",
+                        train.len()
+                    );
+                }
+                (*step, *rejected)
+            }
+            None => (0, 0),
+        };
         // From the start: a checkpoint is a model too.
         group.agree(match &run {
             Some(_) => task.clip().save_config(out).map_err(TrainError::from),
@@ -168,11 +188,6 @@ impl Trainer {
     /// Adds an evaluator to the run. With several ranks it is called on all of them alike.
     pub fn add_evaluator(&mut self, evaluator: Box<dyn Evaluator>) {
         self.evaluators.push(evaluator);
-    }
-
-    /// The task, for what the program shows of it.
-    pub fn task(&self) -> &dyn Task {
-        self.task.as_ref()
     }
 
     /// The resolved recipe.
@@ -233,7 +248,7 @@ impl Trainer {
         let finished = self.step >= steps;
         if finished {
             self.export()?;
-        } else {
+        } else if self.step > 0 {
             self.save()?;
         }
         Ok(Outcome {
@@ -256,7 +271,7 @@ impl Trainer {
             prefetch: data.prefetch,
             rank: self.group.rank(),
             world: self.group.world(),
-            captions: self.recipe.task == crate::recipe::TaskKind::Contrastive,
+            captions: self.task.wants_captions(),
             decode: data.decode(),
             max_rejected: data.max_rejected,
         };
@@ -350,7 +365,7 @@ impl Trainer {
     ) -> Result<(), TrainError> {
         let (skipped, in_a_row) = self.optimizer.skipped();
         if in_a_row >= self.recipe.train.max_skipped {
-            let saved = self.run.as_ref().map(|run| crate::run::checkpoints(run.path()));
+            let saved = self.run.as_ref().and_then(|run| crate::run::checkpoints(run.path()).ok());
             let last = saved
                 .and_then(|steps| steps.last().copied())
                 .map_or_else(|| "the start".to_owned(), |step| format!("step {step}"));
@@ -431,7 +446,8 @@ impl Trainer {
         let (mut sums, mut count) = (Vec::<(String, f64)>::new(), 0.0);
         let (decode, workers) = (self.recipe.data.decode(), self.recipe.data.workers);
         let share = Share { rank: self.group.rank(), world: self.group.world() };
-        for batch in uta_data::sweep(val, transform, decode, self.micro_batch, workers, share) {
+        let batches = uta_data::sweep(val, transform, decode, self.micro_batch, workers, share);
+        for batch in batches.captioned(self.task.wants_captions()) {
             let (batch, _) = self.on_all_ranks(batch)?;
             if batch.is_empty() && !self.task.spans_ranks() {
                 continue;
@@ -505,11 +521,12 @@ impl Trainer {
             step: self.step,
             samples: self.step * self.recipe.train.batch as u64,
             rejected: self.rejected,
+            data: Some(self.train.len() as u64),
             bytes: Map::new(),
         };
         let saved = match &mut self.run {
             Some(run) => {
-                let model = named(&self.task.parameters());
+                let model = named(&self.task.saved());
                 let optimizer = saved_state(&self.optimizer, self.ema.as_ref());
                 run.save_checkpoint(state, &model, &optimizer, self.recipe.checkpoint.keep)
             }
@@ -540,16 +557,56 @@ struct Parts {
 }
 
 impl Parts {
-    /// Opens the data, which settles the length of `recipe`, and makes the task on this rank's device.
-    fn new(recipe: &mut Recipe, group: &Rc<ProcessGroup>) -> Result<Parts, TrainError> {
+    /// Opens the data, which settles the length of `recipe`, and makes the task on this rank's device; of a run that has
+    /// `begun`, without `model.init`.
+    fn new(
+        recipe: &mut Recipe,
+        begun: bool,
+        group: &Rc<ProcessGroup>,
+    ) -> Result<Parts, TrainError> {
         let device = crate::recipe::device(&recipe.train.device, group.local_rank())
             .map_err(|message| RecipeError { origin: "train.device".into(), message })?;
         group.use_device(device)?;
         let (train, val) = recipe.data.open(group.is_first())?;
         recipe.settle(train.epoch());
-        let task = crate::task::build(recipe, device, group)?;
+        let task = match begun {
+            true => {
+                let mut anew = recipe.clone();
+                anew.model.init = "random".into();
+                crate::task::build(&anew, device, group)?
+            }
+            false => crate::task::build(recipe, device, group)?,
+        };
+        if let (true, Some(val)) = (task.wants_captions(), &val) {
+            let named = |e| TrainError::recipe(format!("data.val: {e}"));
+            uta_data::require_captions(val.as_ref()).map_err(named)?;
+        }
         task.check_data(train.as_ref(), val.as_deref())?;
         Ok(Parts { device, train, val, task })
+    }
+}
+
+/// # Errors
+/// When the ranks see other numbers of samples: some would then be trained on twice, and others never.
+fn same_data(
+    train: &dyn Source,
+    val: Option<&dyn Source>,
+    group: &ProcessGroup,
+) -> Result<(), TrainError> {
+    let own = format!(
+        "{} samples of data.train ({} an epoch) and {} of data.val",
+        train.len(),
+        train.epoch(),
+        val.map_or(0, Source::len)
+    );
+    let told = group.exchange(own.as_bytes())?;
+    match told.iter().position(|other| *other != told[0]) {
+        None => Ok(()),
+        Some(rank) => Err(TrainError::recipe(format!(
+            "rank 0 sees {}, rank {rank} sees {}: give all machines the same data",
+            String::from_utf8_lossy(&told[0]),
+            String::from_utf8_lossy(&told[rank])
+        ))),
     }
 }
 

@@ -47,7 +47,7 @@ impl Plain {
         x.linear(&self.weights[&format!("{name}.weight")], self.get(&format!("{name}.bias")))
     }
 
-    /// cos and sin of the tokens at `places` [B, T]: [B, 1, T, head_width / 2] each; facts 1.5.
+    /// cos and sin of the tokens at `places` [B, T]: [B, 1, T, head_width / 2] each.
     fn turns(&self, places: &Tensor) -> (Tensor, Tensor) {
         let (grid, half) = (self.config.grid(), self.config.head_width() / 2);
         let rates = Tensor::arange(half / 2, (Kind::Double, Device::Cpu)) * (-2.0 / half as f64);

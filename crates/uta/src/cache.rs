@@ -20,7 +20,8 @@ use crate::error::Usage;
 /// and over, draws masks anew, and reads the kept tokens' rows alone. The cosine asks for directions only, so a byte a
 /// number is enough. It may be interrupted at any time: the same command goes on.
 ///
-/// An image takes K x (1 + patches) x width bytes: 263 KB a crop with CLIP g/14 (257 x 1024), 197 KB with L/14 (257 x 768).
+/// An image takes K x ((1 + patches) x (width + 4) + 24) bytes with i8: 264 KB a crop with CLIP g/14 (257 x 1024), 198 KB with
+/// L/14 (257 x 768).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   uta cache recipes/mini/uta-emoji.toml --out data/targets --crops 4

@@ -1,24 +1,23 @@
 //! `uta data get|pack|index|stats|verify`: sets made, packed, described and checked. The work is uta-data's; here it meets
 //! the terminal.
 
-use std::ffi::OsString;
 use std::fmt::Display;
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::PathBuf;
 
 use anyhow::bail;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
+use uta_data::DataError;
 use uta_data::emoji;
 use uta_data::pack::{PackOptions, pack};
 use uta_data::shards::{Limit, index};
 use uta_data::stats::stats;
 use uta_data::verify::verify;
-use uta_data::{DataError, Rejected};
 
 use crate::compute::PairArgs;
+use crate::whole::Whole;
 
 /// Make, pack, describe and check sets of pictures.
 #[derive(Debug, Subcommand)]
@@ -165,11 +164,22 @@ pub fn run(data: Data) -> anyhow::Result<()> {
         }
         Data::Verify(VerifyArgs { data, pairs, report, json }) => {
             let pairs = pairs.options(&data)?;
-            let mut report = report.as_deref().map(Report::create).transpose()?;
-            let verified = verify(&data, &pairs, true, |rejected| {
-                report.as_mut().map_or(Ok(()), |report| report.add(rejected))
+            let mut faults = match &report {
+                Some(path) => {
+                    Some((path, Whole::create(path).map_err(DataError::io("create", path))?))
+                }
+                None => None,
+            };
+            let verified = verify(&data, &pairs, true, |rejected| match &mut faults {
+                // As what a run finds before its first step.
+                Some((path, out)) => out
+                    .write_all(rejected.line(0).as_bytes())
+                    .map_err(DataError::io("write", path.as_path())),
+                None => Ok(()),
             })?;
-            report.map_or(Ok(()), Report::finish)?;
+            if let Some((path, out)) = faults {
+                out.finish().map_err(DataError::io("write", path))?;
+            }
             print(json, &verified)?;
             match verified.count() {
                 0 => Ok(()),
@@ -177,43 +187,6 @@ pub fn run(data: Data) -> anyhow::Result<()> {
                 faults => bail!("{}: {faults} faults", data.join(" ")),
             }
         }
-    }
-}
-
-/// A file of faults, which has its name once it is whole.
-struct Report {
-    out: BufWriter<File>,
-    beside: PathBuf,
-    path: PathBuf,
-}
-
-impl Report {
-    fn create(path: &Path) -> Result<Report, DataError> {
-        let mut beside = OsString::from(path);
-        beside.push(".tmp");
-        let beside = PathBuf::from(beside);
-        let out = File::create(&beside).map_err(DataError::io("create", path))?;
-        Ok(Report { out: BufWriter::new(out), beside, path: path.to_owned() })
-    }
-
-    /// As what a run finds before its first step.
-    fn add(&mut self, rejected: &Rejected) -> Result<(), DataError> {
-        self.out.write_all(rejected.line(0).as_bytes()).map_err(DataError::io("write", &self.path))
-    }
-
-    fn finish(mut self) -> Result<(), DataError> {
-        self.out
-            .flush()
-            .and_then(|()| self.out.get_ref().sync_all())
-            .and_then(|()| fs::rename(&self.beside, &self.path))
-            .map_err(DataError::io("write", &self.path))
-    }
-}
-
-impl Drop for Report {
-    /// Half a report is none.
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.beside);
     }
 }
 

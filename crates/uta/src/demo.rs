@@ -13,7 +13,7 @@ use torch_ext::distributed::ProcessGroup;
 use uta_data::{emoji, progress};
 use uta_eval::{EvalOptions, Prediction, Prompts, Retrieval, ZeroShot};
 use uta_model::Clip;
-use uta_train::{Recipe, RunDir};
+use uta_train::Recipe;
 
 use crate::error::Usage;
 use crate::metrics::{Curve, Metrics, Model};
@@ -116,7 +116,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 fn prepare(args: &Args) -> anyhow::Result<Recipe> {
     let exists = args.out.join("recipe.toml").exists();
     if args.resume {
-        return Ok(RunDir::recipe(&args.out, &args.sets)?);
+        return train::resumed(&args.out, &args.sets);
     }
     if exists && !args.fresh {
         let message = format!(

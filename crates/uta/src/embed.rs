@@ -73,20 +73,17 @@ fn embed(args: &Args, group: &Rc<ProcessGroup>) -> anyhow::Result<()> {
             let text = fs::read_to_string(path)
                 .map_err(|e| Usage(format!("--texts {}: {e}", path.display())))?;
             let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            check_names("--texts", lines.len(), lines.iter().map(String::len).sum())?;
             let model = args.model.load(device)?;
             let embeddings = embed_texts(&model, &lines, &options)?.to_device(Device::Cpu);
             (lines, vec![("embeddings".to_owned(), embeddings)])
         }
         None => {
             let source = open(&args.images)?;
-            let letters: usize = (0..source.len()).map(|i| source.name(i).len() + 3).sum();
-            if letters > MOST_LETTERS {
-                let message = format!(
-                    "--images: {} names are too many for one file's header; embed them in parts",
-                    source.len()
-                );
-                return Err(Usage(message).into());
-            }
+            // Keys in shards are mostly of one length, and a thousand shards are not read for them.
+            let key = source.key(0).len();
+            let length = |i| source.name(i).map_or(key, |name| name.len());
+            check_names("--images", source.len(), (0..source.len()).map(length).sum())?;
             let mut model = args.model.load(device)?;
             check_layer(args.layer, &model)?;
             model.freeze(options.precision);
@@ -122,6 +119,15 @@ fn open(images: &[String]) -> anyhow::Result<Arc<dyn Source>> {
             Err(Usage(message + "; give files, or folders and shards").into())
         }
     }
+}
+
+/// Whether `n` names of so many `letters` have room in the file, where each stands between escaped quotes.
+fn check_names(option: &str, n: usize, letters: usize) -> Result<(), Usage> {
+    if letters + 5 * n <= MOST_LETTERS {
+        return Ok(());
+    }
+    let what = "names are too many for one file's header; embed them in parts";
+    Err(Usage(format!("{option}: {n} {what}")))
 }
 
 fn check_layer(layer: Option<usize>, model: &Clip) -> Result<(), Usage> {

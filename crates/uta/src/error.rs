@@ -23,7 +23,7 @@ impl Display for Usage {
 
 impl Error for Usage {}
 
-/// The process's exit status for `error`: 2 or 1, as DESIGN section 4 says.
+/// The process's exit status for `error`: 2 or 1, as `docs/src/formats.md` says.
 pub fn exit_status(error: &anyhow::Error) -> u8 {
     if error.chain().any(is_users) { 2 } else { 1 }
 }
@@ -87,7 +87,7 @@ fn is_users(error: &(dyn Error + 'static)) -> bool {
             _ => false,
         }
     } else {
-        false
+        error.downcast_ref().is_some_and(is_input)
     }
 }
 
@@ -125,6 +125,7 @@ mod tests {
         let mistakes = [
             anyhow::Error::new(Usage("--batch 0: must be 1 or more".into())),
             anyhow::Error::new(absent()).context("opening the set"),
+            anyhow::Error::new(io::Error::from(ErrorKind::NotFound)).context("writing a picture"),
             anyhow::Error::new(TrainError::Data(absent())),
             anyhow::Error::new(nested).context("training"),
         ];

@@ -2,7 +2,6 @@
 
 mod table;
 
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -25,6 +24,7 @@ use uta_train::mask::{MaskGenerator, MaskKind};
 
 use crate::compute::{ComputeArgs, ModelArgs, PairArgs, together};
 use crate::error::Usage;
+use crate::whole::Whole;
 
 /// Measure a model.
 #[derive(Debug, Subcommand)]
@@ -189,7 +189,7 @@ fn zeroshot(args: &ZeroshotArgs, group: &Rc<ProcessGroup>) -> anyhow::Result<()>
     let out = |option: &str, path: &Option<PathBuf>| {
         path.as_deref().filter(|_| group.is_first()).map(|path| create(option, path)).transpose()
     };
-    let mut per_class = out("--per-class", &args.per_class)?;
+    let per_class = out("--per-class", &args.per_class)?;
     let mut predictions = out("--predictions", &args.predictions)?;
 
     let mut page =
@@ -225,17 +225,26 @@ fn zeroshot(args: &ZeroshotArgs, group: &Rc<ProcessGroup>) -> anyhow::Result<()>
         task = task.with_cache(cache);
     }
     let mut written = Ok(());
-    let report = task.predict(&setup.model, |prediction| {
-        if let (Some(out), Ok(())) = (&mut predictions, &written) {
-            written = line(out, &prediction);
+    let report = match &mut predictions {
+        Some(out) => task.predict(&setup.model, |prediction| {
+            if written.is_ok() {
+                written = line(out, &prediction);
+            }
+        })?,
+        None => task.run(&setup.model)?,
+    };
+    // What was measured is printed though a file of it may fail.
+    let saved = || -> anyhow::Result<()> {
+        if let (Some(path), Some(out)) = (&args.predictions, predictions) {
+            written.and_then(|()| out.finish()).with_context(|| path.display().to_string())?;
         }
-    })?;
-    if let (Some(path), Some(mut out)) = (&args.predictions, predictions) {
-        written.and_then(|()| out.flush()).with_context(|| path.display().to_string())?;
-    }
-    if let (Some(path), Some(out)) = (&args.per_class, &mut per_class) {
-        write_classes(out, &report).with_context(|| path.display().to_string())?;
-    }
+        if let (Some(path), Some(mut out)) = (&args.per_class, per_class) {
+            write_classes(&mut out, &report).with_context(|| path.display().to_string())?;
+            out.finish().with_context(|| path.display().to_string())?;
+        }
+        Ok(())
+    };
+    let saved = saved();
 
     page.count("images", report.n);
     if let Some(set) = set {
@@ -265,17 +274,16 @@ fn zeroshot(args: &ZeroshotArgs, group: &Rc<ProcessGroup>) -> anyhow::Result<()>
         object.insert("published".into(), json!(set.map(NamedSet::published)));
         object.insert("missing".into(), json!({ "images": missing.0, "named": missing.1 }));
         object.insert("duplicate_names".into(), duplicates.into());
-    })
+    })?;
+    saved
 }
 
 /// Pixels of the red frame around each image of ObjectNet.
 const OBJECTNET_FRAME: u32 = 2;
 
 /// A file that an option names, made before the minutes of computing.
-fn create(option: &str, path: &Path) -> Result<BufWriter<File>, Usage> {
-    let file =
-        File::create(path).map_err(|e| Usage(format!("{option} {}: {e}", path.display())))?;
-    Ok(BufWriter::new(file))
+fn create(option: &str, path: &Path) -> Result<Whole, Usage> {
+    Whole::create(path).map_err(|e| Usage(format!("{option} {}: {e}", path.display())))
 }
 
 fn write_classes(out: &mut impl Write, report: &ZeroShotReport) -> anyhow::Result<()> {
@@ -362,6 +370,11 @@ fn align(args: &AlignArgs, group: &Rc<ProcessGroup>) -> anyhow::Result<()> {
     teacher.freeze(setup.options.precision);
     let teacher = Rc::new(teacher);
     let kind = match args.mask_kind {
+        Some(MaskKind::None) if args.mask_ratio > 0.0 => {
+            let message =
+                format!("--mask-kind none: masks nothing, and --mask-ratio is {}", args.mask_ratio);
+            return Err(Usage(message + "; leave one of them out").into());
+        }
         Some(kind) => kind,
         None if args.mask_ratio == 0.0 => MaskKind::None,
         None => MaskKind::Random,

@@ -16,6 +16,7 @@ mod plot;
 mod report;
 mod train;
 mod weights;
+mod whole;
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};

@@ -3,6 +3,7 @@
 use crate::chart::{Anchor, Drawing};
 use crate::error::Usage;
 use serde_json::json;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::str::FromStr;
 use uta_train::mask::{MaskGenerator, MaskKind, MaskStatistics};
@@ -71,9 +72,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             "sd": statistics.standard_deviation(),
             "probability": map,
         });
-        println!("{object}");
+        writeln!(io::stdout().lock(), "{object}")?;
     } else {
-        print!("{}", summary(&generator, &statistics));
+        write!(io::stdout().lock(), "{}", summary(&generator, &statistics))?;
     }
     if let Some(out) = &args.out {
         figure(args.kind, args.ratio, args.grid, samples, args.seed)?.save(out)?;

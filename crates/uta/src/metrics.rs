@@ -56,8 +56,8 @@ impl Metrics {
     /// Reads the metrics of the run in `run`.
     pub fn read(run: &Path) -> anyhow::Result<Self> {
         let path = run.join("metrics.jsonl");
-        match fs::read_to_string(&path) {
-            Ok(text) => Ok(Self::parse(&text)),
+        match fs::read(&path) {
+            Ok(bytes) => Ok(Self::parse(&String::from_utf8_lossy(&bytes))),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let message = format!("{}: not there; give a run directory", path.display());
                 Err(Usage(message).into())

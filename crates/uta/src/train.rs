@@ -107,8 +107,7 @@ impl Order {
                     return Err(Usage(message.into()).into());
                 }
                 // What the run began with counts; a recipe given again may only agree with it.
-                let resumed = RunDir::recipe(&out, &args.sets)?;
-                same_stream(&RunDir::recipe(&out, &[])?, &resumed)?;
+                let resumed = resumed(&out, &args.sets)?;
                 if let Some(path) = recipe {
                     same_run(Recipe::load(path, &args.sets)?, &resumed, path)?;
                 }
@@ -236,6 +235,16 @@ pub fn stop_on_ctrl_c() -> anyhow::Result<Arc<AtomicBool>> {
     })
     .context("listening for Ctrl-C")?;
     Ok(stop)
+}
+
+/// The recipe of the run in `out`, with `sets` from now on.
+///
+/// # Errors
+/// When there is no run, or its stream of samples would be another one.
+pub fn resumed(out: &Path, sets: &[String]) -> anyhow::Result<Recipe> {
+    let resumed = RunDir::recipe(out, sets)?;
+    same_stream(&RunDir::recipe(out, &[])?, &resumed)?;
+    Ok(resumed)
 }
 
 /// A run goes on at a place in its stream of samples, which mustn't be another one from there on.

@@ -344,6 +344,11 @@ fn packed_sets_have_the_words_of_their_folders() {
             [&names[1].1, &names[10].1, &names[100].1]
         );
     }
+    // A list of names is in the order of the folders' numbers, and so it counts for what was packed.
+    let words: Vec<String> = (0..1000).map(|label| format!("word {label}")).collect();
+    fs::write(world.path("words.txt"), words.join("\n")).unwrap();
+    let labels = labels_of(&zeroshot("packed-v2 --set imagenet-v2 --classnames words.txt"));
+    assert_eq!(labels[1..4], ["word 1", "word 10", "word 100"]);
 }
 
 #[test]

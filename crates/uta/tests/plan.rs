@@ -21,7 +21,7 @@ fn json(args: &[&str]) -> Value {
     serde_json::from_slice(&out.stdout).unwrap()
 }
 
-/// Facts 0: 4,096 images a step of 14.2 million are 3,467 steps an epoch, some 520,000 in 150 epochs.
+/// 4,096 images a step of 14.2 million are 3,467 steps an epoch, some 520,000 in 150 epochs.
 #[test]
 fn the_papers_run_is_planned_without_its_data_and_weights() {
     let recipe = "recipes/pretrain/uta-b14-in21k.toml";

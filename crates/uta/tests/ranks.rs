@@ -351,6 +351,49 @@ fn an_error_of_one_process_ends_all_of_them() {
 }
 
 #[test]
+fn ranks_that_see_different_data_end_before_the_first_step() {
+    let world = World::with_teacher();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let copy = format!(
+        "cp -r pictures teacher {0} && rm {0}/pictures/p39.png",
+        elsewhere.path().display()
+    );
+    let copied = Command::new("sh").args(["-c", &copy]).current_dir(world.dir.path()).status();
+    assert!(copied.unwrap().success());
+    let args = ["train", "align.toml", "--out", "run"];
+    let ended = Ranks::start_in(&world, 2, &args, |rank, command| {
+        if rank == 1 {
+            command.current_dir(elsewhere.path());
+        }
+    })
+    .wait();
+    for end in ended {
+        assert_eq!(end.code, Some(2), "{}", end.stderr);
+        let line = end.stderr.lines().last().unwrap();
+        assert!(
+            line.contains("rank 0 sees 40 samples") && line.contains("rank 1 sees 39"),
+            "{line}"
+        );
+    }
+    assert!(!world.path("run").exists());
+}
+
+#[test]
+fn validation_pairs_that_no_rank_can_read_are_done_without() {
+    let world = World::new();
+    world.pictures("val", 3);
+    // The first round of two ranks and batches of four.
+    for i in 0..8 {
+        fs::write(world.path(&format!("val/p{i:02}.png")), "no picture").unwrap();
+    }
+    let set = ["--set", "data.val=val", "--set", "train.steps=1", "--out"];
+    let train = |out| [&["train", "clip.toml"], &set[..], &[out]].concat();
+    Ranks::start(&world, 2, &train("two")).succeed();
+    let first = &metrics(&world.path("two"))[0];
+    assert!(first["loss"].as_f64().unwrap() > 0.0 && first.contains_key("batch_top1"), "{first:?}");
+}
+
+#[test]
 fn mistakes_about_processes_are_told_before_the_first_step() {
     let world = World::with_teacher();
     let args = ["train", "align.toml", "--out", "run", "--set", "train.batch=6"];

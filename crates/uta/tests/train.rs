@@ -193,6 +193,8 @@ fn mistakes_end_with_status_2_and_one_line_that_says_what_to_do() {
         &["model.out = 8", "the teacher's, 16"],
     );
     world.refuses(&["train", "missing.toml"], &["missing.toml"]);
+    let masks = ["masks", "--samples", "1", "--grid", "2", "--out", "align.toml/masks.svg"];
+    world.refuses(&masks, &["cannot make the folder align.toml"]);
     world.refuses(&["train"], &["--resume"]);
 }
 
@@ -227,9 +229,14 @@ fn steps_without_a_finite_loss_are_skipped_and_end_the_run_with_advice() {
 fn a_checkpoint_of_a_run_is_a_model_with_the_runs_sizes() {
     let world = World::with_teacher();
     assert!(world.uta(&["train", "align.toml", "--out", "run"]).status.success());
-    for (checkpoint, text) in
-        [("teacher/checkpoints/step-00000002", true), ("run/checkpoints/step-00000024", false)]
-    {
+    let fixed = "contrastive={learn_temperature=false,temperature=0.05}";
+    let train = ["train", "clip.toml", "--out", "fixed", "--set", "train.steps=2", "--set", fixed];
+    assert!(world.uta(&train).status.success());
+    for (checkpoint, text) in [
+        ("teacher/checkpoints/step-00000002", true),
+        ("fixed/checkpoints/step-00000002", true),
+        ("run/checkpoints/step-00000024", false),
+    ] {
         for path in [checkpoint.to_owned(), format!("{checkpoint}/model.safetensors")] {
             let out = world.uta(&["weights", "inspect", &path, "--json"]);
             assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
@@ -247,6 +254,88 @@ fn a_checkpoint_of_a_run_is_a_model_with_the_runs_sizes() {
     .unwrap();
     let out = world.uta(&["weights", "inspect", "bare.safetensors", "--arch", "run/config.json"]);
     assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+    // Narrower than the head that is assumed where nothing tells.
+    let out = world.uta(&["weights", "inspect", "bare.safetensors"]);
+    let said = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success() && said.contains("1 attention heads of 16 channels"), "{out:?}");
+    // A fixed temperature is the recipe's, also when the run goes on.
+    let warmer = ["--set", "train.steps=4", "--set", "contrastive.temperature=0.1"];
+    let out = world.uta(&[&["train", "--resume", "fixed"], &warmer[..]].concat());
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let scales: Vec<f64> = metrics(&world.path("fixed"))
+        .iter()
+        .filter_map(|line| line.get("logit_scale")?.as_f64())
+        .map(f64::round)
+        .collect();
+    assert!(scales.starts_with(&[20.0, 20.0]) && scales.ends_with(&[10.0]), "{scales:?}");
+}
+
+#[test]
+fn a_run_stopped_before_its_first_step_is_begun_once() {
+    let world = World::with_teacher();
+    let steps = ["--set", "train.steps=4"];
+    let whole = [&["train", "align.toml", "--out", "whole"], &steps[..]].concat();
+    assert!(world.uta(&whole).status.success());
+    let mut child = world
+        .command(&[&["train", "align.toml", "--out", "run"], &steps[..]].concat())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    while !world.path("run/metrics.jsonl").exists() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let run = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &run]).status().unwrap().success());
+    assert!(child.wait().unwrap().success());
+    assert!(!world.path("run/checkpoints/step-00000000").exists());
+    let out = world.uta(&["train", "--resume", "run"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(metrics(&world.path("run")), metrics(&world.path("whole")));
+}
+
+#[test]
+fn a_run_goes_on_without_what_it_was_begun_from_and_says_when_data_are_others() {
+    let world = World::with_teacher();
+    let init = ["--set", "model.init=teacher", "--set", "train.steps=4"];
+    let train = [&["train", "align.toml", "--out", "run"], &init[..]].concat();
+    let out = world.uta(&train);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let init = ["--set", "model.init=gone", "--set", "train.steps=8"];
+    world.refuses(&[&["train", "align.toml", "--out", "other"], &init[..]].concat(), &["gone"]);
+    fs::remove_file(world.path("pictures/p39.png")).unwrap();
+    let out = world.uta(&[&["train", "--resume", "run"], &init[..]].concat());
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && said.contains("39 samples, and had 40 until step 4"), "{said}");
+}
+
+#[test]
+fn checkpoints_that_cannot_be_listed_end_a_resume_and_nothing_is_changed() {
+    let world = World::with_teacher();
+    let train = ["train", "align.toml", "--out", "run", "--set", "train.steps=4"];
+    assert!(world.uta(&train).status.success());
+    fs::rename(world.path("run/checkpoints"), world.path("elsewhere")).unwrap();
+    fs::write(world.path("run/checkpoints"), "no folder").unwrap();
+    let before = metrics(&world.path("run"));
+    world.refuses(&["train", "--resume", "run", "--set", "train.steps=8"], &["run/checkpoints"]);
+    assert_eq!(metrics(&world.path("run")), before);
+}
+
+#[test]
+fn validation_pairs_need_captions_as_those_of_training_do() {
+    let world = World::new();
+    world.pictures("bare", 7);
+    for i in 0..40 {
+        fs::remove_file(world.path(&format!("bare/p{i:02}.txt"))).unwrap();
+    }
+    let train = ["train", "clip.toml", "--out", "run", "--set", "data.val=bare"];
+    world.refuses(&train, &["data.val", "no captions"]);
+    // One of them has one: the others are left out and named.
+    fs::write(world.path("bare/p03.txt"), "the third").unwrap();
+    let out = world.uta(&[&train[..], &["--set", "train.steps=1"]].concat());
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && said.contains("unusable sample p04"), "{said}");
+    let lines = metrics(&world.path("run"));
+    assert_eq!(lines[0]["batch_top1"], 1.0, "of a pair alone: {:?}", lines[0]);
 }
 
 /// The limit on the size of a file stands for a full disk: both are a write that fails half-way.

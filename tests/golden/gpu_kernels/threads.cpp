@@ -9,6 +9,7 @@
 
 #define __device__
 #define __global__
+#define __launch_bounds__(threads)
 #define __shared__ static
 #ifndef THREADS
 #define THREADS 256

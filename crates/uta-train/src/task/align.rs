@@ -198,7 +198,8 @@ impl Task for Align {
 fn student(recipe: &Recipe, teacher: &ClipConfig, device: Device) -> Result<Clip, TrainError> {
     let config = ClipConfig { vision: recipe.model.vision.clone(), ..teacher.clone() };
     let mut student = Clip::new(&config, device);
-    initialise(&student, &recipe.model.init)?;
+    // The text tower will be the teacher's.
+    initialise(&student, &recipe.model.init, &["visual."])?;
     student.visual.checkpoint_blocks(recipe.train.checkpoint_blocks);
     Ok(student)
 }

@@ -40,7 +40,7 @@ impl Contrastive {
         let config = ClipConfig::new(recipe.model.vision.clone(), Some(text));
         config.check()?;
         let mut clip = Clip::new(&config, device);
-        if !initialise(&clip, &recipe.model.init)? {
+        if !initialise(&clip, &recipe.model.init, &["visual.", "text."])? {
             tracing::warn!(
                 "model.init = {}: has no text tower, so that texts start from random weights; a run's own folder has its \
                  teacher's once the run has ended",
@@ -67,9 +67,7 @@ impl Contrastive {
         let place = to_device(Tensor::from_slice(&place), device);
         Some(Tensor::cat(&parts, 0).index_select(0, &place))
     }
-}
 
-impl Contrastive {
     /// The rows of all ranks, and where this rank's begin. Training batches are equally long on all; others may differ.
     fn all_rows(&self, own: &Tensor, mode: Mode) -> Result<(Tensor, i64), TrainError> {
         let (n, rank, world) = (own.size()[0], self.group.rank(), self.group.world());
@@ -82,6 +80,9 @@ impl Contrastive {
             .map(|bytes| i64::from_le_bytes(bytes.as_slice().try_into().expect("a number")))
             .collect();
         let longest = lengths.iter().copied().max().unwrap_or(0);
+        if longest == 0 {
+            return Ok((own.shallow_clone(), 0));
+        }
         let padded = own.constant_pad_nd([0, 0, 0, longest - n]);
         let all = self.group.all_gather(&padded)?;
         let rows: Vec<Tensor> =
@@ -97,6 +98,15 @@ impl Task for Contrastive {
             false => &["visual.", "text."],
         };
         parameters_of(&self.clip, prefixes)
+    }
+
+    fn saved(&self) -> Vec<Parameter> {
+        let mut saved = self.parameters();
+        // A fixed temperature is the recipe's, also where a run goes on: what is read from a checkpoint goes into the copy.
+        if let (Some(scale), false) = (&self.clip.logit_scale, self.options.learn_temperature) {
+            saved.push(Parameter { name: "logit_scale".into(), tensor: scale.copy() });
+        }
+        saved
     }
 
     fn forward(&self, batch: &Batch, mode: Mode) -> Result<Output, TrainError> {
@@ -128,9 +138,14 @@ impl Task for Contrastive {
                 let by_text = logits.tr();
                 (logits, by_text, 0)
             }
-            // Own rows against all ranks' (facts 3.1: local loss, gathered with gradient).
+            // Own rows against all ranks' (open_clip, `loss.py`: local loss, gathered with gradient).
             _ => {
                 let (images, first) = self.all_rows(&image, mode)?; // [B of all, E]
+                if images.size()[0] == 0 {
+                    // No rank could read any of its images.
+                    let loss = Tensor::zeros([], (Kind::Float, device));
+                    return Ok(Output { loss, metrics: vec![] });
+                }
                 let (texts, _) = self.all_rows(&text, mode)?;
                 torch_ext::autocast(device, f32, || {
                     let by_image = &scale * image.matmul(&texts.tr()); // [B, B of all]
@@ -149,6 +164,10 @@ impl Task for Contrastive {
         let mut metrics = vec![("batch_top1", found.mean(Kind::Float))];
         metrics.extend(scale.map(|scale| ("logit_scale", scale)));
         Ok(Output { loss, metrics })
+    }
+
+    fn wants_captions(&self) -> bool {
+        true
     }
 
     fn spans_ranks(&self) -> bool {

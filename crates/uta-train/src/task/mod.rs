@@ -25,7 +25,7 @@ use crate::{Parameter, TrainError};
 pub enum Mode {
     /// Drop path on; the task's own masks.
     Train,
-    /// Drop path off; masks that don't depend on the recipe, so that losses of different runs compare.
+    /// Drop path off; masks whose kind and ratio don't depend on the recipe, so that losses of different runs compare.
     Validate,
 }
 
@@ -44,6 +44,11 @@ pub trait Task {
     /// What the optimiser changes.
     fn parameters(&self) -> Vec<Parameter>;
 
+    /// What a checkpoint holds: the parameters, and copies of what else makes it a whole model.
+    fn saved(&self) -> Vec<Parameter> {
+        self.parameters()
+    }
+
     /// The loss of a batch. Called under the run's autocast; randomness inside (drop path) comes from libtorch's
     /// generator, which the trainer seeds anew for every step.
     ///
@@ -54,6 +59,11 @@ pub trait Task {
     /// Whether the loss spans the batches of all ranks: then each must call [`Task::forward`] when the others do, and in
     /// validation even with an empty batch, whose output counts for nothing.
     fn spans_ranks(&self) -> bool {
+        false
+    }
+
+    /// Whether each image must come with a caption.
+    fn wants_captions(&self) -> bool {
         false
     }
 
@@ -105,18 +115,18 @@ pub fn load(path: &Path, arch: Option<&str>, device: Device) -> Result<Clip, Mod
     Ok(clip)
 }
 
-/// Copies what `init` names into the model; `"random"` leaves it as it is. The text tower stays too where `init` has none, and
-/// `false` says so.
-fn initialise(clip: &Clip, init: &str) -> Result<bool, TrainError> {
+/// Copies `towers` (`visual.`, `text.`) of what `init` names into the model; `"random"` leaves it as it is. A text tower stays
+/// too where `init` has none, and `false` says so.
+fn initialise(clip: &Clip, init: &str, towers: &[&str]) -> Result<bool, TrainError> {
     if init == "random" {
         return Ok(true);
     }
     let source = load(Path::new(init), None, clip.store.device())?;
-    clip.copy_from(&source, "visual.")?;
-    if clip.text.is_some() && source.text.is_some() {
-        clip.copy_from(&source, "text.")?;
+    let here = |tower: &&&str| **tower != "text." || source.text.is_some();
+    for tower in towers.iter().filter(here) {
+        clip.copy_from(&source, tower)?;
     }
-    Ok(source.text.is_some())
+    Ok(towers.iter().all(|tower| here(&tower)))
 }
 
 /// The trainable parameters of a store whose key starts with one of `prefixes`.

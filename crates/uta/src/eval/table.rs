@@ -172,6 +172,9 @@ impl Table {
                 }
             }
         }
+        if let Some(model) = self.models.iter().find(|model| model.labels.is_empty()) {
+            return Err(format!("model {}: labels is empty; say what the model is", model.name));
+        }
         for Column { name, set, above, .. } in &self.columns {
             if !sets.contains(&set.as_str()) {
                 return Err(format!(
@@ -273,12 +276,14 @@ pub fn run(args: &TableArgs) -> anyhow::Result<()> {
     match args.json {
         true => crate::eval::line(&mut std::io::stdout().lock(), &page.json())?,
         false => {
-            print!("{}", page.terminal());
-            println!(
+            let mut stdout = std::io::stdout().lock();
+            write!(stdout, "{}", page.terminal())?;
+            writeln!(
+                stdout,
                 "\nwritten  {}.{{md,csv,tex}}, cells in {}",
                 out.join(stem).display(),
                 cells.display()
-            );
+            )?;
         }
     }
     page.complete()
@@ -392,7 +397,7 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
         .with_context(|| path.display().to_string())
 }
 
-/// Names, sizes and times of what lies at `paths` and just below: changes when a model or a set does.
+/// Names, sizes and times of what lies at `paths`, patterns among them, and just below: changes when a model or a set does.
 fn stamp<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> String {
     let mut seen = Sha256::new();
     let mut add = |path: &Path| {
@@ -403,8 +408,9 @@ fn stamp<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> String {
             seen.update(format!("{}\0{}\0{time}\n", path.display(), found.len()));
         }
     };
-    for path in paths {
-        add(path);
+    let paths = paths.into_iter().map(|path| path.to_string_lossy());
+    for path in paths.flat_map(|spec| uta_data::expand(&spec).unwrap_or_default()) {
+        add(&path);
         let mut below: Vec<PathBuf> =
             path.read_dir().into_iter().flatten().flatten().map(|entry| entry.path()).collect();
         below.sort();

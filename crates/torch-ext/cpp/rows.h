@@ -77,8 +77,8 @@ template <class From, class To> INLINE void rotate(const From *from, To *to, con
 
 } // namespace
 
-// One build for each generation of vector registers; the right one is chosen when the program is loaded. clang has none of
-// function templates.
+// One build for each generation of vector registers; the right one is chosen when the program is loaded. clang can't make
+// them of function templates.
 #if defined(__x86_64__) && !defined(__clang__)
 #define EVERY_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else

@@ -12,7 +12,8 @@ thread_local! {
 }
 
 /// What `f` returns, or libtorch's error where it panicked with it: methods of tch's do so unless called by their `f_` names,
-/// which arithmetic isn't written with, and so does whoever unwraps what this crate returns. Nothing is printed then; any other panic goes on as always.
+/// which arithmetic isn't written with, and so does whoever unwraps what this crate returns. Nothing is printed then; any other
+/// panic goes on as always.
 ///
 /// # Errors
 /// libtorch's, of which memory that ran out is the one to expect.

@@ -47,6 +47,7 @@ where
                 std::mem::forget(out);
                 return true;
             }
+            Ok(Err(TchError::Torch(line))) => line,
             Ok(Err(e)) => first_line(&e),
             Err(_) => "a checkpointed part of a network panicked".into(),
         };

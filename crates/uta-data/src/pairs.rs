@@ -25,8 +25,8 @@ use crate::{DataError, Sample, Source};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PairOptions {
-    /// The folder of the images, and a fence: a path that leads out of it is refused (a link in it is followed). Else paths are taken as they are written,
-    /// relative ones from the folder of the table.
+    /// The folder of the images, and a fence: a path that leads out of it is refused (a link in it is followed). Else paths are
+    /// taken as they are written, relative ones from the folder of the table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<PathBuf>,
     /// The column of the image's path, or of its bytes (Parquet); `filepath` if not given.

@@ -235,10 +235,22 @@ pub fn is_table(path: impl AsRef<Path>) -> bool {
 
 /// Shards or a folder.
 fn pictures(spec: &str, paths: Vec<PathBuf>) -> Result<Arc<dyn Source>, DataError> {
-    match paths.as_slice() {
-        [dir] if dir.is_dir() && tars(dir)?.is_empty() => Ok(Arc::new(Folder::open(dir)?)),
-        _ => Ok(Arc::new(Shards::open(shards(spec, paths)?)?)),
+    if let [dir] = paths.as_slice()
+        && dir.is_dir()
+    {
+        let (tars, folders) = (tars(dir)?.len(), subfolders(dir)?);
+        if tars == 0 {
+            return Ok(Arc::new(Folder::open(dir)?));
+        }
+        // ImageNet's archives lie beside what was unpacked from them.
+        if let Some(first) = folders.first() {
+            tracing::warn!(
+                "{spec}: its {tars} .tar are read, and not its folders; name one for that, as {}",
+                dir.join(first).display()
+            );
+        }
     }
+    Ok(Arc::new(Shards::open(shards(spec, paths)?)?))
 }
 
 /// The shards that a spec means.

@@ -19,9 +19,10 @@ const MAX_ATTEMPTS: u64 = 20;
 /// How many of the last samples the share of unusable ones is taken over, at least: whole global batches.
 const WINDOW: usize = 1000;
 
-/// In the streaming order the samples of a shard that is lost come close together: there, as many as these shuffle buffers
-/// hold, or an epoch has.
+/// In the streaming order the samples of a lost shard come close together. There the window is as long as this many shuffle
+/// buffers, or an epoch if that is shorter; over [`WINDOW`] samples a share up to [`CROWDED`] is borne.
 const WINDOW_BUFFERS: usize = 10;
+const CROWDED: f64 = 0.4;
 
 /// How a [`Stream`] runs.
 #[derive(Clone, Debug, PartialEq)]
@@ -361,28 +362,31 @@ impl Stream {
         for rejected in rejected {
             *self.faults.entry(rejected.kind).or_default() += 1;
         }
-        let least = match self.options.order {
-            OrderKind::Indexed => 0,
+        let (global, limit) = (self.global(), self.options.max_rejected);
+        // (samples of the window, of which so many count from the start, the share that is borne)
+        let windows = match self.options.order {
+            OrderKind::Indexed => [(WINDOW, 0, limit); 2],
             OrderKind::Streaming => {
-                let buffered = self.options.shuffle_buffer.saturating_mul(self.options.world);
-                buffered.saturating_mul(WINDOW_BUFFERS).min(self.epoch as usize)
+                let buffers = self.options.shuffle_buffer.saturating_mul(WINDOW_BUFFERS);
+                let long = buffers.min(self.epoch as usize);
+                [(WINDOW, 0, limit.max(CROWDED)), (long.max(WINDOW), long, limit)]
             }
         };
         self.recent.push_back(rejected.len());
-        if self.recent.len() > WINDOW.max(least).div_ceil(self.global()) {
+        if self.recent.len() > windows[1].0.div_ceil(global) {
             self.recent.pop_front();
         }
-        let rejected: usize = self.recent.iter().sum();
-        let of = (rejected + self.recent.len() * self.global()).max(least);
-        match last {
+        let Some(last) = last else { return Ok(()) };
+        for (window, from_start, limit) in windows {
+            let batches = window.div_ceil(global).min(self.recent.len());
+            let rejected: usize = self.recent.iter().rev().take(batches).sum();
+            let drawn = rejected + batches * global;
             // A single broken sample early on is no verdict on the set.
-            Some(last)
-                if rejected > 10 && rejected as f64 > self.options.max_rejected * of as f64 =>
-            {
-                Err(too_many(rejected, of, &self.faults, last))
+            if rejected > 10 && rejected as f64 > limit * drawn.max(from_start) as f64 {
+                return Err(too_many(rejected, drawn, &self.faults, last));
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 }
 
@@ -476,8 +480,10 @@ fn views(
     Ok(((0..repeats).map(item).zip(views).collect(), targets))
 }
 
+/// Whether `source` has captions, by its first hundred samples.
+///
 /// # Errors
-/// When none of the first hundred samples has a caption.
+/// When none of them has one.
 pub fn require_captions(source: &dyn Source) -> Result<(), DataError> {
     let looked_at = source.len().min(100);
     let found = (0..looked_at).any(|i| source.read(i).is_ok_and(|s| !s.captions.is_empty()));
@@ -813,8 +819,14 @@ mod tests {
             shards[..2].iter().flat_map(|shard| 10 * shard..10 * (shard + 1)).collect();
         let mut rest = stream(colours(400, &broken), options(), 0);
         let met: usize = (0..60).map(|_| rest.next_batch().unwrap().rejected.len()).sum();
-        // Those that are drawn in the place of others count again.
+        // One that is drawn in the place of another is met once more in its own.
         assert!((11..40).contains(&met), "{met}");
+        // Three shards of five are too many, long before the long window is full.
+        let options = StreamOptions { shuffle_buffer: 4000, ..options() };
+        let most: Vec<usize> = (0..8000).filter(|i| i / 10 % 5 < 3).collect();
+        let mut rest = stream(colours(8000, &most), options, 0);
+        let error = (0..20).find_map(|_| rest.next_batch().err()).unwrap().to_string();
+        assert!(error.contains("of the last"), "{error}");
     }
 
     #[test]

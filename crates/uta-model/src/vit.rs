@@ -321,8 +321,9 @@ impl PatchEmbed {
     }
 }
 
-/// The 2-D rotary embedding (jihaonew/UTA, `eva_vit_model/rope.py`). A pair of channels is a complex number, and a rotation its product with another:
-/// the first half of a head turns with the row, the second with the column. Row 0 of the table is `[CLS]`: no turn.
+/// The 2-D rotary embedding (jihaonew/UTA, `eva_vit_model/rope.py`). A pair of channels is a complex number, and a rotation its
+/// product with another: the first half of a head turns with the row, the second with the column. Row 0 of the table is
+/// `[CLS]`: no turn.
 #[derive(Debug)]
 struct Rope {
     table: Tensor, // [1+N, head_width]: cos, sin, cos, ...

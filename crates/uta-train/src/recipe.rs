@@ -511,7 +511,10 @@ impl Recipe {
     /// Names the file, the key, the value and what is allowed.
     pub fn load(path: &Path, sets: &[String]) -> Result<Recipe, RecipeError> {
         let mut table = read_extended(path, 0)?;
-        for set in sets {
+        // A preset first: sizes that are set beside it change it, in whatever order they were given.
+        let (presets, others): (Vec<&String>, Vec<&String>) =
+            sets.iter().partition(|set| set.starts_with("model.preset="));
+        for set in presets.into_iter().chain(others) {
             let fail = |message| RecipeError { origin: format!("--set {set}"), message };
             apply_set(&mut table, set).map_err(fail)?;
         }
@@ -988,8 +991,12 @@ mod tests {
         let vision = load(SMALL, &sets).unwrap().model.vision;
         assert_eq!((vision.width, vision.image_size), (preset.width, preset.image_size));
         assert_eq!((vision.out, vision.drop_path), (32, 0.2));
-        let vision = load(SMALL, &["model.preset=uta-b14", "model.depth=3"]).unwrap().model.vision;
-        assert_eq!((vision.width, vision.depth), (preset.width, 3));
+        for sets in
+            [["model.preset=uta-b14", "model.depth=3"], ["model.depth=3", "model.preset=uta-b14"]]
+        {
+            let vision = load(SMALL, &sets).unwrap().model.vision;
+            assert_eq!((vision.width, vision.depth), (preset.width, 3));
+        }
     }
 
     #[test]

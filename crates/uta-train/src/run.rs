@@ -56,11 +56,15 @@ impl RunDir {
         device: Device,
         world: usize,
     ) -> Result<RunDir, TrainError> {
-        if path.join("recipe.toml").exists() || !checkpoints(path)?.is_empty() {
+        if path.join("recipe.toml").exists() {
             return Err(TrainError::run(
                 path,
                 "holds a run already; give another --out, or continue it with --resume",
             ));
+        }
+        if !checkpoints(path)?.is_empty() {
+            let message = "holds checkpoints of a run whose recipe.toml is gone; remove it, or give another --out";
+            return Err(TrainError::run(path, message));
         }
         fs::create_dir_all(path.join("checkpoints")).map_err(TrainError::io(path))?;
         let lock = lock(path)?;

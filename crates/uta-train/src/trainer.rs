@@ -81,8 +81,8 @@ pub struct Trainer {
 
 impl Trainer {
     /// A run of `recipe` in `out`: new, or gone on with from its newest whole checkpoint, shared by the ranks of `group`.
-    /// When `stop` becomes true on any of them the run saves itself and ends after the step in progress. Only rank 0 needs
-    /// `out`.
+    /// When `stop` becomes true on any of them the run ends after the step in progress, and saves itself if it has made one. Only
+    /// rank 0 needs `out`.
     ///
     /// # Errors
     /// When the data, a checkpoint or the directory can't be used, or the batch can't be shared evenly.

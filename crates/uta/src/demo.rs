@@ -114,7 +114,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 /// The recipe, and a run directory that is as it should be: none, or one to go on with.
 fn prepare(args: &Args) -> anyhow::Result<Recipe> {
-    let exists = args.out.join("recipe.toml").exists();
+    let exists = ["recipe.toml", "checkpoints"].iter().any(|name| args.out.join(name).exists());
     if args.resume {
         return train::resumed(&args.out, &args.sets);
     }

@@ -80,8 +80,10 @@ fn embed(args: &Args, group: &Rc<ProcessGroup>) -> anyhow::Result<()> {
         }
         None => {
             let source = open(&args.images)?;
-            // Keys in shards are mostly of one length, and a thousand shards are not read for them.
-            let key = source.key(0).len();
+            // A thousand shards are not read for their keys, whose length some of them show.
+            const LOOKED_AT: usize = 16;
+            let some = (0..LOOKED_AT).map(|i| i * source.len() / LOOKED_AT);
+            let key = some.map(|i| source.key(i).len()).max().unwrap_or(0);
             let length = |i| source.name(i).map_or(key, |name| name.len());
             check_names("--images", source.len(), (0..source.len()).map(length).sum())?;
             let mut model = args.model.load(device)?;

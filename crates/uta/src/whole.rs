@@ -83,12 +83,16 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_written_to_and_stays_one() {
-        let null = Path::new("/dev/null");
-        let mut out = Whole::create(null).unwrap();
-        out.write_all(b"gone").unwrap();
+    fn what_is_no_regular_file_is_written_to_and_stays_what_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        fs::write(&file, "before").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let mut out = Whole::create(&link).unwrap();
+        out.write_all(b"after").unwrap();
         out.finish().unwrap();
-        assert!(!fs::metadata(null).unwrap().is_file());
-        assert!(!Path::new("/dev/null.tmp").exists());
+        assert!(link.is_symlink());
+        assert_eq!(fs::read(&file).unwrap(), b"after");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 }

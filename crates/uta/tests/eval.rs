@@ -405,6 +405,9 @@ fn a_mistake_is_one_line_with_exit_status_2() {
 fn a_packed_folder_scores_as_the_folder_does() {
     let world = World::new();
     let packed = world.json("data pack set --out shards --json");
+    fs::create_dir(world.path("shards/val")).unwrap();
+    let said = String::from_utf8(world.uta("data stats shards").stderr).unwrap();
+    assert!(said.contains("not its folders; name one for that, as shards/val"), "{said}");
     assert_eq!((&packed["samples"], &packed["captioned"]), (&12.into(), &12.into()));
     assert_eq!(world.json("data stats shards --json")["samples"], 12);
     let scores = |data: &str| {

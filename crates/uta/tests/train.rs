@@ -273,21 +273,23 @@ fn a_checkpoint_of_a_run_is_a_model_with_the_runs_sizes() {
 #[test]
 fn a_run_stopped_before_its_first_step_is_begun_once() {
     let world = World::with_teacher();
-    let steps = ["--set", "train.steps=4"];
+    // So many pictures that the signal comes while they are looked at.
+    let val = format!("data.val=[{}]", ["\"pictures\""; 40].join(","));
+    let steps = ["--set", "train.steps=4", "--set", "eval.every=0", "--set", &val];
     let whole = [&["train", "align.toml", "--out", "whole"], &steps[..]].concat();
     assert!(world.uta(&whole).status.success());
-    let mut child = world
-        .command(&[&["train", "align.toml", "--out", "run"], &steps[..]].concat())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let log = fs::File::create(world.path("log")).unwrap();
+    let train = [&["train", "align.toml", "--out", "run"], &steps[..]].concat();
+    let mut child = world.command(&train).stderr(log).spawn().unwrap();
     while !world.path("run/metrics.jsonl").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before it began");
         std::thread::sleep(Duration::from_millis(1));
     }
     let run = child.id().to_string();
     assert!(Command::new("kill").args(["-INT", &run]).status().unwrap().success());
     assert!(child.wait().unwrap().success());
-    assert!(!world.path("run/checkpoints/step-00000000").exists());
+    let log = fs::read_to_string(world.path("log")).unwrap();
+    assert!(log.contains("stopped at step 0;"), "{log}");
     let out = world.uta(&["train", "--resume", "run"]);
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     assert_eq!(metrics(&world.path("run")), metrics(&world.path("whole")));

@@ -122,11 +122,14 @@ fn initialise(clip: &Clip, init: &str, towers: &[&str]) -> Result<bool, TrainErr
         return Ok(true);
     }
     let source = load(Path::new(init), None, clip.store.device())?;
-    let here = |tower: &&&str| **tower != "text." || source.text.is_some();
-    for tower in towers.iter().filter(here) {
-        clip.copy_from(&source, tower)?;
+    let mut whole = true;
+    for &tower in towers {
+        match tower == "text." && source.text.is_none() {
+            true => whole = false,
+            false => clip.copy_from(&source, tower)?,
+        }
     }
-    Ok(towers.iter().all(|tower| here(&tower)))
+    Ok(whole)
 }
 
 /// The trainable parameters of a store whose key starts with one of `prefixes`.

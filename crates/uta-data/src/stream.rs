@@ -364,20 +364,21 @@ impl Stream {
         }
         let (global, limit) = (self.global(), self.options.max_rejected);
         // (samples of the window, of which so many count from the start, the share that is borne)
-        let windows = match self.options.order {
-            OrderKind::Indexed => [(WINDOW, 0, limit); 2],
+        let windows: &[(usize, usize, f64)] = match self.options.order {
+            OrderKind::Indexed => &[(WINDOW, 0, limit)],
             OrderKind::Streaming => {
                 let buffers = self.options.shuffle_buffer.saturating_mul(WINDOW_BUFFERS);
                 let long = buffers.min(self.epoch as usize);
-                [(WINDOW, 0, limit.max(CROWDED)), (long.max(WINDOW), long, limit)]
+                &[(WINDOW, 0, limit.max(CROWDED)), (long.max(WINDOW), long, limit)]
             }
         };
         self.recent.push_back(rejected.len());
-        if self.recent.len() > windows[1].0.div_ceil(global) {
+        let longest = windows.iter().map(|(window, ..)| *window).max().unwrap_or(WINDOW);
+        if self.recent.len() > longest.div_ceil(global) {
             self.recent.pop_front();
         }
         let Some(last) = last else { return Ok(()) };
-        for (window, from_start, limit) in windows {
+        for &(window, from_start, limit) in windows {
             let batches = window.div_ceil(global).min(self.recent.len());
             let rejected: usize = self.recent.iter().rev().take(batches).sum();
             let drawn = rejected + batches * global;

@@ -22,6 +22,26 @@ pub fn expected_hit(greater: u64, tied: u64, right: u64, k: u64) -> f64 {
     1.0 - miss
 }
 
+/// Rows that queries are compared with. Equal ones are scored once: a product may round its columns differently, and they tie
+/// exactly.
+pub(crate) struct Candidates {
+    columns: Tensor,
+    which: Tensor,
+}
+
+impl Candidates {
+    /// Of `rows` `[C,D]`.
+    pub(crate) fn new(rows: &Tensor) -> Candidates {
+        let (distinct, which, _) = rows.unique_dim(0, true, true, false);
+        Candidates { columns: distinct.transpose(0, 1), which }
+    }
+
+    /// The dot products of `queries` `[Q,D]` with every row, `[Q,C]`.
+    pub(crate) fn scores(&self, queries: &Tensor) -> Tensor {
+        queries.matmul(&self.columns).index_select(1, &self.which)
+    }
+}
+
 /// How the best right answer of every query stands, for `scores` `[Q,C]` and the mask `right` `[Q,C]` of right answers (at
 /// least one a row): (greater, tied, right among the tied), each a list of Q, as [`expected_hit`] takes them.
 pub fn standings(scores: &Tensor, right: &Tensor) -> Vec<(u64, u64, u64)> {

@@ -10,7 +10,7 @@ use uta_data::{Batch, Rejected, Source};
 use uta_model::Clip;
 
 use crate::embed::{encode_images, encode_texts, sweep};
-use crate::ranking::{expected_hit, standings};
+use crate::ranking::{Candidates, expected_hit, standings};
 use crate::zeroshot::same_space;
 use crate::{EvalError, EvalOptions};
 
@@ -149,13 +149,11 @@ impl uta_train::Evaluator for Retrieval {
 fn recall(queries: (&Tensor, &Tensor), candidates: (&Tensor, &Tensor)) -> Recall {
     // Bounds the scores and masks in memory at some tens of MB (COCO: 25,010 captions).
     let chunk = ((1 << 22) / candidates.0.size()[0]).max(1);
-    // Equal candidates are scored once: a product may round its columns differently, and they tie exactly.
-    let (distinct, which, _) = candidates.0.unique_dim(0, true, true, false);
-    let columns = distinct.transpose(0, 1);
+    let rows = Candidates::new(candidates.0);
     let mut sum = Recall::default();
     for (embeddings, owners) in queries.0.split(chunk, 0).iter().zip(queries.1.split(chunk, 0)) {
         let right = owners.unsqueeze(1).eq_tensor(&candidates.1.unsqueeze(0));
-        let scores = embeddings.matmul(&columns).index_select(1, &which);
+        let scores = rows.scores(embeddings);
         for (greater, tied, right) in standings(&scores, &right) {
             sum.r1 += expected_hit(greater, tied, right, 1);
             sum.r5 += expected_hit(greater, tied, right, 5);

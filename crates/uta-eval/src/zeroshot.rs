@@ -14,7 +14,7 @@ use uta_data::{Batch, Rejected, Source};
 use uta_model::Clip;
 
 use crate::embed::{encode_images, name_of, sweep};
-use crate::ranking::{expected_hit, standings, to_vec, wilson};
+use crate::ranking::{Candidates, expected_hit, standings, to_vec, wilson};
 use crate::{EvalError, EvalOptions, Prompts, classifier};
 
 /// Zero-shot classification of one set.
@@ -132,11 +132,8 @@ impl ZeroShot {
         let names = &self.prompts.names;
         let text = self.text.as_deref().unwrap_or(model);
         same_space(model, text)?;
-        let rows = classifier(text, &self.prompts, &self.options, self.cache.as_deref())?
-            .to_device(model.store.device());
-        // Classes of one name are scored once: a product may round its columns differently, and they tie exactly.
-        let (distinct, which, _) = rows.unique_dim(0, true, true, false);
-        let columns = distinct.transpose(0, 1);
+        let rows = classifier(text, &self.prompts, &self.options, self.cache.as_deref())?;
+        let classes = Candidates::new(&rows.to_device(model.store.device()));
 
         let (mut top1, mut top5, mut unlabelled) = (0.0, 0.0, 0);
         let mut hits = vec![(0.0, 0usize); names.len()];
@@ -162,10 +159,9 @@ impl ZeroShot {
             let rows: Vec<i64> = labelled.iter().map(|&(row, _)| row as i64).collect();
             let labels: Vec<i64> = labelled.iter().map(|&(_, class)| i64::from(class)).collect();
             let device = images[0].device();
-            let scores = images[0]
-                .index_select(0, &Tensor::from_slice(&rows).to_device(device))
-                .matmul(&columns)
-                .index_select(1, &which);
+            let labelled_images =
+                images[0].index_select(0, &Tensor::from_slice(&rows).to_device(device));
+            let scores = classes.scores(&labelled_images);
             let right = scores.zeros_like().to_kind(Kind::Bool).scatter_value(
                 1,
                 &Tensor::from_slice(&labels).to_device(device).unsqueeze(1),

@@ -101,22 +101,63 @@ pub fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> io::Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".tmp");
-    let beside = PathBuf::from(beside);
-    let written = File::create(&beside).and_then(|file| {
-        let mut file = BufWriter::new(file);
-        write(&mut file)?;
-        file.into_inner()?.sync_all()?;
-        fs::rename(&beside, path)?;
-        let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
-        File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
-    });
-    if written.is_err() {
-        // Best effort: the disk may be full or gone.
-        let _ = fs::remove_file(&beside);
+    let mut file = Beside::create(path)?;
+    write(&mut file.out)?;
+    file.finish()
+}
+
+/// A file in the making, beside the place that it will have; removed unless it is finished.
+pub struct Beside {
+    out: BufWriter<File>,
+    beside: PathBuf,
+    path: PathBuf,
+    placed: bool,
+}
+
+impl Beside {
+    /// Begins what will lie at `path`.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn create(path: &Path) -> io::Result<Beside> {
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(".tmp");
+        let beside = PathBuf::from(beside);
+        let out = BufWriter::new(File::create(&beside)?);
+        Ok(Beside { out, beside, path: path.to_owned(), placed: false })
     }
-    written
+
+    /// Waits until the disk has it, and puts it into its place.
+    ///
+    /// # Errors
+    /// The operating system's; a former file of that name is then as it was.
+    pub fn finish(mut self) -> io::Result<()> {
+        self.out.flush()?;
+        self.out.get_ref().sync_all()?;
+        fs::rename(&self.beside, &self.path)?;
+        self.placed = true;
+        let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty());
+        File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+    }
+}
+
+impl Write for Beside {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        if !self.placed {
+            // Best effort: the disk may be full or gone.
+            let _ = fs::remove_file(&self.beside);
+        }
+    }
 }
 
 /// Opens what must be a file, and says how long it is.

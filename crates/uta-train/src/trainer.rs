@@ -577,10 +577,6 @@ impl Parts {
             }
             false => crate::task::build(recipe, device, group)?,
         };
-        if let (true, Some(val)) = (task.wants_captions(), &val) {
-            let named = |e| TrainError::recipe(format!("data.val: {e}"));
-            uta_data::require_captions(val.as_ref()).map_err(named)?;
-        }
         task.check_data(train.as_ref(), val.as_deref())?;
         Ok(Parts { device, train, val, task })
     }

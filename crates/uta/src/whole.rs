@@ -1,63 +1,56 @@
-//! Files that have their names once they are whole.
+//! Files that options name, which have their names once they are whole.
 
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use uta_model::safetensors_io::Beside;
 
 /// A file in the making: it lies beside its place, and half of one is none. What is there already and no regular file (a pipe,
 /// a link such as `/dev/stdout`) is written to directly.
-pub struct Whole {
-    out: BufWriter<File>,
-    /// Where it lies until it is whole, and where it will.
-    places: Option<(PathBuf, PathBuf)>,
+pub enum Whole {
+    /// A file.
+    Beside(Beside),
+    /// Anything else.
+    Direct(BufWriter<File>),
 }
 
 impl Whole {
     /// # Errors
     /// The operating system's.
     pub fn create(path: &Path) -> io::Result<Whole> {
-        let special = fs::symlink_metadata(path).is_ok_and(|about| !about.is_file());
-        let places = (!special).then(|| {
-            let mut beside = OsString::from(path);
-            beside.push(".tmp");
-            (PathBuf::from(beside), path.to_owned())
-        });
-        let file = File::create(places.as_ref().map_or(path, |(beside, _)| beside))?;
-        Ok(Whole { out: BufWriter::new(file), places })
+        match fs::symlink_metadata(path).is_ok_and(|about| !about.is_file()) {
+            true => Ok(Whole::Direct(BufWriter::new(File::create(path)?))),
+            false => Ok(Whole::Beside(Beside::create(path)?)),
+        }
     }
 
     /// Puts it into its place, once the disk has it.
     ///
     /// # Errors
     /// The operating system's; a former file of that name is then as it was.
-    pub fn finish(mut self) -> io::Result<()> {
-        self.out.flush()?;
-        match &self.places {
-            Some((beside, path)) => {
-                self.out.get_ref().sync_all()?;
-                fs::rename(beside, path)
-            }
-            None => Ok(()),
+    pub fn finish(self) -> io::Result<()> {
+        match self {
+            Whole::Beside(file) => file.finish(),
+            Whole::Direct(mut out) => out.flush(),
+        }
+    }
+
+    fn out(&mut self) -> &mut dyn Write {
+        match self {
+            Whole::Beside(file) => file,
+            Whole::Direct(out) => out,
         }
     }
 }
 
 impl Write for Whole {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.out.write(bytes)
+        self.out().write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
-}
-
-impl Drop for Whole {
-    fn drop(&mut self) {
-        if let Some((beside, _)) = &self.places {
-            let _ = fs::remove_file(beside);
-        }
+        self.out().flush()
     }
 }
 

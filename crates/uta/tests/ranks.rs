@@ -11,7 +11,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
-use world::{World, metrics};
+use world::{World, metrics, signal};
 
 /// How far f32 losses and norms of gradients may part when sums are made in another order, relative to 1 or to the value.
 const TOLERANCE: f64 = 2e-5;
@@ -323,8 +323,7 @@ fn a_launchers_sigterm_on_any_process_stops_all_at_one_step() {
     let args = ["train", "align.toml", "--out", "run", "--set", "train.steps=100000"];
     let mut ranks = Ranks::start(&world, 2, &args);
     ranks.until_saved(&world.path("run"));
-    let interrupted = ranks.children[1].id().to_string();
-    assert!(Command::new("kill").args(["-TERM", &interrupted]).status().unwrap().success());
+    signal(&ranks.children[1], "-TERM");
     let ended = ranks.succeed();
     let stopped = ended[0].stderr.lines().last().unwrap();
     let latest = fs::read_to_string(world.path("run/checkpoints/latest")).unwrap();

@@ -4,12 +4,12 @@
 mod world;
 
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
 use uta_eval::NamedSet;
-use world::{World, metrics};
+use world::{World, metrics, signal};
 
 #[test]
 fn a_run_killed_ten_times_ends_with_the_metrics_of_an_undisturbed_one() {
@@ -285,8 +285,7 @@ fn a_run_stopped_before_its_first_step_is_begun_once() {
         assert!(child.try_wait().unwrap().is_none(), "the run ended before it began");
         std::thread::sleep(Duration::from_millis(1));
     }
-    let run = child.id().to_string();
-    assert!(Command::new("kill").args(["-INT", &run]).status().unwrap().success());
+    signal(&child, "-INT");
     assert!(child.wait().unwrap().success());
     let log = fs::read_to_string(world.path("log")).unwrap();
     assert!(log.contains("stopped at step 0;"), "{log}");
@@ -400,8 +399,7 @@ fn a_shard_that_vanishes_under_a_run_is_named_counted_and_done_without() {
     fs::write(&shard, "").unwrap();
     fs::remove_file(&shard).unwrap();
     wait_for("log", "pictures-000007.tar");
-    let run = child.id().to_string();
-    assert!(Command::new("kill").args(["-INT", &run]).status().unwrap().success());
+    signal(&child, "-INT");
     assert!(child.wait().unwrap().success());
     let log = fs::read_to_string(world.path("log")).unwrap();
     let named = log.lines().filter(|l| l.contains("pictures-000007.tar")).count() as u64;

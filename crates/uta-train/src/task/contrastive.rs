@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use tch::{Device, Kind, Reduction, Tensor, no_grad};
 use torch_ext::distributed::ProcessGroup;
-use uta_data::{Batch, Tokenizer};
+use uta_data::{Batch, Source, Tokenizer, require_captions};
 use uta_model::{ByLength, Clip, ClipConfig, unit};
 
 use super::{Mode, Output, Task, initialise, parameters_of, to_device, upload};
@@ -168,6 +168,11 @@ impl Task for Contrastive {
 
     fn wants_captions(&self) -> bool {
         true
+    }
+
+    fn check_data(&self, _train: &dyn Source, val: Option<&dyn Source>) -> Result<(), TrainError> {
+        let named = |e| TrainError::recipe(format!("data.val: {e}"));
+        val.map_or(Ok(()), |val| require_captions(val).map_err(named))
     }
 
     fn spans_ranks(&self) -> bool {

@@ -75,7 +75,7 @@ pub trait Task {
     /// Whether it can train on these sources.
     ///
     /// # Errors
-    /// When what was computed before is of others.
+    /// When what was computed before is of others, or validation lacks what the task needs; a stream looks at the training set.
     fn check_data(&self, _train: &dyn Source, _val: Option<&dyn Source>) -> Result<(), TrainError> {
         Ok(())
     }

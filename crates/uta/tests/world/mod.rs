@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::{Map, Value};
 
@@ -114,6 +114,12 @@ fn ends_with(out: &Output, code: i32, words: &[&str], args: &str) -> String {
     let last = text.lines().last().unwrap_or_default();
     assert!(last.starts_with("uta: ") && words.iter().all(|w| last.contains(w)), "{args}: {text}");
     text
+}
+
+/// Sends a signal (`-INT`) to a process.
+pub fn signal(child: &Child, signal: &str) {
+    let run = child.id().to_string();
+    assert!(Command::new("kill").args([signal, &run]).status().unwrap().success());
 }
 
 /// The lines of metrics.jsonl without what depends on the clock.

@@ -30,6 +30,18 @@ bool te_cpu_has_tiles() {
   }
 }
 
+// Whether oneDNN has products of bf16 numbers here: as far as the processor and ONEDNN_MAX_CPU_ISA allow.
+bool te_cpu_has_bf16() {
+  try {
+    torch::jit::Stack stack;
+    auto op = c10::Dispatcher::singleton().findSchemaOrThrow("mkldnn::_is_mkldnn_bf16_supported", "");
+    op.callBoxed(&stack);
+    return stack.at(0).toBool();
+  } catch (const std::exception &) {
+    return false;
+  }
+}
+
 // The weight [out, in] of a linear layer in the order in which oneDNN reads it.
 char *te_pack_linear(at::Tensor *weight, at::Tensor **packed) {
   return guarded([&] {

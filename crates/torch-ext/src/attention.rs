@@ -2,6 +2,7 @@
 
 use std::ffi::c_char;
 use std::ptr::null_mut;
+use std::sync::LazyLock;
 
 use tch::{Device, Kind, TchError, Tensor};
 use torch_sys::C_tensor;
@@ -20,15 +21,18 @@ unsafe extern "C" {
 }
 
 /// Whether [`attention`] takes queries, keys and values of `kind` on `device`, and is the faster way: on CPUs, f32 where there
-/// are registers of 256 bits, and bf16 where there are tiles.
+/// are registers of 256 bits, and bf16 where there are tiles. `UTA_FUSE_ATTENTION=0` says no everywhere: what other
+/// processors do can then be tried on any.
 pub fn attends(device: Device, kind: Kind) -> bool {
+    static WANTED: LazyLock<bool> =
+        LazyLock::new(|| std::env::var_os("UTA_FUSE_ATTENTION").is_none_or(|set| set != "0"));
     #[cfg(target_arch = "x86_64")]
     let wide = is_x86_feature_detected!("avx2");
     #[cfg(not(target_arch = "x86_64"))]
     let wide = false;
     match (device, kind) {
-        (Device::Cpu, Kind::Float) => wide,
-        (Device::Cpu, Kind::BFloat16) => cpu_has_tiles(),
+        (Device::Cpu, Kind::Float) => *WANTED && wide,
+        (Device::Cpu, Kind::BFloat16) => *WANTED && cpu_has_tiles(),
         _ => false,
     }
 }

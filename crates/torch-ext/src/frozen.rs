@@ -12,6 +12,7 @@ use crate::{handle, made};
 
 unsafe extern "C" {
     fn te_cpu_has_tiles() -> bool;
+    fn te_cpu_has_bf16() -> bool;
     fn te_pack_linear(weight: *mut C_tensor, packed: *mut *mut C_tensor) -> *mut c_char;
     fn te_packed_linear(
         x: *mut C_tensor,
@@ -37,15 +38,13 @@ pub fn cpu_has_tiles() -> bool {
     *TILES
 }
 
-/// Whether this CPU has products of bf16 numbers: oneDNN makes them in x86's registers of 512 bits and wider, and with ARM's
-/// instructions for them. Without, libtorch computes them number by number, dozens of times slower than in f32.
+/// Whether this CPU has products of bf16 numbers, and oneDNN uses them (`ONEDNN_MAX_CPU_ISA` may tell it otherwise): on x86 in
+/// registers of 512 bits and wider, on ARM with its instructions for them. Without, libtorch computes them number by number,
+/// dozens of times slower than in f32.
 pub fn cpu_has_bf16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("avx512bw");
-    #[cfg(target_arch = "aarch64")]
-    return std::arch::is_aarch64_feature_detected!("bf16");
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    false
+    // SAFETY: no arguments; asks oneDNN.
+    static BF16: LazyLock<bool> = LazyLock::new(|| unsafe { te_cpu_has_bf16() });
+    *BF16
 }
 
 /// What follows a linear layer at once.

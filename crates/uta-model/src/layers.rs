@@ -307,7 +307,9 @@ pub(crate) fn attention(
         let ahead = Tensor::ones([size[2], size[2]], (Kind::Bool, q.device())).triu(1);
         scores = scores.masked_fill(&ahead, f64::NEG_INFINITY);
     }
-    scores.softmax(-1, scores.kind()).matmul(v)
+    // In its place, so that the scores are gone.
+    scores = scores.softmax(-1, scores.kind());
+    scores.matmul(v)
 }
 
 /// Rows of a table [N, C] by index [...]: [..., C]. An embedding look-up rather than an index_select, because the sums of

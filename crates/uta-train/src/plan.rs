@@ -4,8 +4,10 @@
 //! H heads, E joint width, S side of an image, P of a patch.
 
 use serde::Serialize;
+use tch::Device;
+use torch_ext::{Precision, attends};
 use uta_data::targets::TargetKind;
-use uta_model::{ClipConfig, Ffn, TextConfig, VitConfig};
+use uta_model::{ClipConfig, Ffn, RelPos, TextConfig, VitConfig};
 
 use crate::TrainError;
 use crate::cache::cached_targets;
@@ -20,8 +22,34 @@ const WIDE: i64 = 4;
 pub enum Kernels {
     /// CUDA's: attention is fused, and norms inside branches run in f32.
     Gpu,
-    /// The CPU's: fused loops keep less, and norms come in the type of their input.
-    Cpu,
+    /// A CPU's: fused loops keep less, and norms come in the type of their input.
+    Cpu {
+        /// Whether attention is fused too: it isn't on every processor, nor for each type.
+        attends: bool,
+    },
+}
+
+impl Kernels {
+    /// Those of this machine's CPU for products in `precision`.
+    pub fn of_this_cpu(precision: PrecisionName) -> Kernels {
+        Kernels::Cpu { attends: attends(Device::Cpu, Precision::from(precision).kind()) }
+    }
+
+    fn is_gpu(self) -> bool {
+        self == Kernels::Gpu
+    }
+
+    /// Whether scores and probabilities of the attention of `c` never lie in memory as whole matrices: in f32, libtorch's own
+    /// attention sees to that where ours doesn't.
+    fn fuses_attention(self, c: &VitConfig, precision: PrecisionName) -> bool {
+        self.is_gpu() || self.takes_attention(c) || precision == PrecisionName::F32
+    }
+
+    /// Whether `torch_ext::attention` takes that of `c`.
+    fn takes_attention(self, c: &VitConfig) -> bool {
+        let fits = c.rel_pos == RelPos::None && c.width % (2 * c.heads) == 0;
+        self == Kernels::Cpu { attends: true } && fits
+    }
 }
 
 /// The shapes of a run.
@@ -201,7 +229,7 @@ impl Shapes {
             + memory.teacher
             + memory.text
             + memory.pixels
-            + if kernels == Kernels::Cpu { memory.ahead } else { 0 };
+            + if kernels.is_gpu() { 0 } else { memory.ahead };
         memory
     }
 
@@ -261,33 +289,53 @@ impl Shapes {
     /// | SwiGLU: SiLU, and the product beside its norm | | | 8 F | 6 F |
     /// | GELU and its input; the fast one's sigmoid too | 8 F (12 F) | 4 F (6 F) | 8 F (12 F) | 4 F (6 F) |
     /// | layer scale: both branches | 8 D | 4 D | 8 D | 4 D |
+    /// | without `torch_ext::attention`: output in its own order, or probabilities | 4 D | 2 H T | | |
     ///
-    /// On CPUs where attention is fused (`torch_ext::attends`); elsewhere it keeps 2 H T of probabilities in bf16, and its
-    /// output in its own order, 4 D, in f32. On a GPU `ffn_ln` reads and keeps an f32 copy, so that the product itself goes:
-    /// 4 F + 2 F instead of 2 F + 2 F. The statistics of norms and softmax, below a thousandth, and biases of relative
-    /// positions aren't counted.
+    /// On a GPU `ffn_ln` reads and keeps an f32 copy, so that the product itself goes: 4 F + 2 F instead of 2 F + 2 F. The
+    /// statistics of norms and softmax, below a hundredth, and biases of relative positions aren't counted.
     fn kept_by_block(&self, kernels: Kernels) -> i64 {
         let (c, e) = (&self.student, self.compute());
         let narrow = self.precision == PrecisionName::Bf16;
-        let (d, f, gpu) = (c.width, c.hidden, kernels == Kernels::Gpu);
+        let (d, gpu) = (c.width, kernels.is_gpu());
         let some = |there: bool, bytes: i64| if there { bytes } else { 0 };
         // A norm inside a branch: its output, and on a GPU its input in f32 in the place of that in bf16.
         let widened = some(narrow && gpu, WIDE - e);
         let (stream, normed) = (2 * WIDE * d, e * d);
+        let apart = match (gpu || kernels.takes_attention(c), narrow) {
+            (true, _) => 0,
+            (false, true) => self.scores(c, 1 + self.kept),
+            (false, false) => e * d,
+        };
         let attention =
-            normed + 4 * e * d + some(c.attn_norm, (e + WIDE * i64::from(widened > 0)) * d);
-        let ffn = normed
-            + match c.ffn {
-                Ffn::SwiGlu if gpu => 4 * e * f + some(c.ffn_norm, (e + widened) * f),
-                Ffn::SwiGlu | Ffn::QuickGelu => 3 * e * f,
-                Ffn::Gelu => 2 * e * f,
-            };
+            normed + 4 * e * d + apart + some(c.attn_norm, (e + WIDE * i64::from(widened > 0)) * d);
+        let ffn = self.kept_by_ffn(kernels);
         stream + attention + ffn + some(c.layer_scale, 2 * e * d)
+    }
+
+    /// The part of `kept_by_block` that its feed-forward network keeps, with the norm's output.
+    fn kept_by_ffn(&self, kernels: Kernels) -> i64 {
+        let (c, e) = (&self.student, self.compute());
+        let (d, f, gpu) = (c.width, c.hidden, kernels.is_gpu());
+        // Nothing in f32.
+        let widened = if gpu { WIDE - e } else { 0 };
+        let inside = match c.ffn {
+            Ffn::SwiGlu if gpu => 4 * e * f + if c.ffn_norm { (e + widened) * f } else { 0 },
+            Ffn::SwiGlu | Ffn::QuickGelu => 3 * e * f,
+            Ffn::Gelu => 2 * e * f,
+        };
+        e * d + inside
+    }
+
+    /// Bytes a token of the scores of attention among `tokens`, or of the probabilities: a number for each head and token.
+    fn scores(&self, c: &VitConfig, tokens: i64) -> i64 {
+        self.compute() * c.heads * tokens
     }
 
     /// Bytes of one image that are alive at most while the backward pass begins: in the loss, three tensors as wide as the
     /// tokens, in f32; or in the last block's feed-forward network, gradients of the stream and the branch, and of what is
-    /// inside, the operand that `torch_ext::linear` turns on the CPU, and what the block keeps where it runs again.
+    /// inside, the operand that `torch_ext::linear` turns on the CPU, and what the block keeps where it runs again; or in its
+    /// attention, gradients of the stream, of queries, keys, values and output, and of scores and probabilities where those
+    /// lie in memory, when what the feed-forward network kept is gone.
     fn backward_transient(&self, kernels: Kernels) -> i64 {
         let (c, e) = (&self.student, self.compute());
         let inside = match c.ffn {
@@ -295,7 +343,9 @@ impl Shapes {
             Ffn::Gelu | Ffn::QuickGelu => 2,
         };
         let turned = match kernels {
-            Kernels::Cpu if self.precision == PrecisionName::Bf16 => e * c.width.min(c.hidden),
+            Kernels::Cpu { .. } if self.precision == PrecisionName::Bf16 => {
+                e * c.width.min(c.hidden)
+            }
             _ => 0,
         };
         let t = 1 + self.kept;
@@ -303,8 +353,13 @@ impl Shapes {
             true => t * self.kept_by_block(kernels) - self.kept_behind_blocks(),
             false => 0,
         };
-        let block = t * ((WIDE + e) * c.width + inside * e * c.hidden + turned) + again;
-        block.max(t * 3 * WIDE * c.out)
+        let ffn = (WIDE + e) * c.width + inside * e * c.hidden + turned;
+        let scores = match kernels.fuses_attention(c, self.precision) {
+            true => 0,
+            false => 2 * self.scores(c, t),
+        };
+        let attention = (WIDE + 4 * e) * c.width + scores - self.kept_by_ffn(kernels);
+        (t * ffn.max(attention) + again).max(t * 3 * WIDE * c.out)
     }
 
     /// Bytes of one image that are alive at most in the teacher's forward pass: the stream in f32, a norm's output, and the
@@ -313,8 +368,16 @@ impl Shapes {
         let (c, e) = (&self.teacher, self.compute());
         let t = 1 + c.num_patches();
         // q, k, v and the output; q and k turned, but where the CPU's attention does it.
-        let turned = if c.rope && kernels == Kernels::Gpu { 2 } else { 0 };
-        let attention = (4 + turned) * e * c.width;
+        let turned = if c.rope && !kernels.takes_attention(c) { 2 * e * c.width } else { 0 };
+        let qkv = 3 * e * c.width + turned;
+        let attention = match kernels.fuses_attention(c, self.precision) {
+            true => qkv + e * c.width,
+            // Scores and probabilities; then these, the values in their order, and the output.
+            false => {
+                let scores = self.scores(c, t);
+                qkv + (2 * scores).max(scores + 2 * e * c.width)
+            }
+        };
         let ffn = match c.ffn {
             Ffn::SwiGlu => 3 * e * c.hidden,
             Ffn::Gelu | Ffn::QuickGelu => 2 * e * c.hidden,
@@ -392,10 +455,8 @@ mod tests {
             let held = one.activations + one.transient;
             assert_eq!(eight.step - one.step, one.gradients.min(held), "{batch}");
         }
-        assert_eq!(
-            alone.clone().on_devices(1).memory(8, Kernels::Cpu),
-            alone.memory(8, Kernels::Cpu)
-        );
+        let cpu = Kernels::Cpu { attends: true };
+        assert_eq!(alone.clone().on_devices(1).memory(8, cpu), alone.memory(8, cpu));
     }
 
     #[test]
@@ -441,8 +502,26 @@ mod tests {
     fn a_block_on_the_cpu_keeps_less_than_on_a_gpu() {
         for precision in ["bf16", "f32"] {
             let shapes = shapes("preset = \"uta-b14\"", "ratio = 0.4", precision);
-            let [cpu, gpu] = [Kernels::Cpu, Kernels::Gpu].map(|k| shapes.kept_by_block(k));
+            let [cpu, gpu] =
+                [Kernels::Cpu { attends: true }, Kernels::Gpu].map(|k| shapes.kept_by_block(k));
             assert!(cpu < gpu, "{precision}: {cpu} and {gpu}");
+        }
+    }
+
+    #[test]
+    fn attention_that_is_not_fused_keeps_probabilities_in_bf16_and_a_second_output_in_f32() {
+        let (d, heads, tokens) = (768, 12, 155);
+        for (precision, more) in [("bf16", 2 * heads * tokens), ("f32", 4 * d)] {
+            let shapes = shapes("preset = \"uta-b14\"", "ratio = 0.4", precision);
+            let [fused, apart] =
+                [true, false].map(|attends| shapes.kept_by_block(Kernels::Cpu { attends }));
+            assert_eq!(apart - fused, more, "{precision}");
+            // Heads of an odd width aren't taken by the fused loops.
+            let odd = "preset = \"uta-b14\"\nrope = false\nwidth = 756";
+            let odd = self::shapes(odd, "ratio = 0.4", precision);
+            let [one, other] =
+                [true, false].map(|attends| odd.kept_by_block(Kernels::Cpu { attends }));
+            assert_eq!(one, other, "{precision}");
         }
     }
 
@@ -452,7 +531,7 @@ mod tests {
             [("preset = \"uta-b14\"", "bf16"), ("preset = \"uta-g14\"", "f32")]
         {
             let shapes = shapes(model, "ratio = 0.5", precision).on_devices(2);
-            for kernels in [Kernels::Gpu, Kernels::Cpu] {
+            for kernels in [Kernels::Gpu, Kernels::Cpu { attends: false }] {
                 let bytes = 60_000_000_000;
                 let largest = shapes.largest_batch(bytes, kernels);
                 assert!(largest > 0);

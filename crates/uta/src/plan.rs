@@ -130,7 +130,7 @@ impl Device {
             memory_bytes: 1024.0 * memory,
             memory_bytes_per_second: None,
             source: "measured now: a plain product of 2048 x 2048".into(),
-            kernels: Kernels::Cpu,
+            kernels: Kernels::of_this_cpu(precision),
         })
     }
 }

@@ -19,6 +19,7 @@ mod error;
 mod index;
 mod jpeg;
 mod listing;
+pub mod machine;
 mod mix;
 mod order;
 pub mod pack;

@@ -116,7 +116,9 @@ impl Order {
             ));
         }
         let visits = Mutex::default();
-        let streaming = Streaming { buffer: buffer.max(1), batch, world, visits };
+        // A longer one holds no more.
+        let buffer = buffer.clamp(1, order.epoch.max(1));
+        let streaming = Streaming { buffer, batch, world, visits };
         Ok(Order { streaming: Some(streaming), ..order })
     }
 

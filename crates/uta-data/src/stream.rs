@@ -11,7 +11,9 @@ use crate::order::{Draw, Order, OrderKind};
 use crate::parallel::Ordered;
 use crate::rng::{Purpose, Rng};
 use crate::targets::Replay;
-use crate::{DataError, DecodeOptions, EvalTransform, Fault, Source, TrainTransform, source};
+use crate::{
+    DataError, DecodeOptions, EvalTransform, Fault, Source, TrainTransform, machine, source,
+};
 
 /// Unusable samples that one position may meet before the stream gives up.
 const MAX_ATTEMPTS: u64 = 20;
@@ -280,6 +282,8 @@ impl Stream {
     ) -> Result<Stream, DataError> {
         transform.validate()?;
         options.validate()?;
+        let ahead = options.prefetch.saturating_add(1);
+        room_for_batches(options.batch, transform.size, ahead)?;
         if source.is_empty() {
             let reason = "the set holds no samples".into();
             return Err(DataError::NotFound { spec: "the training stream".into(), reason });
@@ -402,6 +406,12 @@ fn too_many(
     DataError::TooManyRejected { rejected, of, counts: counts.join(", "), key, reason }
 }
 
+/// Whether a batch of so many images has room, as bytes and as the f32 that a net reads, with `ahead` batches of bytes beside.
+fn room_for_batches(batch: usize, size: u32, ahead: usize) -> Result<(), DataError> {
+    let image = 3 * u128::from(size).pow(2);
+    machine::has_room("batch", batch, image * batch as u128 * (ahead as u128 + 4))
+}
+
 /// Reads, decodes and augments sample `position` of the stream, or the first usable one of those drawn in its place.
 fn fill(
     source: &dyn Source,
@@ -515,6 +525,8 @@ pub struct Sweep {
     /// Batches taken.
     taken: usize,
     captions: bool,
+    /// Why it gives no batch at all.
+    refused: Option<DataError>,
 }
 
 impl Sweep {
@@ -528,6 +540,10 @@ impl Iterator for Sweep {
     type Item = Result<Batch, DataError>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if let Some(error) = self.refused.take() {
+            self.taken = usize::MAX / (self.batch * self.share.world);
+            return Some(Err(error));
+        }
         let (all, Share { rank, world }) = (self.batch * self.share.world, self.share);
         if self.taken * all >= self.samples {
             return None;
@@ -556,7 +572,8 @@ impl Iterator for Sweep {
 }
 
 /// Every sample once and in order, in batches of `batch`, the last one shorter; unusable ones are left out and reported.
-/// Every share has the same number of batches, so the last may be empty.
+/// Every share has the same number of batches, so the last may be empty. Batches that have no room in memory are refused by
+/// the first one.
 pub fn sweep(
     source: Arc<dyn Source>,
     transform: EvalTransform,
@@ -565,7 +582,9 @@ pub fn sweep(
     workers: usize,
     share: Share,
 ) -> Sweep {
-    let (samples, batch, size) = (source.len(), batch.max(1), transform.size);
+    let (samples, size) = (source.len(), transform.size);
+    let batch = batch.clamp(1, samples.max(1));
+    let refused = room_for_batches(batch, size, 3).err();
     let Share { rank, world } = share;
     let index =
         move |local: u64| (local as usize / batch * world + rank) * batch + local as usize % batch;
@@ -590,7 +609,7 @@ pub fn sweep(
         guarded(look).map_err(|e| Rejected::new(source.as_ref(), i, &e))
     };
     let views = Ordered::new(workers, 2 * batch as u64, 0..own as u64, view);
-    Sweep { views, size, batch, share, samples, taken: 0, captions: false }
+    Sweep { views, size, batch, share, samples, taken: 0, captions: false, refused }
 }
 
 #[cfg(test)]

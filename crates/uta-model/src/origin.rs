@@ -200,9 +200,15 @@ fn locate(path: &Path) -> Result<(PathBuf, Option<PathBuf>), ModelError> {
     }
     let wanted = FOLDERS.map(|(config, weights)| format!("{config} and {}", weights.join(" or ")));
     let found = if path.is_dir() { "there is none" } else { "there is no such folder or file" };
-    let unfinished = match path.join("checkpoints").is_dir() {
-        true => "; the run isn't finished: continue it with --resume",
-        false => "",
+    let checkpoints = path.join("checkpoints");
+    let newest = std::fs::read_to_string(checkpoints.join("latest"));
+    let unfinished = match (checkpoints.is_dir(), newest) {
+        (true, Ok(newest)) => format!(
+            "; the run isn't finished: continue it with --resume, or give its newest checkpoint, {}",
+            checkpoints.join(newest.trim()).display()
+        ),
+        (true, Err(_)) => "; the run isn't finished: continue it with --resume".to_owned(),
+        (false, _) => String::new(),
     };
     let message = format!("a model needs {} here, and {found}{unfinished}", wanted.join(", or "));
     Err(ModelError::format(path, message))

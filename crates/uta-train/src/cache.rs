@@ -179,6 +179,12 @@ pub fn make(recipe: &Recipe, dir: &Path, options: &CacheOptions) -> Result<Made,
         let message = format!("{sizes:?} crops and samples a shard: too many, or none");
         return Err(wrong("--crops, --shard-samples", message));
     }
+    let batch = options.batch.unwrap_or(recipe.train.batch / recipe.train.accumulate);
+    let crops: u64 = parts.iter().map(|part| part.set.samples * part.set.crops).sum();
+    let batch = batch.min(crops as usize);
+    // Its bytes, those of crops that wait, and f32.
+    let image = 3 * u128::from(recipe.data.image_size).pow(2);
+    uta_data::machine::has_room("batch", batch, image * batch as u128 * 7)?;
     let _lock = lock(dir)?;
     let file = dir.join(MANIFEST);
     let begun = file.exists();
@@ -214,7 +220,7 @@ pub fn make(recipe: &Recipe, dir: &Path, options: &CacheOptions) -> Result<Made,
         device,
         precision: recipe.train.precision.into(),
         decode: manifest.decode(),
-        batch: options.batch.unwrap_or(recipe.train.batch / recipe.train.accumulate),
+        batch,
         workers: recipe.data.workers,
         max_rejected: recipe.data.max_rejected,
         computed: 0,

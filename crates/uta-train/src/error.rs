@@ -43,14 +43,16 @@ pub enum TrainError {
     },
     /// Too many steps in a row had a loss or gradient that is no number.
     #[error(
-        "stopped at step {step}: {in_a_row} steps in a row had a non-finite loss or gradient and were skipped; \
-         lower optim.lr or raise schedule.warmup, then resume from {last}"
+        "stopped at step {step}: {in_a_row} steps in a row had a non-finite loss or gradient and were skipped \
+         (train.max_skipped = {allowed}); lower optim.lr or raise schedule.warmup, then resume from {last}"
     )]
     NonFinite {
         /// Steps done.
         step: u64,
         /// Skipped steps up to here.
         in_a_row: u64,
+        /// `train.max_skipped`.
+        allowed: u64,
         /// The newest checkpoint.
         last: String,
     },

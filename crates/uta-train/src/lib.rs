@@ -11,12 +11,14 @@ mod cache;
 mod error;
 pub mod mask;
 mod optim;
+mod paths;
 pub mod plan;
 pub mod recipe;
 mod run;
 mod schedule;
 mod task;
 pub mod tensorboard;
+mod threads;
 mod trainer;
 
 pub use cache::{CacheOptions, Made, cached_targets, decode as decode_targets, make as make_cache};

@@ -9,10 +9,10 @@ use torch_ext::{Precision, attends};
 use uta_data::targets::TargetKind;
 use uta_model::{ClipConfig, Ffn, RelPos, TextConfig, VitConfig};
 
-use crate::TrainError;
 use crate::cache::cached_targets;
-use crate::recipe::{PrecisionName, Recipe};
+use crate::recipe::{PrecisionName, Recipe, TaskKind};
 use crate::task::align;
+use crate::{RecipeError, TrainError};
 
 /// Bytes of an f32: weights, gradients, moments, the residual stream, the loss.
 const WIDE: i64 = 4;
@@ -109,8 +109,7 @@ impl Shapes {
     /// # Errors
     /// When the two nets don't fit.
     pub fn new(recipe: &Recipe, teacher: &ClipConfig) -> Result<Shapes, TrainError> {
-        let student = recipe.model.vision.clone();
-        align::fit(&student, &teacher.vision)?;
+        let student = align::student_config(recipe, teacher)?;
         let (masks, _) = align::masks(recipe)?;
         Ok(Shapes {
             student,
@@ -199,6 +198,7 @@ impl Shapes {
         let text = self.text.as_ref().map_or(0, |text| towers * WIDE * text.parameters());
         let pixels = 3 * self.student.image_size.pow(2);
         let targets = if live { 0 } else { self.target_bytes(1 + self.kept) };
+        let times = |bytes: i64| batch.saturating_mul(bytes);
         let mut memory = Memory {
             weights: own,
             gradients: own,
@@ -207,29 +207,33 @@ impl Shapes {
             copies: if narrow { 2 * products(&self.student) } else { 0 },
             teacher: self.compute() * frozen + WIDE * (teacher - frozen),
             text,
-            pixels: batch * (1 + WIDE) * pixels,
-            ahead: batch * self.prefetch * (pixels + targets),
-            activations: batch * self.activations(kernels),
+            pixels: times((1 + WIDE) * pixels),
+            ahead: times(self.prefetch * (pixels + targets)),
+            activations: times(self.activations(kernels)),
             transient: 0,
             step: 0,
             start: own + text + WIDE * teacher,
         };
         // The teacher runs before the student has anything to keep.
         let looking = match live {
-            true => batch * self.teacher_transient(kernels) - memory.activations,
+            true => times(self.teacher_transient(kernels)) - memory.activations,
             false => 0,
         };
-        memory.transient = looking.max(batch * self.backward_transient(kernels));
-        let held = memory.activations + memory.transient;
-        memory.step = memory.weights
-            + if self.gradients_stay { own + held } else { own.max(held) }
-            + memory.moments
-            + memory.average
-            + memory.copies
-            + memory.teacher
-            + memory.text
-            + memory.pixels
-            + if kernels.is_gpu() { 0 } else { memory.ahead };
+        memory.transient = looking.max(times(self.backward_transient(kernels)));
+        let held = memory.activations.saturating_add(memory.transient);
+        memory.step = [
+            memory.weights,
+            if self.gradients_stay { held.saturating_add(own) } else { own.max(held) },
+            memory.moments,
+            memory.average,
+            memory.copies,
+            memory.teacher,
+            memory.text,
+            memory.pixels,
+            if kernels.is_gpu() { 0 } else { memory.ahead },
+        ]
+        .into_iter()
+        .fold(0, i64::saturating_add);
         memory
     }
 
@@ -384,6 +388,43 @@ impl Shapes {
         };
         t * ((WIDE + e) * c.width + attention.max(ffn))
     }
+}
+
+/// Whether a CPU's step of `recipe` on `batch` images at a time has room in this machine's memory, as far as the trained image
+/// encoder, text tower and batch go: a teacher comes on top.
+///
+/// # Errors
+/// When it has none.
+pub fn has_room(recipe: &Recipe, batch: usize) -> Result<(), TrainError> {
+    let Some(machine) = uta_data::machine::memory() else { return Ok(()) };
+    let own = ClipConfig::new(recipe.model.vision.clone(), recipe.model.text.clone());
+    let mut shapes = Shapes::new(recipe, &own)?;
+    shapes.cached = Some(TargetKind::I8);
+    if recipe.task == TaskKind::Contrastive {
+        shapes.kept = shapes.student.num_patches();
+    }
+    let memory = shapes.memory(batch as i64, Kernels::of_this_cpu(recipe.train.precision));
+    let fixed = memory.weights + memory.gradients + memory.moments + memory.average + memory.text;
+    let [step, fixed, machine] =
+        [memory.step as f64, fixed as f64, machine as f64].map(|bytes| bytes / 1e9);
+    let (origin, message) = if fixed > machine {
+        let what = "weights, gradients and moments take";
+        (
+            "model",
+            format!(
+                "{what} {fixed:.1} GB of memory, and this process may have {machine:.1} GB: make it smaller"
+            ),
+        )
+    } else if step > machine {
+        let message = format!(
+            "a step on {batch} images at a time takes {step:.1} GB of memory at least, and this process may have \
+             {machine:.1} GB: raise train.accumulate, or set train.checkpoint_blocks = true (uta plan counts it)"
+        );
+        ("train.batch", message)
+    } else {
+        return Ok(());
+    };
+    Err(RecipeError { origin: origin.into(), message }.into())
 }
 
 /// Weights of a net's blocks and head that products read: what is frozen or cast to the compute type.

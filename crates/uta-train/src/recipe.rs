@@ -2,7 +2,7 @@
 //! directory, so that a run can be repeated from its own folder.
 //!
 //! `extends = "other.toml"` (relative to the file) lays this file over another one; `--set key.path=value` lays single
-//! values over both.
+//! values over both. Other paths are relative to the directory where a command is started, and absolute once it is read.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use uta_data::{
 use uta_model::{ClipConfig, TextConfig, VitConfig};
 
 use crate::mask::MaskKind;
+use crate::paths::is_relative;
 
 /// A recipe that can't be run: where, which key, and what is allowed.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +27,15 @@ pub struct RecipeError {
     /// Key, value, and what is allowed.
     pub message: String,
 }
+
+/// Images in a step, at most: thirty times what the largest runs take.
+pub const MOST_IMAGES: usize = 1 << 20;
+/// Threads of a kind, at most.
+pub const MOST_THREADS: usize = 1024;
+/// Batches decoded ahead, at most.
+const MOST_AHEAD: usize = 1024;
+/// Steps, or samples, of a run, at most: their products with a batch are counted too.
+const MOST_STEPS: u64 = 1 << 40;
 
 /// What a run trains; each is a [`crate::Task`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +103,17 @@ pub struct Model {
     pub vision: VitConfig,
     /// The text tower (contrastive).
     pub text: Option<TextConfig>,
+    /// Whether `vision.out` isn't written, so that it is the width of what the model is trained to agree with.
+    out_follows: bool,
+}
+
+impl Model {
+    /// Takes `out`, the width of a teacher or a text tower, unless another was written.
+    pub fn follow(&mut self, out: i64) {
+        if self.out_follows {
+            (self.vision.out, self.out_follows) = (out, false);
+        }
+    }
 }
 
 impl TryFrom<Table> for Model {
@@ -104,6 +125,7 @@ impl TryFrom<Table> for Model {
             Some(Value::String(init)) => init,
             Some(other) => return Err(format!("model.init: {other} is no text")),
         };
+        let out_follows = !table.contains_key("out");
         let text = table
             .remove("text")
             .map(|text| text.try_into().map_err(|e| format!("model.text: {}", brief(&e))))
@@ -117,9 +139,12 @@ impl TryFrom<Table> for Model {
             Some(other) => return Err(format!("model.preset: {other} is no text")),
         };
         sizes.extend(table);
+        if let (false, Some(width)) = (sizes.contains_key("out"), sizes.get("width")) {
+            sizes.insert("out".into(), width.clone());
+        }
         let vision: VitConfig = sizes.try_into().map_err(|e| format!("model: {}", brief(&e)))?;
         vision.check().map_err(|e| format!("model: {e}"))?;
-        Ok(Model { init, vision, text })
+        Ok(Model { init, vision, text, out_follows })
     }
 }
 
@@ -127,6 +152,9 @@ impl From<Model> for Table {
     fn from(model: Model) -> Table {
         let plain = "sizes are plain numbers and words";
         let mut table = Table::try_from(model.vision).expect(plain);
+        if model.out_follows {
+            table.remove("out");
+        }
         table.insert("init".into(), model.init.into());
         if let Some(text) = model.text {
             table.insert("text".into(), Value::try_from(text).expect(plain));
@@ -360,6 +388,10 @@ pub struct Train {
     /// `auto` (CUDA when there is one), `cpu`, `cuda` (with several ranks, each its own) or `cuda:N`.
     #[serde(default = "auto")]
     pub device: String,
+    /// Threads that a CPU computes with. 0 has a run try, before its first step, how many are fastest, unless
+    /// `OMP_NUM_THREADS` or a launcher of several processes says; the resolved recipe has their number.
+    #[serde(default)]
+    pub threads: usize,
     /// Of everything random in the run.
     #[serde(default)]
     pub seed: u64,
@@ -505,36 +537,64 @@ fn auto() -> String {
 }
 
 impl Recipe {
-    /// Reads a recipe and what it extends, lays `sets` (`key.path=value`) over it, and checks every value.
+    /// Reads a recipe and what it extends, lays `sets` (`key.path=value`) over it, and checks every value. Paths in it become
+    /// absolute.
     ///
     /// # Errors
-    /// Names the file, the key, the value and what is allowed.
+    /// Names the file or the `--set`, the key, the value and what is allowed.
     pub fn load(path: &Path, sets: &[String]) -> Result<Recipe, RecipeError> {
-        let mut table = read_extended(path, 0)?;
-        // A preset first: sizes that are set beside it change it, in whatever order they were given.
-        let (presets, others): (Vec<&String>, Vec<&String>) =
-            sets.iter().partition(|set| set.starts_with("model.preset="));
-        for set in presets.into_iter().chain(others) {
-            let fail = |message| RecipeError { origin: format!("--set {set}"), message };
-            apply_set(&mut table, set).map_err(fail)?;
-        }
-        Recipe::from_table(table)
-            .map_err(|message| RecipeError { origin: path.display().to_string(), message })
+        Recipe::from_table(table(path, sets)?).map_err(|message| blamed(path, sets, message))
     }
 
-    /// A recipe from its table.
+    /// As [`load`](Recipe::load) for the recipe of a run that has begun, in `path`. Those of former versions have relative
+    /// paths, which must mean something where the run goes on.
+    ///
+    /// # Errors
+    /// As [`load`](Recipe::load); when such a path means nothing here.
+    pub(crate) fn load_begun(path: &Path, sets: &[String]) -> Result<Recipe, RecipeError> {
+        let table = table(path, sets)?;
+        let fail = |message| blamed(path, sets, message);
+        let mut written = Recipe::parse(table.clone()).map_err(fail)?;
+        let recipe = Recipe::from_table(table).map_err(fail)?;
+        let cached = recipe.teacher.as_ref().is_some_and(|teacher| teacher.cache.is_some());
+        let relative = written.paths().into_iter().filter(|(_, place)| is_relative(place.get()));
+        // Neither of these is needed any more.
+        let mut needed = relative.filter(|(key, _)| {
+            !(*key == "model.init" || (cached && matches!(*key, "teacher.path" | "teacher.arch")))
+        });
+        match needed.find(|(_, place)| uta_data::expand(place.get()).is_err()) {
+            None => Ok(recipe),
+            Some((key, place)) => Err(fail(format!(
+                "{key} = {}: isn't in {}, and the run has paths relative to the directory where it was started: resume it \
+                 there, or give the path with --set",
+                place.get(),
+                std::env::current_dir().unwrap_or_default().display()
+            ))),
+        }
+    }
+
+    /// A recipe from its table, in which paths become absolute.
     ///
     /// # Errors
     /// Names the key, the value and what is allowed.
     pub fn from_table(table: Table) -> Result<Recipe, String> {
-        let mut recipe: Recipe =
-            serde_path_to_error::deserialize(Value::Table(table)).map_err(|e| {
-                let path = e.path().to_string();
-                let message = brief(e.inner());
-                if path == "." { message } else { format!("{path}: {message}") }
-            })?;
+        let mut recipe = Recipe::parse(table)?;
+        recipe.make_paths_absolute();
         recipe.resolve()?;
         Ok(recipe)
+    }
+
+    /// As it is written.
+    fn parse(table: Table) -> Result<Recipe, String> {
+        serde_path_to_error::deserialize(Value::Table(table)).map_err(|e| {
+            let path = e.path().to_string();
+            let message = brief(e.inner());
+            // What `[model]` says of itself names its key.
+            match path == "." || message.starts_with(&path) {
+                true => message,
+                false => format!("{path}: {message}"),
+            }
+        })
     }
 
     /// Works out what follows from other keys, and checks what types can't.
@@ -554,15 +614,23 @@ impl Recipe {
         (transforms.size, transforms.mean, transforms.std) = (size, config.mean, config.std);
         self.data.transforms.validate().map_err(|e| format!("data.transforms: {e}"))?;
         require("data.train", "[]", !self.data.train.is_empty(), "at least one path")?;
+        for (key, place) in self.paths() {
+            require(key, "\"\"", !place.get().is_empty(), "a path")?;
+        }
         in_range("data.max_rejected", self.data.max_rejected, 0.0, 1.0)?;
         let pixels = self.data.max_pixels;
         require("data.max_pixels", pixels, (1..=1 << 32).contains(&pixels), "from 1 to 2^32")?;
+        let t = &self.train;
+        within("train.batch", t.batch, 1, MOST_IMAGES)?;
+        require("train.accumulate", t.accumulate, t.accumulate > 0, "1 or more")?;
         let (repeats, part) = (self.data.repeats, self.train.batch / self.train.accumulate.max(1));
         let allowed = format!("1, or another divisor of the {part} images of a micro-batch");
         let divides = repeats > 0 && part.is_multiple_of(repeats);
         require("data.repeats", repeats, divides, &allowed)?;
-        require("data.prefetch", 0, self.data.prefetch > 0, "1 or more")?;
-        require("data.shuffle_buffer", 0, self.data.shuffle_buffer > 0, "1 or more")?;
+        within("data.prefetch", self.data.prefetch, 1, MOST_AHEAD)?;
+        within("data.shuffle_buffer", self.data.shuffle_buffer, 1, 1 << 40)?;
+        within("data.workers", self.data.workers, 0, MOST_THREADS)?;
+        within("train.threads", self.train.threads, 0, MOST_THREADS)?;
         if self.data.workers == 0 {
             self.data.workers = std::thread::available_parallelism().map_or(1, usize::from);
         }
@@ -589,7 +657,7 @@ impl Recipe {
         in_range("optim.clip", o.clip, 0.0, f64::MAX)?;
         in_range("schedule.min_lr", self.schedule.min_lr, 0.0, o.lr)?;
         if let Some(epochs) = self.schedule.warmup_epochs {
-            in_range("schedule.warmup_epochs", epochs, 0.0, f64::MAX)?;
+            in_range("schedule.warmup_epochs", epochs, 0.0, 1e6)?;
             let alone = self.schedule.warmup == 0;
             require("schedule.warmup_epochs", epochs, alone, "left out beside schedule.warmup")?;
         }
@@ -599,12 +667,10 @@ impl Recipe {
         }
 
         let t = &self.train;
-        require("train.batch", t.batch, t.batch > 0, "1 or more")?;
-        require("train.accumulate", t.accumulate, t.accumulate > 0, "1 or more")?;
         require(
             "train.accumulate",
             t.accumulate,
-            t.accumulate > 0 && t.batch.is_multiple_of(t.accumulate),
+            t.batch.is_multiple_of(t.accumulate),
             &format!("a divisor of train.batch, {}", t.batch),
         )?;
         require("train.log_every", t.log_every, t.log_every > 0, "1 or more")?;
@@ -615,7 +681,10 @@ impl Recipe {
             return Err("train: give one of steps, epochs and samples".into());
         }
         let epochs = t.epochs.unwrap_or(1.0);
-        require("train.epochs", epochs, epochs > 0.0, "a number above 0")?;
+        let allowed = "a number above 0, and at most a million";
+        require("train.epochs", epochs, epochs > 0.0 && epochs <= 1e6, allowed)?;
+        within("train.steps", t.steps.unwrap_or(0), 0, MOST_STEPS)?;
+        within("train.samples", t.samples.unwrap_or(0), 0, MOST_STEPS)?;
         // Whether the machine has it is asked when it computes: a recipe is planned and read on others too.
         gpu_named(&t.device, 0).map_err(|e| format!("train.device: {e}"))?;
 
@@ -632,9 +701,9 @@ impl Recipe {
                 Some(_) => {}
             },
             TaskKind::Contrastive => {
-                if self.model.text.is_none() {
-                    return Err("model.text: task \"contrastive\" needs a text tower".into());
-                }
+                let none = "model.text: task \"contrastive\" needs a text tower";
+                let out = self.model.text.as_ref().ok_or(none)?.out;
+                self.model.follow(out);
                 require(
                     "train.accumulate",
                     t.accumulate,
@@ -735,6 +804,16 @@ fn require(
     if ok { Ok(()) } else { Err(format!("{key} = {value}: must be {allowed}")) }
 }
 
+fn within<T: std::fmt::Display + PartialOrd>(
+    key: &str,
+    value: T,
+    least: T,
+    most: T,
+) -> Result<(), String> {
+    let allowed = format!("from {least} to {most}");
+    require(key, &value, (&least..=&most).contains(&&value), &allowed)
+}
+
 fn in_range(key: &str, value: f64, lo: f64, hi: f64) -> Result<(), String> {
     let allowed = match hi {
         f64::MAX => format!("{lo} or more"),
@@ -743,9 +822,26 @@ fn in_range(key: &str, value: f64, lo: f64, hi: f64) -> Result<(), String> {
     require(key, value, (lo..=hi).contains(&value), &allowed)
 }
 
+/// What serde calls types, and what people do.
+const TYPES: [(&str, &[&str]); 6] = [
+    ("a whole number, 0 or more", &["u8", "u16", "u32", "u64", "usize"]),
+    ("a whole number", &["i8", "i16", "i32", "i64", "isize"]),
+    ("a number", &["f32", "f64"]),
+    ("true or false", &["a boolean"]),
+    ("a list", &["a sequence"]),
+    ("two numbers, [a, b]", &["a tuple of size 2"]),
+];
+
 /// serde's words on one line, with the nearest known key where an unknown one was given.
 fn brief(error: &toml::de::Error) -> String {
-    let message = error.message().trim().replace('\n', " ");
+    let mut message = error.message().trim().replace('\n', " ");
+    if let Some((before, expected)) = message.split_once(", expected ") {
+        let known = TYPES.iter().find(|(_, types)| types.contains(&expected));
+        let section = expected.starts_with("struct ").then_some("a table of keys");
+        if let Some(words) = known.map(|(words, _)| *words).or(section) {
+            message = format!("{before}, expected {words}");
+        }
+    }
     let mut quoted = message.split('`').skip(1).step_by(2);
     if let (true, Some(unknown)) = (message.starts_with("unknown "), quoted.next()) {
         let nearest = quoted
@@ -757,6 +853,49 @@ fn brief(error: &toml::de::Error) -> String {
         }
     }
     message
+}
+
+/// A recipe with what it extends, and `sets` laid over both.
+fn table(path: &Path, sets: &[String]) -> Result<Table, RecipeError> {
+    let mut table = read_extended(path, 0)?;
+    // First what takes others back: those that are set beside it count, in whatever order they were given.
+    let first = |set: &&String| TAKING.iter().any(|(key, _)| key_of(set) == Some(key));
+    let (taking, others): (Vec<&String>, Vec<&String>) = sets.iter().partition(first);
+    for set in taking.into_iter().chain(others) {
+        let fail = |message| RecipeError { origin: format!("--set {set}"), message };
+        apply_set(&mut table, set).map_err(fail)?;
+    }
+    Ok(table)
+}
+
+/// The key of a `--set`.
+fn key_of(set: &str) -> Option<&str> {
+    set.split_once('=').map(|(key, _)| key)
+}
+
+/// What is wrong, `message`, with the `--set` that brought it about, where one did, or else with the file.
+fn blamed(path: &Path, sets: &[String], message: String) -> RecipeError {
+    let starts =
+        |key: &str| message.strip_prefix(key).is_some_and(|rest| rest.starts_with([':', '.', ' ']));
+    let named = |set: &&String| key_of(set).is_some_and(starts);
+    // What a section says of one of its keys.
+    let within = |set: &&String| {
+        let (section, key) = key_of(set)?.rsplit_once('.')?;
+        let unknown = message.contains(&format!("`{section}`"));
+        Some(starts(section) && (unknown || message.contains(key)))
+    };
+    let mentioned = |set: &&String| key_of(set).is_some_and(|key| message.contains(key));
+    let set = sets.iter().rev().find(named);
+    if let (Some(_), Some((what, why))) = (set, message.split_once(": ")) {
+        return RecipeError { origin: format!("--set {what}"), message: why.to_owned() };
+    }
+    let set = sets.iter().rev().find(|set| within(set) == Some(true));
+    let set = set.or_else(|| sets.iter().rev().find(mentioned));
+    let origin = match set {
+        Some(set) => format!("--set {set}"),
+        None => path.display().to_string(),
+    };
+    RecipeError { origin, message }
 }
 
 /// Reads a file and lays it over the one that it extends.
@@ -787,17 +926,21 @@ fn read_extended(path: &Path, depth: usize) -> Result<Table, RecipeError> {
 const ALTERNATIVES: [(&str, &[&str]); 2] =
     [("train", &["steps", "epochs", "samples"]), ("schedule", &["warmup", "warmup_epochs"])];
 
-/// What of `[model]` is no size of the vision transformer, and outlives another preset; `out` is the teacher's.
-const KEPT: [&str; 5] = ["init", "text", "out", "drop_path", "patch_grad"];
+/// Keys that describe anew what others of their section described: what of it then stays. Of `[model]`, what is no size of the
+/// vision transformer, and `out`, which is the teacher's; of `[teacher]` nothing.
+const TAKING: [(&str, &[&str]); 2] =
+    [("model.preset", &["init", "text", "out", "drop_path", "patch_grad"]), ("teacher.path", &[])];
 
-/// Drops from `section` of `recipe` what setting `key` there takes back: its alternatives, and the sizes of another preset.
+/// Drops from `section` of `recipe` what setting `key` there takes back: its alternatives, and what described another preset
+/// or teacher.
 fn take_back(recipe: &mut Table, section: &str, key: &str) {
     let Some(Value::Table(table)) = recipe.get_mut(section) else { return };
     for (_, keys) in ALTERNATIVES.iter().filter(|(s, keys)| *s == section && keys.contains(&key)) {
         table.retain(|key, _| !keys.contains(&key));
     }
-    if (section, key) == ("model", "preset") {
-        table.retain(|key, _| KEPT.contains(&key));
+    let taking = TAKING.iter().find(|(path, _)| path.split_once('.') == Some((section, key)));
+    if let Some((_, kept)) = taking {
+        table.retain(|key, _| kept.contains(&key));
     }
 }
 
@@ -826,6 +969,9 @@ fn apply_set(table: &mut Table, set: &str) -> Result<(), String> {
     let (path, text) = set.split_once('=').ok_or("must look like key.path=value")?;
     let value = match format!("v = {text}").parse::<Table>() {
         Ok(mut parsed) => parsed.remove("v").ok_or("has no value")?,
+        Err(_) if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) => {
+            return Err("is too large a number".into());
+        }
         Err(_) => Value::String(text.to_owned()),
     };
     let (parents, last) = path.rsplit_once('.').map_or((None, path), |(p, l)| (Some(p), l));
@@ -910,7 +1056,34 @@ mod tests {
     fn a_value_out_of_range_is_named_with_what_is_allowed() {
         for (set, words) in [
             ("mask.ratio=1.5", "mask.ratio = 1.5: must be from 0 to 0.95"),
-            ("train.batch=0", "train.batch = 0: must be 1 or more"),
+            ("train.batch=0", "--set train.batch = 0: must be from 1 to 1048576"),
+            ("train.batch=10000000", "train.batch = 10000000: must be from 1 to"),
+            ("train.batch=99999999999999999999", "is too large a number"),
+            (
+                "train.batch=-8",
+                "--set train.batch: invalid value: integer `-8`, expected a whole number, 0 or more",
+            ),
+            ("train.batch=2.5", "expected a whole number, 0 or more"),
+            ("optim.lr=fast", "expected a number"),
+            ("optim.betas=0.9", "expected two numbers, [a, b]"),
+            ("data.orient=yes", "expected true or false"),
+            ("data.val=3", "--set data.val: invalid type: integer `3`, expected a list"),
+            ("data.train=", "--set data.train = \"\": must be a path"),
+            ("train=4", "--set train: invalid type: integer `4`, expected a table of keys"),
+            ("foo.bar=4", "--set foo.bar=4: foo: unknown field `foo`"),
+            ("data.workers=100000", "data.workers = 100000: must be from 0 to 1024"),
+            ("data.prefetch=4294967296", "data.prefetch = 4294967296: must be from 1 to 1024"),
+            ("data.shuffle_buffer=9000000000000000000", "must be from 1 to"),
+            ("train.threads=2000", "train.threads = 2000: must be from 0 to 1024"),
+            (
+                "train.steps=9000000000000000000",
+                "train.steps = 9000000000000000000: must be from 0",
+            ),
+            (
+                "model.width=100000",
+                "--set model.width=100000: model: width = 100000: must be from 1 to 65536",
+            ),
+            ("model={width=3}", "--set model: missing field `image_size`"),
             ("train.accumulate=3", "a divisor of train.batch, 8"),
             ("mask.kind=blocks", "block-reversed"),
             ("train.device=tpu", "none of auto, cpu, cuda, cuda:N"),
@@ -975,7 +1148,8 @@ mod tests {
         let recipe =
             Recipe::load(&path, &["train.samples=64".into(), "data.train=a/b".into()]).unwrap();
         assert_eq!((recipe.train.batch, recipe.train.steps), (16, None));
-        assert_eq!(recipe.data.train, ["a/b".into()]);
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(recipe.data.train, [here.join("a/b").to_str().unwrap().into()]);
         std::fs::write(&path, "extends = \"base.toml\"\n[train]\nepochs = 3\n").unwrap();
         let recipe = Recipe::load(&path, &[]).unwrap();
         assert_eq!((recipe.train.epochs, recipe.train.steps), (Some(3.0), None));
@@ -997,6 +1171,103 @@ mod tests {
             let vision = load(SMALL, &sets).unwrap().model.vision;
             assert_eq!((vision.width, vision.depth), (preset.width, 3));
         }
+    }
+
+    #[test]
+    fn another_teacher_takes_the_place_of_what_described_the_old_one() {
+        let described =
+            SMALL.replace("path = \"teacher\"", "path = \"t\"\narch = \"vit-l-14\"\ncache = \"c\"");
+        let teacher = |sets: &[&str]| load(&described, sets).unwrap().teacher.unwrap();
+        let parts = |teacher: Teacher| {
+            let name = |path: PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
+            (teacher.path.map(name), teacher.arch, teacher.cache.map(name))
+        };
+        let some = |name: &str| Some(name.to_owned());
+        assert_eq!(parts(teacher(&[])), (some("t"), some("vit-l-14"), some("c")));
+        assert_eq!(parts(teacher(&["teacher.path=other"])), (some("other"), None, None));
+        for sets in [
+            ["teacher.path=other", "teacher.arch=vit-b-16"],
+            ["teacher.arch=vit-b-16", "teacher.path=other"],
+        ] {
+            assert_eq!(parts(teacher(&sets)), (some("other"), some("vit-b-16"), None));
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("base.toml"), described).unwrap();
+        let path = dir.path().join("r.toml");
+        std::fs::write(&path, "extends = \"base.toml\"\n[teacher]\npath = \"other\"\n").unwrap();
+        let teacher = Recipe::load(&path, &[]).unwrap().teacher.unwrap();
+        assert_eq!(parts(teacher), (some("other"), None, None));
+    }
+
+    #[test]
+    fn the_width_of_the_head_follows_unless_it_is_written() {
+        for text in [
+            SMALL.replace("out = 32\n", ""),
+            SMALL.replace("[model]\n", "[model]\npreset = \"uta-b14\"\n").replace("out = 32\n", ""),
+        ] {
+            let recipe = load(&text, &[]).unwrap();
+            let mut again = Recipe::from_table(recipe.to_toml().parse().unwrap()).unwrap();
+            again.model.follow(768);
+            assert_eq!(again.model.vision.out, 768);
+            assert!(again.to_toml().contains("out = 768"));
+            again.model.follow(512);
+            assert_eq!(again.model.vision.out, 768, "what was settled stays");
+        }
+        let mut written = load(SMALL, &[]).unwrap();
+        written.model.follow(768);
+        assert_eq!(written.model.vision.out, 32);
+    }
+
+    #[test]
+    fn what_is_wrong_is_blamed_on_the_setting_or_on_the_file() {
+        let said = |sets: &[&str]| load(SMALL, sets).unwrap_err().to_string();
+        // The last of several counts.
+        assert!(
+            said(&["train.batch=4", "train.batch=0"]).starts_with("--set train.batch = 0: must")
+        );
+        // Two keys that don't go together: the one that is named first.
+        let e = said(&["train.batch=10", "train.accumulate=3"]);
+        assert!(e.starts_with("--set train.accumulate = 3: must be a divisor"), "{e}");
+        let e = said(&["train.batch=10", "train.accumulate=4"]);
+        assert!(e.starts_with("--set train.accumulate = 4: must be a divisor"), "{e}");
+        let text = SMALL.replace("batch = 8", "batch = 0");
+        let e = load(&text, &["train.steps=5"]).unwrap_err().to_string();
+        assert!(e.contains("r.toml: train.batch = 0"), "{e}");
+    }
+
+    #[test]
+    fn paths_are_those_of_the_present_directory_and_absolute_from_then_on() {
+        let sets = [
+            "data.train=[\"a/{0..9}.tar\", {data=\"b\", weight=2.0, pairs={images=\"c\"}}, \"s3://d/e.tar\"]",
+            "data.val=~/f*.tar",
+            "data.pairs={images=\"g\"}",
+            "teacher={path=\"/h\", arch=\"Cargo.toml\", cache=\"~\"}",
+            "model.init=j",
+            "eval.sets=[{name=\"n\", kind=\"zeroshot\", data=\"k\", classnames=\"l\", templates=\"m\"}]",
+        ];
+        let mut recipe = load(SMALL, &sets).unwrap();
+        let here = std::env::current_dir().unwrap().display().to_string();
+        let home = std::env::var("HOME").unwrap();
+        let paths: Vec<String> =
+            recipe.paths().into_iter().map(|(_, place)| place.get().to_owned()).collect();
+        let here = |name: &str| format!("{here}/{name}");
+        let expected = [
+            here("a/{0..9}.tar"),
+            here("b"),
+            here("c"),
+            "s3://d/e.tar".into(),
+            format!("{home}/f*.tar"),
+            here("g"),
+            here("k"),
+            here("l"),
+            here("m"),
+            "/h".into(),
+            home,
+            here("Cargo.toml"),
+            here("j"),
+        ];
+        assert_eq!(paths, expected);
+        assert_eq!(Recipe::from_table(recipe.to_toml().parse().unwrap()).unwrap(), recipe);
     }
 
     #[test]

@@ -21,6 +21,9 @@ pub struct RunDir {
     path: PathBuf,
     metrics: BufWriter<File>,
     events: EventWriter,
+    /// Where this process began it and has made no step yet, so that nothing is left of it should that fail: whether the
+    /// directory itself is new.
+    fresh: Option<bool>,
     _lock: File,
 }
 
@@ -49,14 +52,14 @@ impl RunDir {
     /// Starts a new run in `path`, of `world` processes, the first of them on `device`.
     ///
     /// # Errors
-    /// When there is a run already, or nothing can be written.
+    /// When there is a run already that has made a step, or nothing can be written.
     pub fn create(
         path: &Path,
         recipe: &Recipe,
         device: Device,
         world: usize,
     ) -> Result<RunDir, TrainError> {
-        if path.join("recipe.toml").exists() {
+        if has_begun(path)? {
             return Err(TrainError::run(
                 path,
                 "holds a run already; give another --out, or continue it with --resume",
@@ -66,14 +69,24 @@ impl RunDir {
             let message = "holds checkpoints of a run whose recipe.toml is gone; remove it, or give another --out";
             return Err(TrainError::run(path, message));
         }
+        let new = !path.exists();
         fs::create_dir_all(path.join("checkpoints")).map_err(TrainError::io(path))?;
         let lock = lock(path)?;
+        // Of one that ended before its first step.
+        remove_made(path);
         write_atomically(
             &path.join("environment.json"),
             environment(recipe, device, world).as_bytes(),
         )?;
         write_atomically(&path.join("recipe.toml"), recipe.to_toml().as_bytes())?;
-        RunDir::open_files(path, lock, None)
+        let mut run = RunDir::open_files(path, lock, None)?;
+        run.fresh = Some(new);
+        Ok(run)
+    }
+
+    /// Says that there is something to keep: a step was made, or a run that is to be gone on with was stopped before.
+    pub fn keep(&mut self) {
+        self.fresh = None;
     }
 
     /// Goes on with the run in `path` as `recipe` says from now on: fills `model` and `optimizer` from its newest whole
@@ -133,7 +146,8 @@ impl RunDir {
             None => EventWriter::create(&tensorboard),
         };
         let events = events.map_err(TrainError::io(&tensorboard))?;
-        Ok(RunDir { path: path.to_owned(), metrics: BufWriter::new(metrics), events, _lock: lock })
+        let (path, metrics) = (path.to_owned(), BufWriter::new(metrics));
+        Ok(RunDir { path, metrics, events, fresh: None, _lock: lock })
     }
 
     /// Where it is.
@@ -145,12 +159,20 @@ impl RunDir {
     ///
     /// # Errors
     /// When there is none.
-    pub fn recipe(path: &Path, sets: &[String]) -> Result<Recipe, TrainError> {
+    pub fn recipe(path: &Path) -> Result<Recipe, TrainError> {
+        Ok(Recipe::load(&path.join("recipe.toml"), &[])?)
+    }
+
+    /// The same with `sets`, of a run that is to be gone on with.
+    ///
+    /// # Errors
+    /// When there is none, or it is of a former version and its paths mean nothing here.
+    pub fn recipe_to_resume(path: &Path, sets: &[String]) -> Result<Recipe, TrainError> {
         let file = path.join("recipe.toml");
         if !file.exists() {
             return Err(TrainError::run(path, "holds no run (no recipe.toml) to resume"));
         }
-        Ok(Recipe::load(&file, sets)?)
+        Ok(Recipe::load_begun(&file, sets)?)
     }
 
     /// Adds a line to metrics.jsonl, and its numbers to TensorBoard under their names, after `group` if one is given.
@@ -248,6 +270,47 @@ impl RunDir {
         }
         Ok(())
     }
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        let Some(new) = self.fresh else { return };
+        let path = &self.path;
+        // Which samples can't be read is worth keeping; the next try begins anew all the same.
+        if fs::metadata(path.join(REJECTED)).is_ok_and(|file| file.len() > 0) {
+            return;
+        }
+        remove_made(path);
+        // What can't be removed is in nobody's way.
+        let _ = fs::remove_dir(path.join("checkpoints"));
+        let _ = fs::remove_file(path.join(".lock"));
+        if new {
+            let _ = fs::remove_dir(path);
+        }
+    }
+}
+
+/// Whether `path` holds a run that has made a step.
+fn has_begun(path: &Path) -> Result<bool, TrainError> {
+    if !path.join("recipe.toml").exists() {
+        return Ok(false);
+    }
+    let stepped = |line: &str| {
+        let line: Option<Value> = serde_json::from_str(line).ok();
+        line.is_some_and(|line| line["step"].as_u64().is_some_and(|step| step > 0))
+    };
+    let metrics = fs::read(path.join("metrics.jsonl")).unwrap_or_default();
+    Ok(!checkpoints(path)?.is_empty()
+        || path.join(MODEL).exists()
+        || String::from_utf8_lossy(&metrics).lines().any(stepped))
+}
+
+/// Removes what a run has written before its first step.
+fn remove_made(path: &Path) {
+    for name in ["recipe.toml", "environment.json", "metrics.jsonl", "config.json", REJECTED] {
+        let _ = fs::remove_file(path.join(name));
+    }
+    let _ = fs::remove_dir_all(path.join("tensorboard"));
 }
 
 /// A checkpoint's files in `dir`, anew; `state` gets their lengths.

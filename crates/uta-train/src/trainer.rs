@@ -23,6 +23,7 @@ use uta_data::{
 use uta_model::{Clip, RelPos};
 
 use crate::run::{RunDir, State};
+use crate::threads::{self, Pace};
 use crate::{CosineSchedule, Ema, Mode, Optimizer, Recipe, RecipeError, Task, TrainError};
 
 /// Measures a model; plugged into a run by name, and run from the command line.
@@ -76,6 +77,7 @@ pub struct Trainer {
     saved: Option<u64>,
     /// Training samples that no rank could use; rank 0 counts those of former sittings too.
     rejected: u64,
+    pace: Pace,
     stop: Arc<AtomicBool>,
 }
 
@@ -110,9 +112,18 @@ impl Trainer {
             false => Ok(false),
         };
         let begun = group.any(group.agree(begun)?)?;
-        let parts = Parts::new(&mut recipe, begun, &group);
+        let parts = Parts::new(&mut recipe, micro_batch, begun, &group);
         let Parts { device, train, val, task } = group.agree(parts)?;
         same_data(train.as_ref(), val.as_deref(), &group)?;
+        let threads = recipe.train.threads;
+        if device == Device::Cpu && group.world() == 1 && threads == 0 {
+            // Where there is no choice, or a run of a former version goes on, all that there are.
+            let given = resume || std::env::var_os("OMP_NUM_THREADS").is_some();
+            let choose = || choose_threads(&recipe, micro_batch, &train, task.as_ref(), &group);
+            recipe.train.threads = if given { present_threads() } else { choose() };
+        } else if threads > 0 {
+            tch::set_num_threads(threads as i32);
+        }
         let params = task.parameters();
         let optimizer = Optimizer::new(&params, &recipe.optim);
         let ema = (recipe.train.ema > 0.0).then(|| Ema::new(&params, recipe.train.ema));
@@ -181,6 +192,7 @@ impl Trainer {
             step,
             saved: (step > 0).then_some(step),
             rejected,
+            pace: Pace::default(),
             stop,
         })
     }
@@ -222,13 +234,29 @@ impl Trainer {
             false => ProgressBar::hidden(),
         };
         bar.set_prefix("train");
-        let mut stream = self.group.agree(self.stream())?;
+        let first = self.step * self.recipe.train.accumulate as u64;
+        let stream = stream(
+            &self.recipe,
+            self.micro_batch,
+            &self.train,
+            self.task.as_ref(),
+            &self.group,
+            first,
+        );
+        let mut stream = self.group.agree(stream)?;
         let mut clock = Clock::default();
         while self.step < steps && !self.group.any(self.stop.load(Ordering::Relaxed))? {
             let lr = self.schedule.lr(self.step);
             let measured = self.one_step(&mut stream, lr, &mut clock)?;
             self.step += 1;
+            if let Some(run) = &mut self.run {
+                run.keep();
+            }
             clock.step(self.recipe.train.batch);
+            // A GPU would be waited for.
+            if self.device == Device::Cpu {
+                self.check_skipped()?;
+            }
             let last = self.step == steps;
             if last || self.step.is_multiple_of(self.recipe.train.log_every) {
                 let logged = self.log(lr, &measured, &mut clock, &bar);
@@ -245,6 +273,9 @@ impl Trainer {
             }
         }
         bar.finish_and_clear();
+        if let Some(run) = &mut self.run {
+            run.keep();
+        }
         let finished = self.step >= steps;
         if finished {
             self.export()?;
@@ -257,27 +288,6 @@ impl Trainer {
             seconds: began.elapsed().as_secs_f64(),
             images_per_second: clock.overall(),
         })
-    }
-
-    fn stream(&self) -> Result<Stream, TrainError> {
-        let (data, train) = (&self.recipe.data, &self.recipe.train);
-        let options = StreamOptions {
-            batch: self.micro_batch,
-            repeats: data.repeats,
-            seed: train.seed,
-            order: data.order,
-            shuffle_buffer: data.shuffle_buffer,
-            workers: data.workers,
-            prefetch: data.prefetch,
-            rank: self.group.rank(),
-            world: self.group.world(),
-            captions: self.task.wants_captions(),
-            decode: data.decode(),
-            max_rejected: data.max_rejected,
-        };
-        let first = self.step * train.accumulate as u64;
-        let (train, replay) = (self.train.clone(), self.task.replay());
-        Ok(Stream::replaying(train, data.transforms.clone(), options, first, replay)?)
     }
 
     /// Forward and backward of every micro-batch, then the update. Nothing here waits for the device.
@@ -355,6 +365,50 @@ impl Trainer {
         self.run.as_ref().map_or(Ok(()), |run| run.reject(step, rejected))
     }
 
+    /// Steps skipped so far. Waits for the device.
+    ///
+    /// # Errors
+    /// When too many were in a row.
+    fn check_skipped(&self) -> Result<u64, TrainError> {
+        let (skipped, in_a_row) = self.optimizer.skipped();
+        let allowed = self.recipe.train.max_skipped;
+        if in_a_row < allowed {
+            return Ok(skipped);
+        }
+        let saved = self.run.as_ref().and_then(|run| crate::run::checkpoints(run.path()).ok());
+        let last = saved
+            .and_then(|steps| steps.last().copied())
+            .map_or_else(|| "the start".to_owned(), |step| format!("step {step}"));
+        Err(TrainError::NonFinite { step: self.step, in_a_row, allowed, last })
+    }
+
+    /// Says so when the run has become slow, and what helps.
+    fn tell_pace(&mut self, rate: f64, data_wait: f64) {
+        let Some(best) = self.pace.fell(rate) else { return };
+        let Recipe { data, train, .. } = &self.recipe;
+        let reason = if data_wait > 0.5 {
+            format!(
+                "steps wait for data: a faster disk, smaller pictures or more decoding threads help (data.workers is {})",
+                data.workers
+            )
+        } else if self.device == Device::Cpu {
+            let load = threads::load().map_or_else(String::new, |load| format!(", load {load:.1}"));
+            format!(
+                "other programs compute on this machine too ({} cores{load}); fewer threads lose less: stop it, and go on \
+                 with --resume and --set train.threads=1 (now {}) --set data.workers=1 (now {})",
+                std::thread::available_parallelism().map_or(1, usize::from),
+                train.threads.max(1),
+                data.workers
+            )
+        } else {
+            "something else uses the GPU, or it is too hot (nvidia-smi tells)".to_owned()
+        };
+        tracing::warn!(
+            "step {}: {rate:.0} images/s, less than half of the {best:.0} before: {reason}",
+            self.step
+        );
+    }
+
     /// One line of metrics: the numbers of this step alone, so that a resumed run repeats them to the bit.
     fn log(
         &mut self,
@@ -363,14 +417,7 @@ impl Trainer {
         clock: &mut Clock,
         bar: &ProgressBar,
     ) -> Result<(), TrainError> {
-        let (skipped, in_a_row) = self.optimizer.skipped();
-        if in_a_row >= self.recipe.train.max_skipped {
-            let saved = self.run.as_ref().and_then(|run| crate::run::checkpoints(run.path()).ok());
-            let last = saved
-                .and_then(|steps| steps.last().copied())
-                .map_or_else(|| "the start".to_owned(), |step| format!("step {step}"));
-            return Err(TrainError::NonFinite { step: self.step, in_a_row, last });
-        }
+        let skipped = self.check_skipped()?;
         let (images_per_second, data_wait) = clock.lap();
         let means = self.means(measured)?;
         let mut longest = Tensor::from_slice(&[data_wait]);
@@ -395,7 +442,9 @@ impl Trainer {
             tracing::info!("step {}/{}  {summary}", self.step, self.recipe.steps());
         }
         bar.set_message(summary);
-        run.log(None, &line)
+        run.log(None, &line)?;
+        self.tell_pace(images_per_second, data_wait);
+        Ok(())
     }
 
     /// The numbers of a step, their means over all ranks.
@@ -561,12 +610,16 @@ impl Parts {
     /// `begun`, without `model.init`.
     fn new(
         recipe: &mut Recipe,
+        micro_batch: usize,
         begun: bool,
         group: &Rc<ProcessGroup>,
     ) -> Result<Parts, TrainError> {
         let device = crate::recipe::device(&recipe.train.device, group.local_rank())
             .map_err(|message| RecipeError { origin: "train.device".into(), message })?;
         group.use_device(device)?;
+        if device == Device::Cpu {
+            crate::plan::has_room(recipe, micro_batch)?;
+        }
         let (train, val) = recipe.data.open(group.is_first())?;
         recipe.settle(train.epoch());
         let task = match begun {
@@ -578,8 +631,69 @@ impl Parts {
             false => crate::task::build(recipe, device, group)?,
         };
         task.check_data(train.as_ref(), val.as_deref())?;
+        recipe.model.follow(task.clip().config.vision.out);
         Ok(Parts { device, train, val, task })
     }
+}
+
+/// The training batches of a recipe from number `first` on.
+fn stream(
+    recipe: &Recipe,
+    micro_batch: usize,
+    train: &Arc<dyn Source>,
+    task: &dyn Task,
+    group: &ProcessGroup,
+    first: u64,
+) -> Result<Stream, TrainError> {
+    let data = &recipe.data;
+    let options = StreamOptions {
+        batch: micro_batch,
+        repeats: data.repeats,
+        seed: recipe.train.seed,
+        order: data.order,
+        shuffle_buffer: data.shuffle_buffer,
+        workers: data.workers,
+        prefetch: data.prefetch,
+        rank: group.rank(),
+        world: group.world(),
+        captions: task.wants_captions(),
+        decode: data.decode(),
+        max_rejected: data.max_rejected,
+    };
+    let (train, replay) = (train.clone(), task.replay());
+    Ok(Stream::replaying(train, data.transforms.clone(), options, first, replay)?)
+}
+
+/// The number of threads with which this run's first batches, decoded meanwhile, go through the net and back fastest; so many
+/// are then used. Nothing is learned from them.
+fn choose_threads(
+    recipe: &Recipe,
+    micro_batch: usize,
+    train: &Arc<dyn Source>,
+    task: &dyn Task,
+    group: &ProcessGroup,
+) -> usize {
+    let most = present_threads();
+    let params: Vec<Tensor> = task.parameters().iter().map(|p| p.tensor.shallow_clone()).collect();
+    let precision = Precision::from(recipe.train.precision);
+    let chosen = stream(recipe, micro_batch, train, task, group, 0).and_then(|mut stream| {
+        threads::fastest(most, |threads| {
+            tch::set_num_threads(threads as i32);
+            let batch = stream.draw()?;
+            let output = autocast(Device::Cpu, precision, || task.forward(&batch, Mode::Train))?;
+            output.loss.backward();
+            torch_ext::drop_grads(&params);
+            Ok(())
+        })
+    });
+    // What is wrong with the data the run itself meets, and says.
+    let threads = chosen.unwrap_or(most);
+    tch::set_num_threads(threads as i32);
+    threads
+}
+
+fn present_threads() -> usize {
+    tch::get_num_threads().max(1) as usize
 }
 
 /// # Errors

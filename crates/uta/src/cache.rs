@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::ValueEnum;
 use serde::Serialize;
 use uta_data::targets::TargetKind;
-use uta_train::recipe::TaskKind;
+use uta_train::recipe::{MOST_IMAGES, TaskKind};
 use uta_train::{CacheOptions, Made, Recipe, TrainError, make_cache};
 
 use crate::data::print;
@@ -43,7 +43,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     shard_samples: u64,
     /// Images a forward pass of the teacher [default: the recipe's micro-batch]
-    #[arg(long, value_name = "B", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "B", value_parser = clap::value_parser!(u32).range(1..=MOST_IMAGES as i64))]
     batch: Option<u32>,
     /// Read every row that is there already, and make damaged shards anew
     #[arg(long)]

@@ -11,6 +11,7 @@ use torch_ext::distributed::ProcessGroup;
 use uta_data::{DecodeOptions, MAX_PIXELS, PairOptions};
 use uta_eval::{EvalOptions, Progress};
 use uta_model::Clip;
+use uta_train::recipe::{MOST_IMAGES, MOST_THREADS};
 
 use crate::error::Usage;
 
@@ -111,9 +112,11 @@ enum PrecisionArg {
 impl ComputeArgs {
     /// The device and the options that were asked for, this process being one of `group`. Its first shows progress.
     pub fn options(&self, group: &Rc<ProcessGroup>) -> anyhow::Result<(Device, EvalOptions)> {
-        for (name, n) in [("--batch", Some(self.batch)), ("--workers", self.workers)] {
-            if n == Some(0) {
-                return Err(Usage(format!("{name} 0: must be 1 or more")).into());
+        for (name, n, most) in
+            [("--batch", Some(self.batch), MOST_IMAGES), ("--workers", self.workers, MOST_THREADS)]
+        {
+            if let Some(n) = n.filter(|n| !(1..=most).contains(n)) {
+                return Err(Usage(format!("{name} {n}: must be from 1 to {most}")).into());
             }
         }
         let device = uta_train::recipe::device(&self.device, group.local_rank())

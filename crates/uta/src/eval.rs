@@ -451,7 +451,7 @@ impl<'a> Setup<'a> {
         if !run.join("recipe.toml").is_file() {
             return Ok(None);
         }
-        let teacher = RunDir::recipe(run, &[])?.teacher;
+        let teacher = RunDir::recipe(run)?.teacher;
         Ok(teacher.and_then(|teacher| Some((teacher.path?, teacher.arch))))
     }
 

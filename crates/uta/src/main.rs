@@ -21,6 +21,8 @@ mod whole;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
 
 /// Unmasked Token Alignment: train a vision transformer from scratch against a frozen CLIP, and use it zero-shot
@@ -61,7 +63,7 @@ impl Commands {
 }
 
 fn main() -> ExitCode {
-    let command = Cli::parse().command;
+    let command = Cli::try_parse().unwrap_or_else(|error| advised(error).exit()).command;
     if command.computes() {
         settle_runtime();
     }
@@ -83,6 +85,25 @@ fn main() -> ExitCode {
             ExitCode::from(error::exit_status(&error))
         }
     }
+}
+
+/// clap's answer to a flag that there isn't, with advice that can be followed: no command takes a name that begins with a dash,
+/// as clap proposes, and what a recipe says is no flag.
+fn advised(mut error: clap::Error) -> clap::Error {
+    const TAKE_RECIPES: [&str; 4] = ["train", "cache", "plan", "demo"];
+    let flag = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
+    if error.kind() != ErrorKind::UnknownArgument || !flag.starts_with('-') {
+        return error;
+    }
+    error.remove(ContextKind::Suggested);
+    let command = std::env::args().nth(1).unwrap_or_default();
+    if TAKE_RECIPES.contains(&command.as_str()) {
+        let advice =
+            "what a recipe says is set by --set KEY.PATH=VALUE, as in --set train.batch=64";
+        let advice = ContextValue::StyledStrs(vec![StyledStr::from(advice)]);
+        error.insert(ContextKind::Suggested, advice);
+    }
+    error
 }
 
 fn run(command: Commands) -> anyhow::Result<()> {

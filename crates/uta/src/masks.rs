@@ -21,7 +21,7 @@ pub struct Args {
     #[arg(long, default_value = "16")]
     grid: Grid,
     /// Masks drawn.
-    #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     samples: u32,
     /// Seed of the masks.
     #[arg(long, default_value_t = 0)]

@@ -115,19 +115,14 @@ impl Device {
 
     /// This machine, by one measurement of a plain product.
     fn here(precision: PrecisionName) -> Result<Device, Usage> {
-        let total = || {
-            let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-            let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
-            line.split_whitespace().nth(1)?.parse::<f64>().ok()
-        };
-        let memory =
-            total().ok_or_else(|| Usage("--device cpu: /proc/meminfo can't be read".into()))?;
+        let memory = uta_data::machine::memory()
+            .ok_or_else(|| Usage("--device cpu: /proc/meminfo can't be read".into()))?;
         let product = Product::new(tch::Device::Cpu, Precision::from(precision));
         product.seconds(); // warms up
         Ok(Device {
             name: format!("this CPU with {} threads", tch::get_num_threads()),
             peak: product.flops() / product.seconds(),
-            memory_bytes: 1024.0 * memory,
+            memory_bytes: memory as f64,
             memory_bytes_per_second: None,
             source: "measured now: a plain product of 2048 x 2048".into(),
             kernels: Kernels::of_this_cpu(precision),
@@ -213,7 +208,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let path = args.recipe.display();
         return Err(Usage(format!("{path}: only runs of task \"align\" are planned yet")).into());
     }
-    let shapes = Shapes::new(&recipe, &teacher(args, &recipe)?)?.on_devices(args.count);
+    let teacher = teacher(args, &recipe)?;
+    recipe.model.follow(teacher.vision.out);
+    let shapes = Shapes::new(&recipe, &teacher)?.on_devices(args.count);
     let (batch, repeats) = (recipe.train.batch as u64, recipe.data.repeats as u64);
     let micro_batch = recipe.micro_batch(args.count as usize)?;
     let epoch = Epoch::of(args, &recipe);

@@ -21,7 +21,7 @@ use crate::report;
 /// The run directory holds the resolved recipe, metrics (JSON lines and TensorBoard), checkpoints, the final model
 /// (a `--model` for the other commands) and report.html. Ctrl-C saves and ends; --resume goes on.
 ///
-/// Started once a GPU by torchrun --no-python, srun or mpirun (or with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
+/// Started once per GPU by torchrun --no-python, srun or mpirun (or with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
 /// MASTER_PORT set), the processes share each batch; UTA_DIST_TIMEOUT is how many seconds they wait for each other.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -35,6 +35,9 @@ pub struct Args {
     /// Override a key of the recipe; may be given often
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     sets: Vec<String>,
+    /// auto, cpu, cuda (with several processes, each its own) or cuda:N, as `--set train.device=NAME`
+    #[arg(long, value_name = "NAME")]
+    device: Option<String>,
     /// The run directory to make [default: runs/NAME-of-the-recipe-TIME]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -44,7 +47,8 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub fn run(mut args: Args) -> anyhow::Result<()> {
+    args.sets.extend(args.device.take().map(|device| format!("train.device={device}")));
     let group = ProcessGroup::from_env()?;
     let Order { recipe, out, resume } = Order::of_all_ranks(&args, &group)?;
     let outcome = train(recipe, &out, resume, group.clone(), stop_on_ctrl_c()?)?;
@@ -62,7 +66,17 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             out.display()
         ),
         false => {
-            eprintln!("stopped at step {steps}; go on with: uta train --resume {}", out.display())
+            let model = match steps {
+                0 => String::new(),
+                _ => format!(
+                    "; it is a --model so far: {}/checkpoints/step-{steps:08}",
+                    out.display()
+                ),
+            };
+            eprintln!(
+                "stopped at step {steps}; go on with: uta train --resume {}{model}",
+                out.display()
+            )
         }
     }
     Ok(())
@@ -242,8 +256,8 @@ pub fn stop_on_ctrl_c() -> anyhow::Result<Arc<AtomicBool>> {
 /// # Errors
 /// When there is no run, or its stream of samples would be another one.
 pub fn resumed(out: &Path, sets: &[String]) -> anyhow::Result<Recipe> {
-    let resumed = RunDir::recipe(out, sets)?;
-    same_stream(&RunDir::recipe(out, &[])?, &resumed)?;
+    let resumed = RunDir::recipe_to_resume(out, sets)?;
+    same_stream(&RunDir::recipe(out)?, &resumed)?;
     Ok(resumed)
 }
 
@@ -269,6 +283,8 @@ fn same_stream(begun: &Recipe, resumed: &Recipe) -> anyhow::Result<()> {
 fn same_run(mut given: Recipe, run: &Recipe, path: &Path) -> anyhow::Result<()> {
     given.settle(uta_data::open_sets(&given.data.train, &given.data.pairs)?.epoch());
     (given.data.workers, given.data.prefetch) = (run.data.workers, run.data.prefetch);
+    given.train.threads = run.train.threads;
+    given.model.follow(run.model.vision.out);
     if given == *run {
         return Ok(());
     }

@@ -294,7 +294,7 @@ fn a_contrastive_run_trains_on_a_table() {
     ));
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let kept = fs::read_to_string(world.path("run/recipe.toml")).unwrap();
-    assert!(kept.contains("images = \"pictures\""), "{kept}");
+    assert!(kept.contains(&format!("images = {:?}", world.path("pictures"))), "{kept}");
 }
 
 /// A table of one real model and one that is missing, on a set that is there.

@@ -84,6 +84,21 @@ fn views_of_a_sample_lengthen_the_epoch_and_share_one_picture_and_weights_leave_
 }
 
 #[test]
+fn another_teachers_width_is_planned_with_where_none_is_written() {
+    let recipe = "recipes/pretrain/uta-b14-in21k.toml";
+    let flops = |sets: &[&str]| {
+        let sets = sets.iter().flat_map(|set| ["--set", set]);
+        let plan = json(&["plan", recipe].into_iter().chain(sets).collect::<Vec<_>>());
+        plan["student"]["image_flops"].as_f64().unwrap()
+    };
+    // Of 155 tokens, a head of 768 by 256 channels less, forward and backward.
+    let narrower = flops(&[]) - flops(&["teacher.arch=vit-l-14"]);
+    assert_eq!(narrower, 6.0 * 155.0 * 768.0 * 256.0);
+    let written = flops(&["teacher.arch=vit-l-14", "model.out=768"]);
+    assert_eq!(flops(&["teacher.arch=vit-l-14"]), written);
+}
+
+#[test]
 fn a_run_with_cached_targets_is_planned_without_a_teacher() {
     let recipe = "recipes/pretrain/uta-b14-in21k.toml";
     let live = json(&["plan", recipe, "--count", "64"]);
@@ -115,7 +130,10 @@ fn what_cannot_be_planned_is_said_in_one_line() {
         (&["--set", "train.device=gpu"], "none of auto, cpu, cuda, cuda:N"),
         (&["--utilisation", "40"], "at most 1"),
         (&["--set", "teacher={path=\"no/such\"}"], "no/such: not there; say what it is with"),
-        (&["--set", "teacher.arch=vit-l-14"], "model.out = 1024: must be the teacher's, 768"),
+        (
+            &["--set", "teacher.arch=vit-l-14", "--set", "model.out=1024"],
+            "model.out = 1024: must be the teacher's, 768, which it is where it isn't written",
+        ),
         (&["--set", "model.preset=uta-b16"], "model.patch_size = 16: must be the teacher's, 14"),
     ] {
         let out = uta(&[&["plan", recipe], args].concat());

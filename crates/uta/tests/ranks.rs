@@ -331,11 +331,21 @@ fn a_launchers_sigterm_on_any_process_stops_all_at_one_step() {
     assert!(stopped.starts_with(&format!("stopped at step {step};")), "{stopped}, {latest}");
 }
 
+/// Absolute paths, as rank 0 tells them to the others, that mean another place in each process: its own directory.
+const OWN_PATHS: [&str; 6] = [
+    "--set",
+    "teacher.path=/proc/self/cwd/teacher",
+    "--set",
+    "data.train=/proc/self/cwd/pictures",
+    "--set",
+    "data.val=/proc/self/cwd/pictures",
+];
+
 #[test]
 fn an_error_of_one_process_ends_all_of_them() {
     let world = World::with_teacher();
     let elsewhere = tempfile::tempdir().unwrap();
-    let args = ["train", "align.toml", "--out", "run"];
+    let args = [&["train", "align.toml", "--out", "run"][..], &OWN_PATHS].concat();
     let ended = Ranks::start_in(&world, 2, &args, |rank, command| {
         if rank == 1 {
             command.current_dir(elsewhere.path());
@@ -359,7 +369,7 @@ fn ranks_that_see_different_data_end_before_the_first_step() {
     );
     let copied = Command::new("sh").args(["-c", &copy]).current_dir(world.dir.path()).status();
     assert!(copied.unwrap().success());
-    let args = ["train", "align.toml", "--out", "run"];
+    let args = [&["train", "align.toml", "--out", "run"][..], &OWN_PATHS].concat();
     let ended = Ranks::start_in(&world, 2, &args, |rank, command| {
         if rank == 1 {
             command.current_dir(elsewhere.path());

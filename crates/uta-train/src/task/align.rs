@@ -56,7 +56,7 @@ impl Align {
         let stream_masks = masks.clone();
         let seed = recipe.train.seed;
         let cache = Cache::open(recipe, dir, |teacher| {
-            fit(&recipe.model.vision, &teacher.vision)?;
+            student_config(recipe, teacher)?;
             Ok(wanted(stream_masks, seed))
         })?;
         let student = student(recipe, cache.teacher(), device)?;
@@ -74,7 +74,6 @@ impl Align {
         mut teacher: Clip,
         device: Device,
     ) -> Result<Align, TrainError> {
-        fit(&recipe.model.vision, &teacher.config.vision)?;
         let student = student(recipe, &teacher.config, device)?;
         if teacher.text.is_some() {
             student.copy_from(&teacher, "text.")?;
@@ -196,7 +195,7 @@ impl Task for Align {
 
 /// The student, a CLIP with a text tower like the teacher's.
 fn student(recipe: &Recipe, teacher: &ClipConfig, device: Device) -> Result<Clip, TrainError> {
-    let config = ClipConfig { vision: recipe.model.vision.clone(), ..teacher.clone() };
+    let config = ClipConfig { vision: student_config(recipe, teacher)?, ..teacher.clone() };
     let mut student = Clip::new(&config, device);
     // The text tower will be the teacher's.
     initialise(&student, &recipe.model.init, &["visual."])?;
@@ -230,21 +229,30 @@ fn cosine(a: &Tensor, b: &Tensor) -> Tensor {
     Tensor::cosine_similarity(&a.to_kind(Kind::Float), &b.to_kind(Kind::Float), -1, 1e-8)
 }
 
+/// The student's sizes, with a token and a channel for each of the teacher's.
+///
 /// # Errors
-/// When the student has not a token and a channel for each of the teacher's.
-pub(crate) fn fit(student: &VitConfig, teacher: &VitConfig) -> Result<(), TrainError> {
+/// When the recipe wants others.
+pub(crate) fn student_config(
+    recipe: &Recipe,
+    teacher: &ClipConfig,
+) -> Result<VitConfig, TrainError> {
+    let mut model = recipe.model.clone();
+    model.follow(teacher.vision.out);
+    let (student, teacher) = (model.vision, &teacher.vision);
     for (what, ours, theirs) in [
         ("image_size", student.image_size, teacher.image_size),
         ("patch_size", student.patch_size, teacher.patch_size),
         ("out", student.out, teacher.out),
     ] {
         if ours != theirs {
+            let hint = if what == "out" { ", which it is where it isn't written" } else { "" };
             return Err(TrainError::recipe(format!(
-                "model.{what} = {ours}: must be the teacher's, {theirs}"
+                "model.{what} = {ours}: must be the teacher's, {theirs}{hint}"
             )));
         }
     }
-    Ok(())
+    Ok(student)
 }
 
 /// The text tower and the temperature are the teacher's, for good.

@@ -13,7 +13,7 @@ use torch_ext::{OperatorTime, Precision, autocast, profile};
 use uta_data::targets::{TargetKind, TargetSet, TargetWriter, Targets, View};
 use uta_data::{Batch, Item};
 use uta_model::{Clip, ClipConfig, VitConfig};
-use uta_train::recipe::TaskKind;
+use uta_train::recipe::{MOST_IMAGES, TaskKind};
 use uta_train::{Align, Mode, Optimizer, Recipe, Task, decode_targets};
 
 use crate::compute::warn_of_bf16;
@@ -36,9 +36,9 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Part::All)]
     part: Part,
     /// Images a step [default: the recipe's micro-batch, 256 of it at most on a GPU and 8 on a CPU]
-    #[arg(long, value_name = "B", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "B", value_parser = clap::value_parser!(u32).range(1..=MOST_IMAGES as i64))]
     batch: Option<u32>,
-    /// Threads of the products [default: one a core]
+    /// Threads of the products [default: the recipe's, or one a core]
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// Steps that are timed, after two for warming up
@@ -156,8 +156,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             Usage(format!("{path}: only the steps of task \"align\" are measured yet")).into()
         );
     }
-    if let Some(threads) = args.threads {
-        tch::set_num_threads(threads.into());
+    let threads = args.threads.map_or(recipe.train.threads, usize::from);
+    if threads > 0 {
+        tch::set_num_threads(threads as i32);
     }
     let device = uta_train::recipe::device(&recipe.train.device, 0).map_err(Usage)?;
     let most = if device.is_cuda() { 256 } else { 8 };
@@ -165,14 +166,18 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Some(batch) => batch as usize,
         None => (recipe.train.batch / recipe.train.accumulate).min(most),
     };
+    if device == Device::Cpu {
+        uta_train::plan::has_room(&recipe, batch)?;
+    }
     print(args.json, &measure(args, &recipe, device, batch)?)
 }
 
 fn measure(args: &Args, recipe: &Recipe, device: Device, batch: usize) -> anyhow::Result<Report> {
     tch::manual_seed(recipe.train.seed as i64);
     let teacher = teacher(args, recipe, device)?;
-    let (student, target) = (recipe.model.vision.clone(), teacher.config.vision.clone());
     let mut recipe = recipe.clone();
+    recipe.model.follow(teacher.config.vision.out);
+    let (student, target) = (recipe.model.vision.clone(), teacher.config.vision.clone());
     if args.part == Part::Teacher {
         recipe.model.vision.depth = 1; // no step of it is taken, and its memory isn't the teacher's
     }

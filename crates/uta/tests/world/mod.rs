@@ -21,7 +21,7 @@ impl World {
         let world = World { dir: tempfile::tempdir().unwrap() };
         world.pictures("pictures", 0);
         let common = "[data]\ntrain = [\"pictures\"]\nval = [\"pictures\"]\n[optim]\nlr = 1e-3\n[schedule]\nwarmup = 4\n\
-             [checkpoint]\nevery = 3\n[eval]\nevery = 8\n[train]\nsteps = 24\nbatch = 8\nlog_every = 1\ndevice = \"cpu\"\n";
+             [checkpoint]\nevery = 3\n[eval]\nevery = 8\n[train]\nsteps = 24\nbatch = 8\nlog_every = 1\nthreads = 1\ndevice = \"cpu\"\n";
         let text = "[model.text]\ncontext_length = 12\nvocab_size = 1000\nwidth = 16\nheads = 2\nlayers = 1\nout = 16\n";
         fs::write(
             world.path("clip.toml"),

@@ -1,0 +1,124 @@
+//! How many threads a CPU computes with, and what is said when other programs take it away.
+//!
+//! A small net's operators take microseconds, after each of which all threads wait for the last one: where another program
+//! has a core, fewer threads are then faster, many times over.
+
+use std::time::Instant;
+
+use crate::TrainError;
+
+/// Steps that take longer are those of nets for which all threads are fastest, seconds.
+const LONG: f64 = 0.25;
+/// About how long a round of steps is timed, seconds, and how often.
+const ROUND: f64 = 0.03;
+const ROUNDS: usize = 3;
+/// By how much fewer threads must be faster than all, so that chance doesn't choose.
+const FASTER: f64 = 0.85;
+
+/// The number of threads, `most` or fewer, with which `step` is fastest; it makes a step with so many.
+///
+/// # Errors
+/// Those of `step`.
+pub(crate) fn fastest(
+    most: usize,
+    mut step: impl FnMut(usize) -> Result<(), TrainError>,
+) -> Result<usize, TrainError> {
+    let mut seconds = |threads, steps: usize| {
+        let began = Instant::now();
+        (0..steps).try_for_each(|_| step(threads))?;
+        Ok::<f64, TrainError>(began.elapsed().as_secs_f64() / steps as f64)
+    };
+    // The first ones make what later ones have.
+    seconds(most, 2)?;
+    let one = seconds(most, 2)?;
+    if most == 1 || one > LONG {
+        return Ok(most);
+    }
+    let steps = ((ROUND / one) as usize).clamp(1, 8);
+    let choices: Vec<usize> =
+        std::iter::successors(Some(most), |&n| (n > 1).then_some(n / 2)).collect();
+    let mut times = vec![vec![]; choices.len()];
+    // In turn, so that what else the machine does meets all alike.
+    for _ in 0..ROUNDS {
+        for (choice, times) in choices.iter().zip(&mut times) {
+            times.push(seconds(*choice, steps)?);
+        }
+    }
+    let medians: Vec<f64> = times
+        .into_iter()
+        .map(|mut times| {
+            times.sort_by(f64::total_cmp);
+            times[times.len() / 2]
+        })
+        .collect();
+    let all = medians[0];
+    let best = (0..choices.len()).min_by(|&a, &b| medians[a].total_cmp(&medians[b]));
+    Ok(best.filter(|&best| medians[best] < FASTER * all).map_or(most, |best| choices[best]))
+}
+
+/// How fast a run goes, and whether that was said to be slow.
+#[derive(Default)]
+pub(crate) struct Pace {
+    best: f64,
+    slow: u32,
+    told: bool,
+}
+
+impl Pace {
+    /// The best rate so far where `rate`, images a second since the last line, is less than half of it for the second time in
+    /// a row; once, until it is as it was.
+    pub(crate) fn fell(&mut self, rate: f64) -> Option<f64> {
+        self.best = self.best.max(rate);
+        self.slow = if rate < 0.5 * self.best { self.slow + 1 } else { 0 };
+        if rate > 0.8 * self.best {
+            self.told = false;
+        }
+        let tell = self.slow >= 2 && !self.told;
+        self.told |= tell;
+        tell.then_some(self.best)
+    }
+}
+
+/// Programs that want to compute on this machine now, where the system tells.
+pub(crate) fn load() -> Option<f64> {
+    std::fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
+    use super::*;
+
+    /// The choice where a step takes so many milliseconds.
+    fn choice(most: usize, milliseconds: impl Fn(usize) -> u64) -> usize {
+        let step = |threads| {
+            std::thread::sleep(Duration::from_millis(milliseconds(threads)));
+            Ok(())
+        };
+        fastest(most, step).unwrap()
+    }
+
+    #[test]
+    fn fewer_threads_are_chosen_where_they_are_faster_and_all_where_it_is_chance() {
+        assert_eq!(choice(4, |threads| if threads == 1 { 2 } else { 8 }), 1);
+        assert_eq!(choice(8, |threads| if threads == 2 { 2 } else { 8 }), 2);
+        assert_eq!(choice(4, |threads| 10 / threads as u64), 4);
+        assert_eq!(choice(2, |_| 6), 2);
+        assert_eq!(choice(1, |_| 1), 1);
+        // A large net's steps aren't repeated for it.
+        assert_eq!(choice(2, |threads| if threads == 1 { 1 } else { 300 }), 2);
+    }
+
+    #[test]
+    fn a_rate_that_falls_to_half_is_told_once_until_it_is_back() {
+        let mut pace = Pace::default();
+        let told: Vec<bool> =
+            [500.0, 1000.0, 400.0, 950.0, 400.0, 450.0, 300.0, 900.0, 400.0, 300.0]
+                .map(|rate| pace.fell(rate).is_some())
+                .into();
+        let (no, yes) = (false, true);
+        assert_eq!(told, [no, no, no, no, no, yes, no, no, no, yes]);
+    }
+}

@@ -283,7 +283,7 @@ impl Stream {
         transform.validate()?;
         options.validate()?;
         let ahead = options.prefetch.saturating_add(1);
-        room_for_batches(options.batch, transform.size, ahead)?;
+        has_room(options.batch, transform.size, ahead, &options.decode)?;
         if source.is_empty() {
             let reason = "the set holds no samples".into();
             return Err(DataError::NotFound { spec: "the training stream".into(), reason });
@@ -406,8 +406,16 @@ fn too_many(
     DataError::TooManyRejected { rejected, of, counts: counts.join(", "), key, reason }
 }
 
-/// Whether a batch of so many images has room, as bytes and as the f32 that a net reads, with `ahead` batches of bytes beside.
-fn room_for_batches(batch: usize, size: u32, ahead: usize) -> Result<(), DataError> {
+/// Whether the largest picture that is to be decoded has room, and a batch of so many images: as bytes and as the f32 that a
+/// net reads, with `ahead` batches of bytes beside.
+fn has_room(
+    batch: usize,
+    size: u32,
+    ahead: usize,
+    decode: &DecodeOptions,
+) -> Result<(), DataError> {
+    let pixels = decode.max_pixels;
+    machine::has_room("max_pixels", pixels as usize, 3 * u128::from(pixels))?;
     let image = 3 * u128::from(size).pow(2);
     machine::has_room("batch", batch, image * batch as u128 * (ahead as u128 + 4))
 }
@@ -584,7 +592,7 @@ pub fn sweep(
 ) -> Sweep {
     let (samples, size) = (source.len(), transform.size);
     let batch = batch.clamp(1, samples.max(1));
-    let refused = room_for_batches(batch, size, 3).err();
+    let refused = has_room(batch, size, 3, &decode).err();
     let Share { rank, world } = share;
     let index =
         move |local: u64| (local as usize / batch * world + rank) * batch + local as usize % batch;
@@ -671,6 +679,30 @@ mod tests {
 
     fn options() -> StreamOptions {
         StreamOptions { batch: 6, seed: 9, workers: 2, ..StreamOptions::default() }
+    }
+
+    #[test]
+    fn batches_and_pictures_beyond_the_machines_memory_are_refused_at_both_doors() {
+        let source = colours(12, &[]);
+        let large = DecodeOptions { max_pixels: 1 << 50, ..DecodeOptions::default() };
+        let transform = || TrainTransform { size: 4, ..TrainTransform::default() };
+        for (batch, decode, words) in
+            [(1 << 50, DecodeOptions::default(), "batch = "), (6, large, "max_pixels = ")]
+        {
+            let options = StreamOptions { batch, decode, ..options() };
+            let stream = Stream::new(source.clone(), transform(), options, 0).err().unwrap();
+            assert!(stream.to_string().starts_with(words), "{stream}");
+        }
+        let share = Share { rank: 0, world: 1 };
+        let swept = |batch, decode| {
+            sweep(source.clone(), EvalTransform::new(4), decode, batch, 2, share)
+                .collect::<Result<Vec<_>, _>>()
+        };
+        // All that there are.
+        let batches = swept(1 << 50, DecodeOptions::default()).unwrap();
+        assert_eq!(batches.iter().map(Batch::len).collect::<Vec<_>>(), [12]);
+        let refused = swept(6, large).unwrap_err().to_string();
+        assert!(refused.starts_with("max_pixels = "), "{refused}");
     }
 
     #[test]

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use crate::TrainError;
 
-/// Steps that take longer are those of nets for which all threads are fastest, seconds.
-const LONG: f64 = 0.25;
+/// FLOPs of a step from which on all threads are taken for the fastest: half a second of a core's time, or more.
+pub(crate) const LARGE: f64 = 3e10;
 /// About how long a round of steps is timed, seconds, and how often.
 const ROUND: f64 = 0.03;
 const ROUNDS: usize = 3;
@@ -28,12 +28,12 @@ pub(crate) fn fastest(
         (0..steps).try_for_each(|_| step(threads))?;
         Ok::<f64, TrainError>(began.elapsed().as_secs_f64() / steps as f64)
     };
+    if most == 1 {
+        return Ok(most);
+    }
     // The first ones make what later ones have.
     seconds(most, 2)?;
     let one = seconds(most, 2)?;
-    if most == 1 || one > LONG {
-        return Ok(most);
-    }
     let steps = ((ROUND / one) as usize).clamp(1, 8);
     let choices: Vec<usize> =
         std::iter::successors(Some(most), |&n| (n > 1).then_some(n / 2)).collect();
@@ -60,20 +60,25 @@ pub(crate) fn fastest(
 #[derive(Default)]
 pub(crate) struct Pace {
     best: f64,
-    slow: u32,
+    /// Lines in a row at less than half of it, and their seconds.
+    slow: (u32, f64),
     told: bool,
 }
 
+/// Seconds of slow steps from which on something is said.
+const SLOW: f64 = 3.0;
+
 impl Pace {
-    /// The best rate so far where `rate`, images a second since the last line, is less than half of it for the second time in
-    /// a row; once, until it is as it was.
-    pub(crate) fn fell(&mut self, rate: f64) -> Option<f64> {
+    /// The best rate so far where `rate`, images a second over the `seconds` since the last line, is less than half of it, and
+    /// was so for some seconds and two lines; once, until it is as it was.
+    pub(crate) fn fell(&mut self, rate: f64, seconds: f64) -> Option<f64> {
         self.best = self.best.max(rate);
-        self.slow = if rate < 0.5 * self.best { self.slow + 1 } else { 0 };
+        let (lines, before) = self.slow;
+        self.slow = if rate < 0.5 * self.best { (lines + 1, before + seconds) } else { (0, 0.0) };
         if rate > 0.8 * self.best {
             self.told = false;
         }
-        let tell = self.slow >= 2 && !self.told;
+        let tell = self.slow.0 >= 2 && self.slow.1 >= SLOW && !self.told;
         self.told |= tell;
         tell.then_some(self.best)
     }
@@ -107,8 +112,8 @@ mod tests {
         assert_eq!(choice(4, |threads| 10 / threads as u64), 4);
         assert_eq!(choice(2, |_| 6), 2);
         assert_eq!(choice(1, |_| 1), 1);
-        // A large net's steps aren't repeated for it.
-        assert_eq!(choice(2, |threads| if threads == 1 { 1 } else { 300 }), 2);
+        // Where another program has a core, steps may be very long.
+        assert_eq!(choice(2, |threads| if threads == 1 { 5 } else { 150 }), 1);
     }
 
     #[test]
@@ -116,9 +121,13 @@ mod tests {
         let mut pace = Pace::default();
         let told: Vec<bool> =
             [500.0, 1000.0, 400.0, 950.0, 400.0, 450.0, 300.0, 900.0, 400.0, 300.0]
-                .map(|rate| pace.fell(rate).is_some())
+                .map(|rate| pace.fell(rate, 2.0).is_some())
                 .into();
         let (no, yes) = (false, true);
         assert_eq!(told, [no, no, no, no, no, yes, no, no, no, yes]);
+        // A moment is nothing.
+        let mut pace = Pace::default();
+        let told = [500.0, 100.0, 100.0, 100.0].map(|rate| pace.fell(rate, 0.1).is_some());
+        assert_eq!(told, [no; 4]);
     }
 }

@@ -122,6 +122,13 @@ impl Trainer {
             let choose = || choose_threads(&recipe, micro_batch, &train, task.as_ref(), &group);
             recipe.train.threads = if given { present_threads() } else { choose() };
         } else if threads > 0 {
+            let cores = std::thread::available_parallelism().map_or(threads, usize::from);
+            if threads > cores && device == Device::Cpu && group.is_first() {
+                tracing::warn!(
+                    "train.threads = {threads}: this machine has {cores} cores, so that --set train.threads={cores} is \
+                     faster (sums then differ in their last bits)"
+                );
+            }
             tch::set_num_threads(threads as i32);
         }
         let params = task.parameters();
@@ -384,7 +391,8 @@ impl Trainer {
 
     /// Says so when the run has become slow, and what helps.
     fn tell_pace(&mut self, rate: f64, data_wait: f64) {
-        let Some(best) = self.pace.fell(rate) else { return };
+        let images = self.recipe.train.batch as f64 * self.recipe.train.log_every as f64;
+        let Some(best) = self.pace.fell(rate, images / rate) else { return };
         let Recipe { data, train, .. } = &self.recipe;
         let reason = if data_wait > 0.5 {
             format!(
@@ -674,6 +682,9 @@ fn choose_threads(
     group: &ProcessGroup,
 ) -> usize {
     let most = present_threads();
+    if 2.0 * task.macs() as f64 * micro_batch as f64 > threads::LARGE {
+        return most;
+    }
     let params: Vec<Tensor> = task.parameters().iter().map(|p| p.tensor.shallow_clone()).collect();
     let precision = Precision::from(recipe.train.precision);
     let chosen = stream(recipe, micro_batch, train, task, group, 0).and_then(|mut stream| {

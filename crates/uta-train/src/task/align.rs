@@ -188,6 +188,15 @@ impl Task for Align {
         }
     }
 
+    fn macs(&self) -> u64 {
+        let whole = |clip: &Clip| clip.config.vision.macs(clip.config.vision.num_patches());
+        let teacher = match &self.targets {
+            Targets::Live(teacher) => whole(teacher),
+            Targets::Cached(_) => 0,
+        };
+        3 * whole(&self.student) + teacher
+    }
+
     fn clip(&self) -> &Clip {
         &self.student
     }

@@ -80,6 +80,12 @@ pub trait Task {
         Ok(())
     }
 
+    /// Multiply-accumulates of the image encoders' products in a step, for one image that is seen whole.
+    fn macs(&self) -> u64 {
+        let vision = &self.clip().config.vision;
+        3 * vision.macs(vision.num_patches())
+    }
+
     /// What is evaluated and exported: image and text encoder of one space.
     fn clip(&self) -> &Clip;
 

@@ -47,12 +47,14 @@ pub struct State {
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const REJECTED: &str = "rejected.jsonl";
+const EVENTS: &str = "tensorboard";
+const ENVIRONMENT: &str = "environment.json";
 
 impl RunDir {
     /// Starts a new run in `path`, of `world` processes, the first of them on `device`.
     ///
     /// # Errors
-    /// When there is a run already that has made a step, or nothing can be written.
+    /// When there is a run already that has made a step, or a file in its place that no run wrote; when nothing can be written.
     pub fn create(
         path: &Path,
         recipe: &Recipe,
@@ -69,15 +71,22 @@ impl RunDir {
             let message = "holds checkpoints of a run whose recipe.toml is gone; remove it, or give another --out";
             return Err(TrainError::run(path, message));
         }
+        let foreign = match is_runs(path) {
+            true => None,
+            false => MADE.iter().chain(&[MODEL, EVENTS]).find(|name| path.join(name).exists()),
+        };
+        if let Some(name) = foreign {
+            let message = format!(
+                "holds a {name} that is no run's, and isn't written over; give another --out"
+            );
+            return Err(TrainError::run(path, message));
+        }
         let new = !path.exists();
         fs::create_dir_all(path.join("checkpoints")).map_err(TrainError::io(path))?;
         let lock = lock(path)?;
         // Of one that ended before its first step.
         remove_made(path);
-        write_atomically(
-            &path.join("environment.json"),
-            environment(recipe, device, world).as_bytes(),
-        )?;
+        write_atomically(&path.join(ENVIRONMENT), environment(recipe, device, world).as_bytes())?;
         write_atomically(&path.join("recipe.toml"), recipe.to_toml().as_bytes())?;
         let mut run = RunDir::open_files(path, lock, None)?;
         run.fresh = Some(new);
@@ -139,7 +148,7 @@ impl RunDir {
             .append(true)
             .open(&file)
             .map_err(TrainError::io(&file))?;
-        let tensorboard = path.join("tensorboard");
+        let tensorboard = path.join(EVENTS);
         let events = match resumed {
             // Hides the steps after `last` that a killed run logged and that will be logged again.
             Some(last) => EventWriter::resume(&tensorboard, last),
@@ -198,9 +207,9 @@ impl RunDir {
             let tag = group.map_or_else(|| name.clone(), |group| format!("{group}/{name}"));
             self.events
                 .scalar(&tag, step, value as f32, now)
-                .map_err(TrainError::io(&self.path.join("tensorboard")))?;
+                .map_err(TrainError::io(&self.path.join(EVENTS)))?;
         }
-        self.events.flush().map_err(TrainError::io(&self.path.join("tensorboard")))
+        self.events.flush().map_err(TrainError::io(&self.path.join(EVENTS)))
     }
 
     /// Adds a line to rejected.jsonl for each sample that step `step` could not use.
@@ -238,7 +247,7 @@ impl RunDir {
             .flush()
             .and_then(|()| self.metrics.get_ref().sync_data())
             .map_err(TrainError::io(&self.path.join("metrics.jsonl")))?;
-        self.events.sync().map_err(TrainError::io(&self.path.join("tensorboard")))?;
+        self.events.sync().map_err(TrainError::io(&self.path.join(EVENTS)))?;
         let rejected = self.path.join(REJECTED);
         match File::open(&rejected).and_then(|file| file.sync_data()) {
             Err(e) if e.kind() == ErrorKind::NotFound => {}
@@ -305,12 +314,21 @@ fn has_begun(path: &Path) -> Result<bool, TrainError> {
         || String::from_utf8_lossy(&metrics).lines().any(stepped))
 }
 
+/// What a run writes before its first step.
+const MADE: [&str; 5] = ["recipe.toml", ENVIRONMENT, "metrics.jsonl", "config.json", REJECTED];
+
+/// Whether `path` is the directory of a run: its first file says so.
+fn is_runs(path: &Path) -> bool {
+    let text = fs::read_to_string(path.join(ENVIRONMENT)).unwrap_or_default();
+    serde_json::from_str::<Value>(&text).is_ok_and(|environment| environment["uta"].is_string())
+}
+
 /// Removes what a run has written before its first step.
 fn remove_made(path: &Path) {
-    for name in ["recipe.toml", "environment.json", "metrics.jsonl", "config.json", REJECTED] {
+    for name in MADE {
         let _ = fs::remove_file(path.join(name));
     }
-    let _ = fs::remove_dir_all(path.join("tensorboard"));
+    let _ = fs::remove_dir_all(path.join(EVENTS));
 }
 
 /// A checkpoint's files in `dir`, anew; `state` gets their lengths.

@@ -265,6 +265,7 @@ fn a_run_that_fails_before_its_first_step_is_in_nobodys_way() {
     // One that was killed there is begun anew, and what is no part of a run stays.
     fs::create_dir_all(world.path("run/checkpoints")).unwrap();
     fs::write(world.path("run/notes.txt"), "mine").unwrap();
+    fs::write(world.path("run/environment.json"), "{\"uta\":\"0.1.0\"}").unwrap();
     fs::write(world.path("run/recipe.toml"), "").unwrap();
     fs::write(world.path("run/metrics.jsonl"), "{\"step\":0,\"eval\":\"validation\"}\n").unwrap();
     world.refuses(&[&train[..], &["--set", sets]].concat(), &["pairs"]);
@@ -274,6 +275,23 @@ fn a_run_that_fails_before_its_first_step_is_in_nobodys_way() {
     let steps = metrics(&world.path("run")).iter().filter(|line| line["step"] == 0).count();
     assert_eq!(steps, 1);
     world.refuses(&train, &["holds a run already"]);
+    // What no run wrote is not written over.
+    for name in [
+        "recipe.toml",
+        "config.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "environment.json",
+        "tensorboard",
+    ] {
+        let dir = world.path(&format!("of-{name}"));
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join(name), "mine").unwrap();
+        let out = dir.to_str().unwrap();
+        world.refuses(&["train", "align.toml", "--out", out], &[name, "no run's"]);
+        assert_eq!(fs::read_to_string(dir.join(name)).unwrap(), "mine");
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+    }
 }
 
 #[test]

@@ -126,10 +126,13 @@ impl TryFrom<Table> for Model {
             Some(other) => return Err(format!("model.init: {other} is no text")),
         };
         let out_follows = !table.contains_key("out");
-        let text = table
+        let text: Option<TextConfig> = table
             .remove("text")
             .map(|text| text.try_into().map_err(|e| format!("model.text: {}", brief(&e))))
             .transpose()?;
+        if let Some(text) = &text {
+            text.check().map_err(|e| format!("model.text: {e}"))?;
+        }
         let mut sizes = match table.remove("preset") {
             None => Table::new(),
             Some(Value::String(name)) => {
@@ -1069,6 +1072,10 @@ mod tests {
             ("data.orient=yes", "expected true or false"),
             ("data.val=3", "--set data.val: invalid type: integer `3`, expected a list"),
             ("data.train=", "--set data.train = \"\": must be a path"),
+            (
+                "model.text={context_length=9000000000000000000,vocab_size=9,width=8,heads=1,layers=1,out=8}",
+                "--set model.text: context_length = 9000000000000000000: must be from 1 to 65536",
+            ),
             ("train=4", "--set train: invalid type: integer `4`, expected a table of keys"),
             ("foo.bar=4", "--set foo.bar=4: foo: unknown field `foo`"),
             ("data.workers=100000", "data.workers = 100000: must be from 0 to 1024"),

@@ -115,21 +115,13 @@ impl Trainer {
         let parts = Parts::new(&mut recipe, micro_batch, begun, &group);
         let Parts { device, train, val, task } = group.agree(parts)?;
         same_data(train.as_ref(), val.as_deref(), &group)?;
-        let threads = recipe.train.threads;
-        if device == Device::Cpu && group.world() == 1 && threads == 0 {
+        if recipe.train.threads > 0 {
+            use_threads(recipe.train.threads, device, &group);
+        } else if device == Device::Cpu && world == 1 {
             // Where there is no choice, or a run of a former version goes on, all that there are.
             let given = resume || std::env::var_os("OMP_NUM_THREADS").is_some();
             let choose = || choose_threads(&recipe, micro_batch, &train, task.as_ref(), &group);
             recipe.train.threads = if given { present_threads() } else { choose() };
-        } else if threads > 0 {
-            let cores = std::thread::available_parallelism().map_or(threads, usize::from);
-            if threads > cores && device == Device::Cpu && group.is_first() {
-                tracing::warn!(
-                    "train.threads = {threads}: this machine has {cores} cores, so that --set train.threads={cores} is \
-                     faster (sums then differ in their last bits)"
-                );
-            }
-            tch::set_num_threads(threads as i32);
         }
         let params = task.parameters();
         let optimizer = Optimizer::new(&params, &recipe.optim);
@@ -701,6 +693,18 @@ fn choose_threads(
     let threads = chosen.unwrap_or(most);
     tch::set_num_threads(threads as i32);
     threads
+}
+
+/// Computes with so many threads, and says so where they are more than the machine's cores.
+fn use_threads(threads: usize, device: Device, group: &ProcessGroup) {
+    let cores = std::thread::available_parallelism().map_or(threads, usize::from);
+    if threads > cores && device == Device::Cpu && group.is_first() {
+        tracing::warn!(
+            "train.threads = {threads}: this machine has {cores} cores, so that --set train.threads={cores} is faster (sums \
+             then differ in their last bits)"
+        );
+    }
+    tch::set_num_threads(threads as i32);
 }
 
 fn present_threads() -> usize {

@@ -35,27 +35,31 @@ impl<T: Send + 'static> Ordered<T> {
         let (done, results) = unbounded();
         let stop = Arc::new(AtomicBool::new(false));
         let work = Arc::new(work);
-        let threads = (0..workers.max(1))
-            .map(|i| {
-                let (queue, done, stop, work) =
-                    (queue.clone(), done.clone(), stop.clone(), work.clone());
-                let run = move || {
-                    for job in queue {
-                        if stop.load(Ordering::Relaxed) {
-                            return;
-                        }
-                        let result = catch_unwind(AssertUnwindSafe(|| work(job)));
-                        if done.send((job, result)).is_err() {
-                            return;
-                        }
+        let mut threads = vec![];
+        for i in 0..workers.max(1) {
+            let (queue, done, stop, work) =
+                (queue.clone(), done.clone(), stop.clone(), work.clone());
+            let run = move || {
+                for job in queue {
+                    if stop.load(Ordering::Relaxed) {
+                        return;
                     }
-                };
-                thread::Builder::new()
-                    .name(format!("data-{i}"))
-                    .spawn(run)
-                    .expect("the system gives a thread")
-            })
-            .collect();
+                    let result = catch_unwind(AssertUnwindSafe(|| work(job)));
+                    if done.send((job, result)).is_err() {
+                        return;
+                    }
+                }
+            };
+            match thread::Builder::new().name(format!("data-{i}")).spawn(run) {
+                Ok(thread) => threads.push(thread),
+                // Results don't depend on how many there are.
+                Err(e) if i > 0 => {
+                    tracing::warn!("{i} decoding threads of {workers}: no more can be had: {e}");
+                    break;
+                }
+                Err(e) => panic!("the system gives no thread: {e}"),
+            }
+        }
         Ordered {
             jobs: Some(jobs),
             results,

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::ahead::Ahead;
 use crate::parallel::Ordered;
+use crate::progress::counted;
 use crate::shards::{CLASS_NAMES, Limit, ShardWriter};
 use crate::stream::guarded;
 use crate::{DataError, Rejected, Sample, Source, decode, open, progress, sidecar};
@@ -50,8 +51,10 @@ impl fmt::Display for Packed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (samples, shards) = (self.samples, self.shards.len());
         let megabytes = self.bytes as f64 / 1e6;
-        writeln!(f, "{samples} samples in {shards} shards, {megabytes:.1} MB")?;
-        writeln!(f, "{} with captions, {} classes", self.captioned, self.classes.unwrap_or(0))?;
+        let (samples, shards) = (counted(samples, "sample"), counted(shards, "shard"));
+        writeln!(f, "{samples} in {shards}, {megabytes:.1} MB")?;
+        let classes = counted(self.classes.unwrap_or(0), "class");
+        writeln!(f, "{} with captions, {classes}", self.captioned)?;
         for Rejected { key, reason, .. } in &self.broken {
             writeln!(f, "left out: {key}: {reason}")?;
         }

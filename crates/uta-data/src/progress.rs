@@ -33,6 +33,16 @@ pub fn images_per_second(speed: f64) -> String {
     format!("{speed:.decimals$} images/s")
 }
 
+/// A count with its noun: `1 shard`, `2 shards`, `3 classes`.
+pub fn counted(count: usize, noun: &str) -> String {
+    let ending = match noun {
+        _ if count == 1 => "",
+        _ if noun.ends_with('s') => "es",
+        _ => "s",
+    };
+    format!("{count} {noun}{ending}")
+}
+
 /// Standard error for log lines: bars step aside while one is written.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LogWriter;
@@ -45,5 +55,18 @@ impl Write for LogWriter {
 
     fn flush(&mut self) -> std::io::Result<()> {
         std::io::stderr().flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::counted;
+
+    #[test]
+    fn one_is_singular_and_any_other_count_plural() {
+        assert_eq!(counted(1, "shard"), "1 shard");
+        assert_eq!(counted(0, "shard"), "0 shards");
+        assert_eq!(counted(1, "class"), "1 class");
+        assert_eq!(counted(2, "class"), "2 classes");
     }
 }

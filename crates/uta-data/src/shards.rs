@@ -20,6 +20,7 @@ use tar::{Archive, EntryType};
 
 use crate::decode::{EXTENSIONS, is_image};
 use crate::index::{self, Stamp};
+use crate::progress::counted;
 use crate::{DataError, Part, Sample, Source, sizes, source};
 
 /// Tar's unit: a header is one block, contents are padded to whole ones.
@@ -561,8 +562,8 @@ impl fmt::Display for Indexed {
         for problem in &self.problems {
             writeln!(f, "problem: {problem}")?;
         }
-        let Indexed { shards, scanned, samples, .. } = self;
-        write!(f, "{samples} samples in {shards} shards, {scanned} of them scanned")
+        let (samples, shards) = (counted(self.samples, "sample"), counted(self.shards, "shard"));
+        write!(f, "{samples} in {shards}, {} of them scanned", self.scanned)
     }
 }
 

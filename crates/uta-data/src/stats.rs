@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::pack::{Inspected, bar, inspect};
+use crate::progress::counted;
 use crate::{DataError, Rejected, Source};
 
 /// What is in a set; `Display` is the human table, `Serialize` the JSON.
@@ -50,16 +51,22 @@ impl fmt::Display for Stats {
             let size = |(w, h)| format!("{w}x{h}");
             writeln!(f, "sizes      {} .. {} .. {}", size(small), size(median), size(large))?;
         }
-        writeln!(
-            f,
-            "captions   {} on {} samples, {:.1} words each",
-            self.captions, self.captioned, self.caption_words
-        )?;
+        let on = |samples| counted(samples, "sample");
+        match self.captions {
+            0 => writeln!(f, "captions   none")?,
+            n => writeln!(
+                f,
+                "captions   {n} on {}, {:.1} words each",
+                on(self.captioned),
+                self.caption_words
+            )?,
+        }
         match self.class_sizes {
             Some((few, many)) => writeln!(
                 f,
-                "classes    {} on {} samples, {few} to {many} each",
-                self.classes, self.labelled
+                "classes    {} on {}, {few} to {many} each",
+                self.classes,
+                on(self.labelled)
             )?,
             None => writeln!(f, "classes    none")?,
         }

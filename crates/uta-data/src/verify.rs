@@ -6,6 +6,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::pack::{Inspected, bar, inspect};
+use crate::progress::counted;
 use crate::{DataError, Fault, PairOptions, Rejected, Sample, open_with, shards, source};
 
 /// Faults of a kind that are shown; all are counted.
@@ -56,9 +57,9 @@ impl fmt::Display for Verified {
                 writeln!(f, "           and {} more", count - first.len())?;
             }
         }
-        let Verified { samples, sound, .. } = self;
-        let (count, s) = (self.count(), if self.count() == 1 { "" } else { "s" });
-        write!(f, "{sound} of {samples} samples are sound; {count} fault{s}")
+        let (samples, faults) = (counted(self.samples, "sample"), counted(self.count(), "fault"));
+        let are = if self.samples == 1 { "is" } else { "are" };
+        write!(f, "{} of {samples} {are} sound; {faults}", self.sound)
     }
 }
 

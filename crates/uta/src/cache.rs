@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::ValueEnum;
 use serde::Serialize;
+use uta_data::progress::counted;
 use uta_data::targets::TargetKind;
 use uta_train::recipe::{MOST_IMAGES, TaskKind};
 use uta_train::{CacheOptions, Made, Recipe, TrainError, make_cache};
@@ -77,21 +78,21 @@ impl Display for Report {
         let Report { path, made } = self;
         writeln!(
             f,
-            "{} images in {} shards, {:.3} GB ({} bytes a training image), in {}",
-            made.samples,
-            made.shards,
+            "{} in {}, {:.3} GB ({} bytes a training image), in {}",
+            counted(made.samples as usize, "image"),
+            counted(made.shards as usize, "shard"),
             made.bytes as f64 / 1e9,
             made.bytes_per_image,
             path.display()
         )?;
-        writeln!(f, "  there before   {} shards", made.kept)?;
-        write!(f, "  computed now   {} crops", made.computed)?;
+        writeln!(f, "  there before   {}", counted(made.kept as usize, "shard"))?;
+        write!(f, "  computed now   {}", counted(made.computed as usize, "crop"))?;
         if made.computed > 0 {
             write!(f, ", {}", uta_data::progress::images_per_second(made.images_per_second))?;
         }
         writeln!(f)?;
         if made.rejected > 0 {
-            writeln!(f, "  unusable       {} images", made.rejected)?;
+            writeln!(f, "  unusable       {}", counted(made.rejected as usize, "image"))?;
         }
         if let Some((mean, least)) = made.cosine {
             writeln!(

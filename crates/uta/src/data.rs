@@ -12,6 +12,7 @@ use serde::Serialize;
 use uta_data::DataError;
 use uta_data::emoji;
 use uta_data::pack::{PackOptions, pack};
+use uta_data::progress::counted;
 use uta_data::shards::{Limit, index};
 use uta_data::stats::stats;
 use uta_data::verify::verify;
@@ -183,8 +184,7 @@ pub fn run(data: Data) -> anyhow::Result<()> {
             print(json, &verified)?;
             match verified.count() {
                 0 => Ok(()),
-                1 => bail!("{}: 1 fault", data.join(" ")),
-                faults => bail!("{}: {faults} faults", data.join(" ")),
+                faults => bail!("{}: {}", data.join(" "), counted(faults, "fault")),
             }
         }
     }

@@ -28,6 +28,13 @@ pub fn exit_status(error: &anyhow::Error) -> u8 {
     if error.chain().any(is_users) { 2 } else { 1 }
 }
 
+/// Whether standard output was closed by what read it, such as `head`: no trouble at all.
+pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    // Only what is printed fails without a word of what and where.
+    let printing = error.chain().next().and_then(|error| error.downcast_ref::<std::io::Error>());
+    printing.is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}
+
 /// How libtorch says that a GPU's memory or the machine's isn't enough.
 const NO_MEMORY: [&str; 2] = ["out of memory", "can't allocate memory"];
 

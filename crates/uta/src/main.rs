@@ -18,16 +18,24 @@ mod train;
 mod weights;
 mod whole;
 
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// What `uta --help` says of the environment.
+const ENVIRONMENT: &str = "Environment:
+  UTA_LOG   how much is said on standard error: error, warn, info or debug [default: info]
+
+A mistake of yours ends with status 2, anything else that goes wrong with status 1; each with one line that says why.";
 
 /// Unmasked Token Alignment: train a vision transformer from scratch against a frozen CLIP, and use it zero-shot
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true)]
+#[command(version, propagate_version = true, after_help = ENVIRONMENT)]
 struct Cli {
     #[command(subcommand)]
     command: Commands,
@@ -67,24 +75,36 @@ fn main() -> ExitCode {
     if command.computes() {
         settle_runtime();
     }
+    let work = || start_log().and_then(|()| run(command));
+    match torch_ext::caught(work).unwrap_or_else(|error| Err(error.into())) {
+        Ok(()) => ExitCode::SUCCESS,
+        // As a shell reports programs that SIGPIPE ends.
+        Err(error) if error::is_closed_pipe(&error) => ExitCode::from(128 + 13),
+        Err(error) => {
+            // Standard error may be closed as well.
+            let _ = writeln!(std::io::stderr(), "uta: {}", error::one_line(&error));
+            ExitCode::from(error::exit_status(&error))
+        }
+    }
+}
+
+/// Has what is logged written to standard error, as far as `UTA_LOG` says.
+fn start_log() -> anyhow::Result<()> {
+    let wanted = match std::env::var("UTA_LOG") {
+        Ok(wanted) if !wanted.is_empty() => wanted,
+        _ => "info".into(),
+    };
+    // Of every third drawing usvg says that it could be a better SVG.
+    let filter = EnvFilter::try_new(format!("usvg=off,resvg=off,{wanted}"))
+        .map_err(|_| error::Usage(format!("UTA_LOG={wanted}: use error, warn, info or debug")))?;
     tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("UTA_LOG")
-                .unwrap_or_else(|_| "info".into()),
-        )
+        .with_env_filter(filter)
         .with_target(false)
         .without_time()
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_writer(uta_data::progress::LogWriter::default)
         .init();
-    let done = torch_ext::caught(|| run(command)).unwrap_or_else(|error| Err(error.into()));
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("uta: {}", error::one_line(&error));
-            ExitCode::from(error::exit_status(&error))
-        }
-    }
+    Ok(())
 }
 
 /// clap's answer to a flag that there isn't, with advice that can be followed: no command takes a name that begins with a dash,
@@ -148,6 +168,11 @@ fn settle_runtime() {
     }
     if let Ok(program) = std::env::current_exe() {
         // Returns only if it failed; then the run is slower, no more.
-        let _ = Command::new(program).args(std::env::args_os().skip(1)).envs(missing).exec();
+        let mut words = std::env::args_os();
+        let mut command = Command::new(program);
+        if let Some(own) = words.next() {
+            command.arg0(own);
+        }
+        let _ = command.args(words).envs(missing).exec();
     }
 }

@@ -6,6 +6,7 @@ use serde_json::json;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::str::FromStr;
+use uta_data::progress::counted;
 use uta_train::mask::{MaskGenerator, MaskKind, MaskStatistics};
 
 /// Show how often each patch of the grid is masked.
@@ -91,12 +92,12 @@ fn summary(generator: &MaskGenerator, statistics: &MaskStatistics) -> String {
     let high = probability.iter().copied().fold(0.0, f64::max);
     let mut text = format!(
         "{} masks of {rows}x{columns} patches keep {} of {}\n\
-         probability of being masked over {} samples: mean {:.4}, sd over positions {:.4}, \
+         probability of being masked over {}: mean {:.4}, sd over positions {:.4}, \
          {low:.3} to {high:.3}\n",
         generator.kind(),
         generator.kept_count(),
         generator.patches(),
-        statistics.samples,
+        counted(statistics.samples, "sample"),
         statistics.mean(),
         statistics.standard_deviation(),
     );
@@ -132,8 +133,10 @@ fn figure(
     let width = kinds.len() as f64 * (SIDE + GAP) - GAP;
     let mut drawing = Drawing::new(width, PANEL_HEIGHT + 126.0);
     let heading = format!(
-        "How often each patch is masked: {}x{} patches, ratio {ratio}, {samples} samples",
-        grid.0, grid.1
+        "How often each patch is masked: {}x{} patches, ratio {ratio}, {}",
+        grid.0,
+        grid.1,
+        counted(samples, "sample")
     );
     drawing.text(0.0, 14.0, "title", Anchor::Start, &heading);
     let legend = "Small squares: single masks, the kept patches in blue";

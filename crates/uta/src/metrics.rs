@@ -58,7 +58,9 @@ impl Metrics {
         let path = run.join("metrics.jsonl");
         match fs::read(&path) {
             Ok(bytes) => Ok(Self::parse(&String::from_utf8_lossy(&bytes))),
-            Err(error) if error.kind() == ErrorKind::NotFound => {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
                 let message = format!("{}: not there; give a run directory", path.display());
                 Err(Usage(message).into())
             }

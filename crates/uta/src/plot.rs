@@ -4,6 +4,7 @@ use crate::chart::{self, Chart, Drawing, Series, Stroke, Unit};
 use crate::error::Usage;
 use crate::metrics::{Curve, Metrics, Model};
 use std::path::PathBuf;
+use uta_data::progress::counted;
 
 /// Draw the curves of runs, one panel a metric, one colour a run.
 #[derive(Debug, clap::Args)]
@@ -21,8 +22,8 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    // `runs/*` names what else lies there too.
-    let other = |path: &PathBuf| path.is_dir() && !path.join("metrics.jsonl").exists();
+    // `runs/*` names what else lies there too, folders and files.
+    let other = |path: &PathBuf| path.exists() && !path.join("metrics.jsonl").exists();
     let (others, mut paths): (Vec<_>, Vec<_>) = args.runs.iter().cloned().partition(other);
     if paths.is_empty() {
         paths = others;
@@ -47,7 +48,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let charts: Vec<Chart> = wanted.iter().map(|name| panel(name, &runs)).collect();
     arrange(&charts).save(&args.out)?;
-    eprintln!("{} panels of {} runs in {}", charts.len(), runs.len(), args.out.display());
+    let (panels, runs) = (counted(charts.len(), "panel"), counted(runs.len(), "run"));
+    eprintln!("{panels} of {runs} in {}", args.out.display());
     Ok(())
 }
 
@@ -190,6 +192,16 @@ mod tests {
         assert_eq!(svg.matches("class=\"chart\"").count(), 3, "loss, lr, set/top1");
         assert!(svg.contains("one/run") && svg.contains("two/run") && svg.contains("set top-1"));
         assert_eq!(svg.matches(">teacher<").count(), 1);
+
+        // What else `runs/*` names is left out: a folder and a file that are no runs.
+        let (folder, file) = (dir.path().join("table1"), dir.path().join("notes.txt"));
+        fs::create_dir(&folder).unwrap();
+        fs::write(&file, "").unwrap();
+        let all = [folder, file.clone(), runs[0].clone()];
+        run(&args(&all, out.clone(), &[])).unwrap();
+        assert!(!fs::read_to_string(&out).unwrap().contains("notes"));
+        let error = run(&args(&[file], out.clone(), &[])).unwrap_err();
+        assert!(error.to_string().contains("give a run directory"), "{error}");
 
         run(&args(&runs, out.clone(), &["loss"])).unwrap();
         assert_eq!(fs::read_to_string(&out).unwrap().matches("class=\"chart\"").count(), 1);

@@ -13,6 +13,7 @@ mod masks;
 mod metrics;
 mod plan;
 mod plot;
+mod reference;
 mod report;
 mod train;
 mod weights;

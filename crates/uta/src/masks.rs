@@ -171,9 +171,19 @@ fn panel(to: &mut Drawing, generator: &MaskGenerator, seed: u64, samples: usize)
     }
 }
 
+/// Masks from which the report's probabilities are counted.
+const SAMPLES: usize = 5000;
+
+/// The least and the largest probability of being masked, over the places of the grid.
+pub fn extremes(generator: &MaskGenerator, seed: u64) -> (f64, f64) {
+    let statistics = MaskStatistics::collect(generator, seed, SAMPLES);
+    let fold =
+        |of: fn(f64, f64) -> f64, first| statistics.probability.iter().copied().fold(first, of);
+    (fold(f64::min, 1.0), fold(f64::max, 0.0))
+}
+
 /// The part of the figure that a run's report shows: its own masks, beside plain block-wise ones.
 pub fn report_figure(generator: &MaskGenerator, ratio: f64, seed: u64) -> anyhow::Result<Drawing> {
-    const SAMPLES: usize = 5000;
     let mut generators = vec![generator.clone()];
     if generator.kind() == MaskKind::BlockReversed {
         generators.push(MaskGenerator::new(MaskKind::Block, ratio, generator.grid())?);

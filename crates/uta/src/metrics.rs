@@ -153,13 +153,13 @@ impl Metrics {
         unique(having.map(|evaluation| evaluation.set.as_str()))
     }
 
-    /// Seconds spent in training steps, from the images seen and the speed between two lines.
-    pub fn training_seconds(&self) -> Option<f64> {
+    /// Seconds spent in the training steps after step `after`, from the images seen and the speed between two lines.
+    pub fn training_seconds(&self, after: u64) -> Option<f64> {
         let speed = self.curve("images_per_second")?;
         let images_a_step = self.samples as f64 / self.steps as f64;
-        let mut before = 0.0;
+        let mut before = after as f64;
         let mut seconds = 0.0;
-        for &(step, images_per_second) in speed {
+        for &(step, images_per_second) in speed.iter().filter(|(step, _)| *step > after as f64) {
             if images_per_second > 0.0 {
                 seconds += (step - before) * images_a_step / images_per_second;
             }
@@ -217,8 +217,10 @@ mod tests {
     #[test]
     fn training_time_follows_from_images_and_speed() {
         // 80 images at 8 a second, then 80 at 4 a second.
-        assert_eq!(Metrics::parse(LOG).training_seconds(), Some(30.0));
-        assert_eq!(Metrics::default().training_seconds(), None);
+        assert_eq!(Metrics::parse(LOG).training_seconds(0), Some(30.0));
+        assert_eq!(Metrics::parse(LOG).training_seconds(15), Some(10.0));
+        assert_eq!(Metrics::parse(LOG).training_seconds(20), None);
+        assert_eq!(Metrics::default().training_seconds(0), None);
     }
 
     #[test]

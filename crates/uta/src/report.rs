@@ -8,6 +8,7 @@ use crate::chart::{Chart, Drawing, HEIGHT, Series, Stroke, Unit, WIDTH};
 use crate::masks;
 use crate::metrics::{Metrics, Model};
 use crate::plot;
+use crate::reference::{self, Reference, Shown};
 use anyhow::Context;
 use askama::Template;
 use base64::Engine as _;
@@ -36,25 +37,21 @@ struct Run {
     environment: serde_json::Map<String, Value>,
     metrics: Metrics,
     demo: Value,
+    reference: Reference,
+    /// `state.json` of the newest checkpoint.
+    state: Value,
     samples: Vec<Sample>,
 }
 
-/// A picture with what the student calls it, and where `samples.json` says it is.
-#[derive(Deserialize)]
+/// A picture with what it is called.
 struct Sample {
-    image: String,
-    truth: String,
-    top5: Vec<(String, f64)>,
-    #[serde(default)]
-    set: String,
-    /// Filled in from the file.
-    #[serde(skip)]
+    shown: Shown,
     data_uri: String,
 }
 
 #[derive(Deserialize)]
 struct Samples {
-    samples: Vec<Sample>,
+    samples: Vec<Shown>,
 }
 
 impl Run {
@@ -70,18 +67,24 @@ impl Run {
             }
         };
         let demo: Option<Value> = json(dir, "demo.json")?;
-        let samples: Option<Samples> = json(dir, "samples.json")?;
+        let reference: Reference = json(dir, reference::FILE)?.unwrap_or_default();
+        let samples: Option<Samples> = json(dir, reference::PICTURES)?;
+        let latest = read(dir, "checkpoints/latest")?.unwrap_or_default();
+        let state = json(dir, &format!("checkpoints/{}/state.json", latest.trim()))?;
         let mut metrics = match dir.join("metrics.jsonl").exists() {
             true => Metrics::read(dir)?,
             false => Metrics::default(),
         };
         add_demo(&mut metrics, demo.as_ref());
+        add_reference(&mut metrics, &reference);
         Ok(Self {
             name,
             recipe,
             environment: json(dir, "environment.json")?.unwrap_or_default(),
             metrics,
             demo: demo.unwrap_or_default(),
+            reference,
+            state: state.unwrap_or_default(),
             samples: samples.map_or_else(Vec::new, |list| with_pictures(dir, list.samples)),
         })
     }
@@ -152,19 +155,35 @@ fn add_demo(metrics: &mut Metrics, demo: Option<&Value>) {
     }
 }
 
+/// Takes over what the teacher reaches, and what guessing does, on every set that was evaluated.
+fn add_reference(metrics: &mut Metrics, reference: &Reference) {
+    let step = metrics.steps as f64;
+    for (set, numbers) in &reference.teacher {
+        for (metric, &value) in numbers {
+            metrics.add_evaluation(Model::Teacher, set, metric, (step, value));
+        }
+    }
+    let evaluated: Vec<(String, String)> =
+        metrics.evaluations.iter().map(|e| (e.set.clone(), e.metric.clone())).collect();
+    for (set, metric) in evaluated {
+        if let Some(chance) = reference.sets.get(&set).and_then(|about| about.chance(&metric)) {
+            metrics.add_evaluation(Model::Chance, &set, &metric, (step, chance));
+        }
+    }
+}
+
 /// The samples whose pictures are there, with them.
-fn with_pictures(dir: &Path, samples: Vec<Sample>) -> Vec<Sample> {
-    let load = |mut sample: Sample| {
-        let kind = match Path::new(&sample.image).extension()?.to_str()? {
+fn with_pictures(dir: &Path, samples: Vec<Shown>) -> Vec<Sample> {
+    let load = |shown: Shown| {
+        let kind = match Path::new(&shown.image).extension()?.to_str()? {
             "png" => "png",
             "jpg" | "jpeg" => "jpeg",
             "webp" => "webp",
             _ => return None,
         };
-        let bytes = fs::read(dir.join(&sample.image)).ok()?;
+        let bytes = fs::read(dir.join(&shown.image)).ok()?;
         let text = base64::engine::general_purpose::STANDARD.encode(bytes);
-        sample.data_uri = format!("data:image/{kind};base64,{text}");
-        Some(sample)
+        Some(Sample { shown, data_uri: format!("data:image/{kind};base64,{text}") })
     };
     samples.into_iter().filter_map(load).collect()
 }
@@ -176,11 +195,16 @@ struct Page<'a> {
     title: &'a str,
     eyebrow: String,
     lead: String,
+    measured: String,
     headlines: Vec<Headline>,
     facts: Vec<(&'static str, String)>,
     tables: Vec<ScoreTable>,
     tables_have_teacher: bool,
+    /// Where the bars of all tables end, in words.
+    scale: String,
+    data: Vec<(String, String)>,
     picture_sets: Vec<PictureSet<'a>>,
+    pictures_named: bool,
     /// Each an SVG.
     charts: Vec<String>,
     mask: Option<MaskFigure>,
@@ -193,8 +217,8 @@ struct Page<'a> {
 struct Headline {
     set: String,
     figure: String,
-    meaning: String,
-    chance: Option<String>,
+    /// What it is, and what it is held against, a line each.
+    lines: Vec<String>,
 }
 
 /// One metric on every set, or every metric on one set. Columns that would be empty are left out.
@@ -210,6 +234,8 @@ struct ScoreTable {
 
 struct ScoreRow {
     name: String,
+    /// Whether the model was trained on these pictures.
+    trained_on: bool,
     bar: Option<Bar>,
     start: String,
     student: String,
@@ -218,7 +244,7 @@ struct ScoreRow {
     chance: String,
 }
 
-/// In percent of the longest of the table.
+/// In percent of the scale, which all tables share.
 struct Bar {
     student: f64,
     teacher: Option<f64>,
@@ -226,7 +252,9 @@ struct Bar {
 
 struct PictureSet<'a> {
     set: &'a str,
-    right: usize,
+    /// How many of the pictures are named rightly at once, by whom; of the whole set too.
+    right: String,
+    named: bool,
     pictures: Vec<Picture<'a>>,
 }
 
@@ -234,13 +262,14 @@ struct Picture<'a> {
     data_uri: &'a str,
     truth: &'a str,
     guesses: Vec<Guess<'a>>,
+    /// The teacher's first.
+    teacher: Option<Guess<'a>>,
 }
 
 struct Guess<'a> {
     name: &'a str,
     right: bool,
-    /// In percent of the first guess.
-    width: f64,
+    cosine: f64,
 }
 
 struct MaskFigure {
@@ -257,7 +286,9 @@ struct RecipeLine<'a> {
 
 impl<'a> Page<'a> {
     fn of(run: &'a Run) -> anyhow::Result<Self> {
-        let tables = score_tables(&run.metrics);
+        let picture_sets = picture_sets(run);
+        let scale = scale(&run.metrics);
+        let tables = score_tables(run, scale);
         let eyebrow = match run.recipe_text("task") {
             Some("align") => "Unmasked Token Alignment".into(),
             Some("contrastive") => "Contrastive pre-training".into(),
@@ -268,11 +299,15 @@ impl<'a> Page<'a> {
             title: &run.name,
             eyebrow,
             lead: lead(run),
+            measured: measured(run),
             headlines: headlines(run),
             facts: facts(run),
             tables_have_teacher: tables.iter().any(|table| table.has_teacher),
             tables,
-            picture_sets: picture_sets(&run.samples),
+            scale: format!("{:.0} %", 100.0 * scale),
+            data: data(run),
+            pictures_named: picture_sets.iter().any(|set| set.named),
+            picture_sets,
             charts: charts(&run.metrics),
             mask: mask_figure(run)?,
             recipe: run.recipe.as_ref().map_or_else(Vec::new, |(text, _)| recipe_blocks(text)),
@@ -285,10 +320,17 @@ impl<'a> Page<'a> {
 /// What was trained, in a sentence or two.
 fn lead(run: &Run) -> String {
     let mut text = match run.recipe_text("task") {
-        Some("align") => "A vision transformer trained on images alone: the tokens of its visible \
-                          patches are aligned with those of a frozen CLIP, whose text encoder then \
-                          names what it sees."
-            .to_owned(),
+        Some("align") => {
+            let teacher = run.recipe_text("teacher.path").map(|path| {
+                let name = Path::new(path).file_name().unwrap_or_default();
+                format!(", {}", name.to_string_lossy())
+            });
+            format!(
+                "A vision transformer trained on images alone: the tokens of its visible patches are aligned with those \
+                 of a frozen CLIP (the teacher{}), whose text encoder then names what it sees.",
+                teacher.unwrap_or_default()
+            )
+        }
         Some("contrastive") => "An image and a text encoder trained together, so that a picture \
                                 and its caption meet."
             .to_owned(),
@@ -305,17 +347,120 @@ fn lead(run: &Run) -> String {
     text.trim_start().to_owned()
 }
 
+/// What was measured, on what, against what.
+fn measured(run: &Run) -> String {
+    let metrics = &run.metrics;
+    let of = |set: &&str, metric: &str| metrics.evaluation(Model::Student, set, metric).is_some();
+    let mut kinds: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (metric, kind) in [
+        ("top1", "zero-shot classification on"),
+        ("text_to_image/r1", "retrieval on"),
+        ("loss", "the loss on"),
+    ] {
+        let sets = metrics.sets(metric).into_iter().filter(|set| of(set, metric));
+        kinds.push((kind, sets.collect()));
+    }
+    kinds.retain(|(_, sets)| !sets.is_empty());
+    if kinds.is_empty() {
+        let what = match run.recipe_text("task") {
+            Some("align") => "its loss is minus the mean cosine of its tokens with the teacher's",
+            _ => return String::new(),
+        };
+        return format!(
+            "Measured: nothing but the training itself ({what}). data.val and eval.sets in a recipe add measurements."
+        );
+    }
+    let parts = kinds.iter().map(|(kind, sets)| format!("{kind} {}", listed(sets)));
+    let mut text = format!("Measured: {}", parts.collect::<Vec<_>>().join("; "));
+    let against =
+        [(Model::Teacher, "the teacher on the same pictures"), (Model::Chance, "guessing")];
+    let against: Vec<&str> = against
+        .into_iter()
+        .filter(|(model, _)| metrics.evaluations.iter().any(|e| e.model == *model))
+        .map(|(_, words)| words)
+        .collect();
+    if !against.is_empty() {
+        text += &format!(", against {}", against.join(" and "));
+    }
+    text += ".";
+    let seen = |set: &&str| run.reference.sets.get(*set).is_some_and(|about| about.trained_on);
+    let known = run.reference.sets.keys().map(String::as_str);
+    let (seen, unseen): (Vec<&str>, Vec<&str>) = known.partition(seen);
+    if !seen.is_empty() {
+        text += &format!(" The run was trained on the pictures of {}", listed(&seen));
+        text += &match unseen[..] {
+            [] => ".".to_owned(),
+            _ => format!("; not on those of {}.", listed(&unseen)),
+        };
+    } else if !unseen.is_empty() {
+        text += " It was trained on none of these pictures.";
+    }
+    text
+}
+
+/// Names as a sentence has them: a, b and c.
+fn listed(names: &[&str]) -> String {
+    match names {
+        [] => String::new(),
+        [one] => (*one).to_owned(),
+        [first @ .., last] => format!("{} and {last}", first.join(", ")),
+    }
+}
+
+/// What the run was trained and measured on.
+fn data(run: &Run) -> Vec<(String, String)> {
+    let specs = |key: &str| -> Vec<String> {
+        let list = run.recipe(key).and_then(toml::Value::as_array).into_iter().flatten();
+        let spec = |set: &toml::Value| {
+            let weight = set.get("weight").and_then(toml::Value::as_float);
+            let weight = weight.map(|weight| format!(" (weight {weight})")).unwrap_or_default();
+            set.as_str().or(set.get("data")?.as_str()).map(|spec| format!("{spec}{weight}"))
+        };
+        list.filter_map(|set| spec(set).or(set.as_str().map(str::to_owned))).collect()
+    };
+    let mut rows = Vec::new();
+    let images = |n: usize| format!("{} image{}", grouped(n as u64), if n == 1 { "" } else { "s" });
+    let train = specs("data.train");
+    if !train.is_empty() {
+        let count = run.state["data"].as_u64().map(|n| images(n as usize) + ": ");
+        rows.push(("trained on".to_owned(), count.unwrap_or_default() + &train.join(", ")));
+    }
+    if let Some(rejected) = run.state["rejected"].as_u64().filter(|&n| n > 0) {
+        let draws = format!("{}, named in rejected.jsonl", grouped(rejected));
+        rows.push(("samples that could not be used".to_owned(), draws));
+    }
+    let val = specs("data.val");
+    if !val.is_empty() {
+        rows.push(("validation loss on".to_owned(), val.join(", ")));
+    }
+    let sets = run.recipe("eval.sets").and_then(toml::Value::as_array).into_iter().flatten();
+    for set in sets {
+        let text = |key: &str| set.get(key).and_then(toml::Value::as_str).unwrap_or_default();
+        let about = run.reference.sets.get(text("name")).cloned().unwrap_or_default();
+        let (kind, holds) = match (text("kind"), about.images, about.pairs) {
+            ("zeroshot", n, _) if n > 0 => {
+                ("classified", format!("{}, {} names: ", images(n), grouped(about.classes as u64)))
+            }
+            ("retrieval", _, (n, captions)) if n > 0 => {
+                ("retrieved", format!("{}, {} captions: ", images(n), grouped(captions as u64)))
+            }
+            (kind, ..) => (kind, String::new()),
+        };
+        rows.push((format!("{}, {kind}", text("name")), holds + text("data")));
+    }
+    rows
+}
+
 /// The main metric of a run: the first evaluated share, as top1.
 fn main_metric(metrics: &Metrics) -> Option<&str> {
     metrics.evaluated().into_iter().find(|metric| Unit::of(metric) == Unit::Percent)
 }
 
-/// The student on the first sets of the recipe's evaluation, or else of the metrics: against its
-/// teacher where there is one.
+/// The student on the first sets of the recipe's evaluation, or else of the metrics, beside its teacher and chance.
 fn headlines(run: &Run) -> Vec<Headline> {
     const SHOWN: usize = 3;
     let metrics = &run.metrics;
-    let Some(metric) = main_metric(metrics) else { return Vec::new() };
+    let Some(metric) = main_metric(metrics) else { return cosine_headline(metrics) };
     let chosen: Vec<&str> = run
         .recipe("eval.sets")
         .and_then(toml::Value::as_array)
@@ -332,22 +477,42 @@ fn headlines(run: &Run) -> Vec<Headline> {
     let show = |set: &str| {
         let last = |model| latest(metrics, model, set, metric);
         let student = last(Model::Student)?;
-        let chance = last(Model::Chance).filter(|&chance| chance > 0.0);
-        let chance = chance.map(|chance| format!("{:.0} times chance", student / chance));
-        let (figure, meaning) = match last(Model::Teacher).filter(|&teacher| teacher > 0.0) {
-            Some(teacher) => (
-                format!("{:.0} %", 100.0 * student / teacher),
-                format!(
-                    "of the teacher's {name}: {} of {}",
-                    unit.show(student),
-                    unit.show(teacher)
-                ),
+        let about = run.reference.sets.get(set).cloned().unwrap_or_default();
+        let mut lines = vec![match (about.images, about.classes) {
+            (0, _) | (_, 0) => name.clone(),
+            (images, names) => format!(
+                "{name} among {} names, on {} pictures{}",
+                grouped(names as u64),
+                grouped(images as u64),
+                if about.trained_on { " that it was trained on" } else { " it was not trained on" }
             ),
-            None => (unit.show(student), name.clone()),
-        };
-        Some(Headline { set: set.to_owned(), figure, meaning, chance })
+        }];
+        if let Some(teacher) = last(Model::Teacher) {
+            let ratio = if teacher > 0.0 { student / teacher } else { f64::NAN };
+            let ratio =
+                if ratio.is_finite() { format!(" (ratio {ratio:.2})") } else { String::new() };
+            lines.push(format!("teacher {}{ratio}", unit.show(teacher)));
+        }
+        lines.extend(last(Model::Chance).map(|chance| format!("chance {}", unit.show(chance))));
+        Some(Headline { set: set.to_owned(), figure: unit.show(student), lines })
     };
     sets.into_iter().filter_map(show).take(SHOWN).collect()
+}
+
+/// Where no share was measured: how close the student's tokens come to the teacher's.
+fn cosine_headline(metrics: &Metrics) -> Vec<Headline> {
+    let validation = latest(metrics, Model::Student, "validation", "cosine");
+    let training = metrics.curve("cosine").and_then(|curve| curve.last()).map(|point| point.1);
+    let (set, value) = match (validation, training) {
+        (Some(value), _) => ("validation", value),
+        (None, Some(value)) => ("last training batch", value),
+        _ => return Vec::new(),
+    };
+    let lines = vec![
+        "mean cosine of the student's tokens with the teacher's".to_owned(),
+        "teacher 1, by definition; directions at random 0".to_owned(),
+    ];
+    vec![Headline { set: set.to_owned(), figure: Unit::Number.show(value), lines }]
 }
 
 fn latest(metrics: &Metrics, model: Model, set: &str, metric: &str) -> Option<f64> {
@@ -361,7 +526,7 @@ fn facts(run: &Run) -> Vec<(&'static str, String)> {
     let mut add = |name, value: Option<String>| facts.extend(value.map(|value| (name, value)));
     let number = |key: &str| run.demo[key].as_f64();
     let seconds = number("seconds").map(|seconds| ("Time", seconds));
-    let seconds = seconds.or(metrics.training_seconds().map(|seconds| ("Time in steps", seconds)));
+    let seconds = seconds.or(metrics.training_seconds(0).map(|seconds| ("Time in steps", seconds)));
     if let Some((name, seconds)) = seconds {
         add(name, Some(duration(seconds)));
     }
@@ -406,13 +571,14 @@ fn median(curve: &[(f64, f64)]) -> Option<f64> {
 
 /// One table for each metric that several sets have, a row a set; then one for each set with metrics
 /// of its own, a row a metric.
-fn score_tables(metrics: &Metrics) -> Vec<ScoreTable> {
+fn score_tables(run: &Run, scale: f64) -> Vec<ScoreTable> {
+    let metrics = &run.metrics;
     let (shared, own): (Vec<&str>, Vec<&str>) =
         metrics.evaluated().into_iter().partition(|metric| metrics.sets(metric).len() > 1);
     let mut tables: Vec<ScoreTable> = Vec::new();
     for metric in shared {
         let rows = metrics.sets(metric).into_iter().map(|set| (set.to_owned(), set, metric));
-        tables.extend(score_table(metrics, &plot::title(metric), rows.collect()));
+        tables.extend(score_table(run, &plot::title(metric), rows.collect(), scale));
     }
     let mut sets: Vec<&str> = Vec::new();
     for set in own.iter().flat_map(|metric| metrics.sets(metric)) {
@@ -423,26 +589,30 @@ fn score_tables(metrics: &Metrics) -> Vec<ScoreTable> {
     for set in sets {
         let rows = own.iter().filter(|metric| metrics.sets(metric).contains(&set));
         let rows = rows.map(|metric| (plot::title(metric), set, *metric));
-        tables.extend(score_table(metrics, set, rows.collect()));
+        tables.extend(score_table(run, set, rows.collect(), scale));
     }
     tables
 }
 
+/// Where the bars of all tables end: a round share that none exceeds.
+fn scale(metrics: &Metrics) -> f64 {
+    let shares = metrics.evaluations.iter().filter(|e| Unit::of(&e.metric) == Unit::Percent);
+    let largest = shares
+        .filter(|e| e.model != Model::Chance)
+        .filter_map(|e| e.curve.last())
+        .fold(0.0, |largest, point| f64::max(largest, point.1));
+    [0.01, 0.02, 0.05, 0.1, 0.2, 0.5].into_iter().find(|&end| largest <= end).unwrap_or(1.0)
+}
+
 /// A table of the given rows: name, set, metric. `None` when only chance has been measured.
 fn score_table(
-    metrics: &Metrics,
+    run: &Run,
     title: &str,
     rows: Vec<(String, &str, &str)>,
+    scale: f64,
 ) -> Option<ScoreTable> {
+    let metrics = &run.metrics;
     let last = |model, set: &str, metric: &str| latest(metrics, model, set, metric);
-    let longest = rows
-        .iter()
-        .filter(|(_, _, metric)| Unit::of(metric) == Unit::Percent)
-        .flat_map(|(_, set, metric)| {
-            [last(Model::Student, set, metric), last(Model::Teacher, set, metric)]
-        })
-        .flatten()
-        .fold(0.0, f64::max);
     let row = |(name, set, metric): (String, &str, &str)| {
         let unit = Unit::of(metric);
         let show = |value: Option<f64>| value.map_or("–".to_owned(), |value| unit.show(value));
@@ -453,17 +623,18 @@ fn score_table(
             let first = curve.first().filter(|first| first.0 == 0.0 && curve.len() > 1);
             first.map(|first| first.1)
         });
-        let is_share = unit == Unit::Percent && longest > 0.0;
-        let length = |value: f64| 100.0 * value / longest;
+        let is_share = unit == Unit::Percent;
+        let length = |value: f64| 100.0 * value / scale;
         let bar = student.filter(|_| is_share);
         let ratio = teacher.filter(|&teacher| is_share && teacher > 0.0).zip(student);
         Some(ScoreRow {
+            trained_on: run.reference.sets.get(set).is_some_and(|about| about.trained_on),
             name,
             bar: bar.map(|student| Bar { student: length(student), teacher: teacher.map(length) }),
             start: show(start),
             student: show(student),
             teacher: show(teacher),
-            ratio: ratio.map_or("–".into(), |(t, s)| format!("{:.0} %", 100.0 * s / t)),
+            ratio: ratio.map_or("–".into(), |(t, s)| format!("{:.2}", s / t)),
             chance: show(last(Model::Chance, set, metric)),
         })
     };
@@ -482,25 +653,45 @@ fn score_table(
     })
 }
 
-/// Pictures by set, in the order of first appearance.
-fn picture_sets<'a>(samples: &'a [Sample]) -> Vec<PictureSet<'a>> {
-    let mut sets: Vec<PictureSet<'a>> = Vec::new();
-    for sample in samples {
-        let best = sample.top5.first().map_or(1.0, |(_, score)| score.max(f64::MIN_POSITIVE));
-        let guess = |(name, score): &'a (String, f64)| {
-            let width = (100.0 * score / best).clamp(0.0, 100.0);
-            Guess { name, right: *name == sample.truth, width }
-        };
-        let guesses: Vec<Guess<'_>> = sample.top5.iter().map(guess).collect();
-        let at = sets.iter().position(|group| group.set == sample.set).unwrap_or_else(|| {
-            sets.push(PictureSet { set: &sample.set, right: 0, pictures: Vec::new() });
+/// The pictures by their set, in the order of first appearance.
+fn picture_sets(run: &Run) -> Vec<PictureSet<'_>> {
+    let mut sets: Vec<PictureSet<'_>> = Vec::new();
+    for Sample { shown, data_uri } in &run.samples {
+        let at = sets.iter().position(|group| group.set == shown.set).unwrap_or_else(|| {
+            let right = String::new();
+            sets.push(PictureSet { set: &shown.set, right, named: false, pictures: vec![] });
             sets.len() - 1
         });
-        sets[at].right += usize::from(guesses.first().is_some_and(|guess| guess.right));
-        let Sample { data_uri, truth, .. } = sample;
-        sets[at].pictures.push(Picture { data_uri, truth, guesses });
+        sets[at].pictures.push(Picture {
+            data_uri,
+            truth: &shown.truth,
+            guesses: shown.top5.iter().map(|guess| guessed(guess, &shown.truth)).collect(),
+            teacher: shown.teacher.first().map(|guess| guessed(guess, &shown.truth)),
+        });
+    }
+    for group in &mut sets {
+        let pictures = &group.pictures;
+        group.named = pictures.iter().any(|picture| !picture.guesses.is_empty());
+        let right = |guess: fn(&Picture<'_>) -> Option<bool>| {
+            let answers: Vec<bool> = pictures.iter().filter_map(guess).collect();
+            (!answers.is_empty()).then(|| answers.into_iter().filter(|&right| right).count())
+        };
+        let by = [
+            ("student", Model::Student, right(|p| p.guesses.first().map(|guess| guess.right))),
+            ("teacher", Model::Teacher, right(|p| p.teacher.as_ref().map(|guess| guess.right))),
+        ];
+        let said = by.into_iter().filter_map(|(who, model, right)| {
+            let whole = latest(&run.metrics, model, group.set, "top1");
+            let whole = whole.map(|share| format!(" ({} of all)", Unit::Percent.show(share)));
+            Some(format!("{who} {} of {}{}", right?, pictures.len(), whole.unwrap_or_default()))
+        });
+        group.right = said.collect::<Vec<_>>().join(", ");
     }
     sets
+}
+
+fn guessed<'a>((name, cosine): &'a (String, f64), truth: &str) -> Guess<'a> {
+    Guess { name, right: name == truth, cosine: *cosine }
 }
 
 /// Evaluations first, then the loss and its parts, then how the optimiser and the machine fared.
@@ -562,7 +753,11 @@ fn evaluation_chart(metrics: &Metrics, metric: &str) -> Chart {
     let sets = metrics.sets(metric);
     let mut chance = None;
     let mut teachers = 0;
-    for (hue, set) in sets.iter().enumerate() {
+    // What was measured once is in the tables.
+    let moves = |set: &&str| {
+        metrics.evaluation(Model::Student, set, metric).is_some_and(|curve| curve.len() > 1)
+    };
+    for (hue, set) in sets.iter().filter(|set| moves(set)).enumerate() {
         if let Some(curve) = metrics.evaluation(Model::Teacher, set, metric) {
             let points = curve.clone();
             let label = String::new();
@@ -609,15 +804,25 @@ fn mask_figure(run: &Run) -> anyhow::Result<Option<MaskFigure>> {
     let Ok(generator) = MaskGenerator::new(kind, ratio, (side, side)) else { return Ok(None) };
     let seed = run.recipe_number("train.seed").unwrap_or(0.0) as u64;
     let figure = masks::report_figure(&generator, ratio, seed)?.inline("masking probabilities");
-    let beside = if kind == MaskKind::BlockReversed {
-        " Plain block-wise masking, beside it, hides the centre far more often than the corners; \
-         reversing half of the masks evens that out."
-    } else {
-        ""
+    let shares = |kind| -> anyhow::Result<String> {
+        let generator = MaskGenerator::new(kind, ratio, (side, side))?;
+        let (low, high) = masks::extremes(&generator, seed);
+        Ok(format!("{:.0} to {:.0} %", 100.0 * low, 100.0 * high))
     };
+    let (own, beside) = (
+        shares(kind)?,
+        match kind {
+            MaskKind::BlockReversed => format!(
+                " Plain block-wise masking, beside it, masks {}: the centre far more often than the rim. Reversing half of \
+             the masks makes that more even, not quite even.",
+                shares(MaskKind::Block)?
+            ),
+            _ => String::new(),
+        },
+    );
     let caption = format!(
-        "Of {side}\u{00d7}{side} patches the student sees {} in each image. How often each is \
-         masked, over 5000 images; below, the masks of four of this run's images.{beside}",
+        "Of {side}\u{00d7}{side} patches the student sees {} in each image. How often each is masked, over 5000 images: {own} \
+         of the time, depending on its place; below, the masks of four of this run's images.{beside}",
         generator.kept_count()
     );
     Ok(Some(MaskFigure { figure, caption }))
@@ -724,6 +929,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("my <run>");
         fs::create_dir_all(run.join("samples")).unwrap();
+        fs::create_dir_all(run.join("checkpoints/step-00000002")).unwrap();
         for (name, text) in files {
             fs::write(run.join(name), text).unwrap();
         }
@@ -732,7 +938,7 @@ mod tests {
     }
 
     const RECIPE: &str = "task = \"align\"\n\n[model]\nimage_size = 48\npatch_size = 8\nwidth = 96\n\
-                          depth = 4\n\n[mask]\nkind = \"block-reversed\"\nratio = 0.5\n\n[train]\nsteps = 4\n";
+                          depth = 4\n\n[data]\ntrain = [\"photos\"]\n\n[mask]\nkind = \"block-reversed\"\nratio = 0.5\n\n[train]\nsteps = 4\n";
     const METRICS: &str = r#"
 {"step":0,"eval":"twemoji","top1":0.001,"top5":0.004}
 {"step":0,"eval":"twemoji","model":"teacher","top1":0.2,"top5":0.4}
@@ -745,7 +951,7 @@ mod tests {
     #[test]
     fn the_page_tells_results_cost_curves_masks_pictures_and_settings() {
         let samples = r#"{"samples":[{"image":"samples/a.png","truth":"red <apple>","set":"twemoji",
-            "top5":[["red <apple>",0.8],["pear",0.2]]},
+            "top5":[["red <apple>",0.8],["pear",0.2]],"teacher":[["pear",0.9]]},
             {"image":"samples/gone.png","truth":"ghost","set":"twemoji","top5":[]}]}"#;
         let html = page(&[
             ("recipe.toml", RECIPE),
@@ -762,22 +968,39 @@ mod tests {
                 "teacher":{"openmoji":{"top1":0.1,"n":1607,"text_to_image_r1":0.3}},
                 "student":{"openmoji":{"top1":0.09,"n":1607,"text_to_image_r1":0.12}}}"#,
             ),
+            (
+                "reference.json",
+                r#"{"sets":{"openmoji":{"images":1607,"classes":1613,"pairs":[1607,3214],"trained_on":true},
+                "twemoji":{"images":1613,"classes":2000}},
+                "teacher":{"openmoji":{"text_to_image/r1":0.3}}}"#,
+            ),
+            ("checkpoints/latest", "step-00000002"),
+            ("checkpoints/step-00000002/state.json", r#"{"data":12345,"rejected":3}"#),
         ]);
         for part in [
             "my &#60;run&#62;",
-            "85 %",             // of the teacher's top-1
-            "340 times chance", // (chance from demo.json)
-            "2 of 4",           // steps: the run is not finished
+            ">17.0 %<",                    // top-1 in large type
+            "teacher 20.0 % (ratio 0.85)", // what it is held against
+            "chance 0.050 %",              // among 2000 names
+            "top-1 among 2,000 names, on 1,613 pictures it was not trained on",
+            "zero-shot classification on twemoji and openmoji; retrieval on openmoji",
+            "against the teacher on the same pictures and guessing",
+            "trained on the pictures of openmoji; not on those of twemoji",
+            "<span>0</span><span>50 %</span>", // one scale for the bars of all tables
+            "trained on</small>",
+            "12,345 images: photos", // the data
+            "student 1 of 1 (17.0 % of all), teacher 0 of 1 (20.0 % of all)",
+            "teacher: <span>pear</span>",
+            "masked, over 5000 images: 4", // the least probable place: more than 40 %
+            "2 of 4",                      // steps: the run is not finished
             "5 min 52 s",
             "Some CPU, 2 cores",
             "2000-02-29 12:34 UTC",
             "red &#60;apple&#62;",
             "data:image/png;base64,bm90IHJlYWxseSBhIHBpY3R1cmU=",
-            "1 of 1 named at once",
             "text to image recall at 1",
-            "90 %",   // of the teacher's top-1 on openmoji
+            "0.90",   // of the teacher's top-1 on openmoji
             "12.0 %", // recall
-            "180 times chance",
             "block-reversed",
             "patch_size",
         ] {
@@ -789,7 +1012,7 @@ mod tests {
             "SVG's name only"
         );
         assert!(!html.contains("https://") && !html.contains("NaN"));
-        assert!(!html.contains("1607"), "a number of pictures is no score");
+        assert!(!html.contains(">1607"), "a number of pictures is no score");
         // top-1, top-5 (recall was measured once), loss, cosine with its part, lr, grad norm, speed.
         assert_eq!(html.matches("class=\"chart\"").count(), 7);
         assert!(

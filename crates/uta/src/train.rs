@@ -13,8 +13,8 @@ use uta_train::recipe::{EvalKind, EvalSet};
 use uta_train::{Evaluator, Outcome, Recipe, RunDir, Trainer};
 
 use crate::compute::warn_of_bf16;
-use crate::error::Usage;
-use crate::report;
+use crate::error::{Usage, one_line};
+use crate::{reference, report};
 
 /// Train a model as a recipe says
 ///
@@ -54,6 +54,13 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
     let outcome = train(recipe, &out, resume, group.clone(), stop_on_ctrl_c()?)?;
     if !group.is_first() {
         return Ok(());
+    }
+    if outcome.finished && outcome.images_per_second > 0.0 {
+        let done = RunDir::recipe(&out, &[]).map_err(anyhow::Error::from);
+        if let Err(e) = done.and_then(|recipe| reference::of_run(&out, &recipe)) {
+            tracing::warn!("the report lacks pictures and teacher: {}", one_line(&e));
+        }
+        report::write(&out)?;
     }
     let steps = outcome.step;
     let speed = match outcome.images_per_second {

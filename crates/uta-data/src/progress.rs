@@ -43,18 +43,20 @@ pub fn counted(count: usize, noun: &str) -> String {
     format!("{count} {noun}{ending}")
 }
 
-/// Standard error for log lines: bars step aside while one is written.
+/// Standard error for log lines: bars step aside while one is written. One that nobody reads any more (`2>&1 | head`) is no
+/// reason to end.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LogWriter;
 
 impl Write for LogWriter {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-        BARS.suspend(|| std::io::stderr().write_all(line))?;
+        let _ = BARS.suspend(|| std::io::stderr().write_all(line));
         Ok(line.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        std::io::stderr().flush()
+        let _ = std::io::stderr().flush();
+        Ok(())
     }
 }
 

@@ -490,6 +490,27 @@ fn extremes(curve: &Curve) -> Curve {
     kept
 }
 
+/// How a drawing is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// As text.
+    Svg,
+    /// As pixels.
+    Png,
+}
+
+impl Format {
+    /// What the ending of a file's name stands for.
+    pub fn of(path: &Path) -> Result<Format, Usage> {
+        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+        match ending.to_ascii_lowercase().as_str() {
+            "svg" => Ok(Format::Svg),
+            "png" => Ok(Format::Png),
+            _ => Err(Usage(format!("{}: the name must end in .png or .svg", path.display()))),
+        }
+    }
+}
+
 /// Which end of a text its position means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Anchor {
@@ -632,14 +653,9 @@ impl Drawing {
 
     /// Writes a .svg or .png file, by the name's ending.
     pub fn save(&self, path: &Path) -> anyhow::Result<()> {
-        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-        let bytes = match ending.to_ascii_lowercase().as_str() {
-            "svg" => self.standalone().into_bytes(),
-            "png" => self.png()?,
-            _ => {
-                let message = format!("{}: the name must end in .png or .svg", path.display());
-                return Err(Usage(message).into());
-            }
+        let bytes = match Format::of(path)? {
+            Format::Svg => self.standalone().into_bytes(),
+            Format::Png => self.png()?,
         };
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)

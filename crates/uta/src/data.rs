@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 
+use clap::builder::RangedU64ValueParser as AtLeastOne;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use uta_data::DataError;
@@ -73,10 +74,10 @@ pub struct PackArgs {
     #[arg(long, value_name = "SHARDS")]
     out: PathBuf,
     /// Samples a shard
-    #[arg(long, value_name = "N", default_value_t = Limit::default().samples)]
+    #[arg(long, value_name = "N", default_value_t = Limit::default().samples, value_parser = AtLeastOne::<usize>::new().range(1..))]
     shard_samples: usize,
     /// Bytes a shard
-    #[arg(long, value_name = "N", default_value_t = Limit::default().bytes)]
+    #[arg(long, value_name = "N", default_value_t = Limit::default().bytes, value_parser = clap::value_parser!(u64).range(1..))]
     shard_bytes: u64,
     /// Print one JSON object on standard output and nothing else there
     #[arg(long)]

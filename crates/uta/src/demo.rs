@@ -15,7 +15,7 @@ use uta_data::{emoji, progress};
 use uta_eval::{EvalOptions, Prompts, Retrieval, ZeroShot};
 use uta_model::Clip;
 use uta_model::safetensors_io::write_atomically;
-use uta_train::Recipe;
+use uta_train::{Recipe, RecipeError};
 
 use crate::error::Usage;
 use crate::metrics::{Curve, Metrics, Model};
@@ -217,6 +217,12 @@ fn prepare(args: &Args) -> anyhow::Result<Recipe> {
         let sets = if teacher.is_dir() { with_teacher() } else { args.sets.clone() };
         return train::resumed(&args.out, &sets);
     }
+    let ours = ["demo.json", TEACHER_DIR].iter().any(|name| args.out.join(name).exists());
+    let recipe = || fs::read_to_string(args.out.join("recipe.toml")).unwrap_or_default();
+    if exists && !ours && !recipe().contains("clip-emoji") {
+        let message = format!("{}: holds another run, give another --out", args.out.display());
+        return Err(Usage(message).into());
+    }
     if exists && !args.fresh {
         let message = format!(
             "{}: holds a demo already; add --fresh to start again or --resume to go on with it",
@@ -230,7 +236,13 @@ fn prepare(args: &Args) -> anyhow::Result<Recipe> {
             let mut file =
                 tempfile::Builder::new().prefix("uta-emoji").suffix(".toml").tempfile()?;
             file.write_all(RECIPE)?;
-            Recipe::load(file.path(), &with_teacher())?
+            let own = file.path().display().to_string();
+            Recipe::load(file.path(), &with_teacher()).map_err(|error| {
+                match error.origin == own {
+                    true => RecipeError { origin: "the demo's recipe".into(), ..error },
+                    false => error,
+                }
+            })?
         }
     };
     if exists {
@@ -395,6 +407,12 @@ mod tests {
         fs::write(out.join("recipe.toml"), recipe.to_toml()).unwrap();
         let error = prepare(&args(out.clone(), false, &[])).unwrap_err().to_string();
         assert!(error.contains("holds a demo already"), "{error}");
+        // What is no demo is never removed.
+        let run = dir.path().join("photos");
+        fs::create_dir_all(run.join("checkpoints")).unwrap();
+        let error = prepare(&Args { fresh: true, ..args(run.clone(), false, &[]) }).unwrap_err();
+        assert!(error.to_string().contains("holds another run"), "{error}");
+        assert!(run.exists());
         let moved = dir.path().join("moved");
         fs::rename(&out, &moved).unwrap();
         let recipe = prepare(&args(moved.clone(), true, &[])).unwrap();

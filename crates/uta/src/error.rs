@@ -3,8 +3,9 @@
 
 use std::error::Error;
 use std::fmt::{Display, Formatter};
-use std::io::ErrorKind;
 
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use torch_ext::distributed::DistError;
 use uta_data::DataError;
 use uta_eval::EvalError;
@@ -28,11 +29,66 @@ pub fn exit_status(error: &anyhow::Error) -> u8 {
     if error.chain().any(is_users) { 2 } else { 1 }
 }
 
+/// clap's answer to a flag that there isn't, with advice that can be followed: no command takes a name that begins with a dash,
+/// as clap proposes, and what a recipe says is no flag.
+pub fn advised(mut error: clap::Error) -> clap::Error {
+    const TAKE_RECIPES: [&str; 4] = ["train", "cache", "plan", "demo"];
+    let flag = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
+    if error.kind() != ErrorKind::UnknownArgument || !flag.starts_with('-') {
+        return error;
+    }
+    error.remove(ContextKind::Suggested);
+    let command = std::env::args().nth(1).unwrap_or_default();
+    if TAKE_RECIPES.contains(&command.as_str()) {
+        let advice =
+            "what a recipe says is set by --set KEY.PATH=VALUE, as in --set train.batch=64";
+        let advice = ContextValue::StyledStrs(vec![StyledStr::from(advice)]);
+        error.insert(ContextKind::Suggested, advice);
+    }
+    error
+}
+
+/// What clap says of a wrong command line, in one line with where to read on. `None` where help or a version was asked for,
+/// and for `uta` alone, which shows its help.
+pub fn command_line(error: &clap::Error, program: clap::Command) -> Option<Usage> {
+    let mut command = &program;
+    let mut path = vec![command.get_name()];
+    for word in std::env::args().skip(1) {
+        let Some(part) = command.find_subcommand(word) else { break };
+        command = part;
+        path.push(command.get_name());
+    }
+    let parts: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+    let said = match error.kind() {
+        _ if !error.use_stderr() => return None,
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand if path.len() == 1 => return None,
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            format!("{}: give one of {}", path.join(" "), parts.join(", "))
+        }
+        _ => {
+            let text = error.to_string();
+            let said = text.split("\n\n").map(str::trim).filter(|part| {
+                let aside = ["Usage: ", "For more information"];
+                // How a word that begins with a dash is no flag: nobody wants that here.
+                !aside.iter().any(|start| part.starts_with(start))
+                    && !part.contains(" as a value, use ")
+            });
+            let said: Vec<&str> = said
+                .map(|part| part.trim_start_matches("error: ").trim_start_matches("tip: "))
+                .collect();
+            said.join("; ")
+                .replace("invalid digit found in string", "must be a whole number")
+                .replace("invalid float literal", "must be a number")
+        }
+    };
+    Some(Usage(format!("{said}; see `{} --help`", path.join(" "))))
+}
+
 /// Whether standard output was closed by what read it, such as `head`: no trouble at all.
 pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     // Only what is printed fails without a word of what and where.
     let printing = error.chain().next().and_then(|error| error.downcast_ref::<std::io::Error>());
-    printing.is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+    printing.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 /// How libtorch says that a GPU's memory or the machine's isn't enough.
@@ -100,6 +156,7 @@ fn is_users(error: &(dyn Error + 'static)) -> bool {
 
 /// Whether a path was wrong, rather than a machine in trouble.
 fn is_input(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
     matches!(
         error.kind(),
         ErrorKind::NotFound
@@ -116,7 +173,7 @@ fn is_input(error: &std::io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io;
+    use std::io::{self, ErrorKind};
 
     fn of(kind: ErrorKind) -> DataError {
         DataError::io("read", "some/file")(io::Error::from(kind))

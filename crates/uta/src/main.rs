@@ -1,5 +1,13 @@
 //! `uta`: Unmasked Token Alignment from the command line. Each command is a module; this file only dispatches.
 
+/// A line on standard error, in the place of std's, which panics where nobody reads it any more (`2>&1 | head`).
+macro_rules! eprintln {
+    ($($words:tt)*) => {{
+        use std::io::Write as _;
+        let _ = std::writeln!(std::io::stderr(), $($words)*);
+    }};
+}
+
 mod bench;
 mod cache;
 mod chart;
@@ -19,13 +27,10 @@ mod train;
 mod weights;
 mod whole;
 
-use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
-use clap::builder::StyledStr;
-use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 /// What `uta --help` says of the environment.
@@ -72,7 +77,13 @@ impl Commands {
 }
 
 fn main() -> ExitCode {
-    let command = Cli::try_parse().unwrap_or_else(|error| advised(error).exit()).command;
+    let command = match Cli::try_parse().map_err(error::advised) {
+        Ok(cli) => cli.command,
+        Err(error) => match error::command_line(&error, Cli::command()) {
+            Some(mistake) => return failed(&mistake.into()),
+            None => error.exit(),
+        },
+    };
     if command.computes() {
         settle_runtime();
     }
@@ -81,12 +92,14 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         // As a shell reports programs that SIGPIPE ends.
         Err(error) if error::is_closed_pipe(&error) => ExitCode::from(128 + 13),
-        Err(error) => {
-            // Standard error may be closed as well.
-            let _ = writeln!(std::io::stderr(), "uta: {}", error::one_line(&error));
-            ExitCode::from(error::exit_status(&error))
-        }
+        Err(error) => failed(&error),
     }
+}
+
+/// Says what is wrong, and gives the status to end with.
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("uta: {}", error::one_line(error));
+    ExitCode::from(error::exit_status(error))
 }
 
 /// Has what is logged written to standard error, as far as `UTA_LOG` says.
@@ -106,25 +119,6 @@ fn start_log() -> anyhow::Result<()> {
         .with_writer(uta_data::progress::LogWriter::default)
         .init();
     Ok(())
-}
-
-/// clap's answer to a flag that there isn't, with advice that can be followed: no command takes a name that begins with a dash,
-/// as clap proposes, and what a recipe says is no flag.
-fn advised(mut error: clap::Error) -> clap::Error {
-    const TAKE_RECIPES: [&str; 4] = ["train", "cache", "plan", "demo"];
-    let flag = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
-    if error.kind() != ErrorKind::UnknownArgument || !flag.starts_with('-') {
-        return error;
-    }
-    error.remove(ContextKind::Suggested);
-    let command = std::env::args().nth(1).unwrap_or_default();
-    if TAKE_RECIPES.contains(&command.as_str()) {
-        let advice =
-            "what a recipe says is set by --set KEY.PATH=VALUE, as in --set train.batch=64";
-        let advice = ContextValue::StyledStrs(vec![StyledStr::from(advice)]);
-        error.insert(ContextKind::Suggested, advice);
-    }
-    error
 }
 
 fn run(command: Commands) -> anyhow::Result<()> {

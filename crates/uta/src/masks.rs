@@ -59,6 +59,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let generator = MaskGenerator::new(args.kind, args.ratio, (rows, columns))
         .map_err(|error| Usage(error.to_string()))?;
     let samples = args.samples as usize;
+    if let Some(out) = &args.out {
+        figure(args.kind, args.ratio, args.grid, samples, args.seed)?.save(out)?;
+        eprintln!("drawn in {}", out.display());
+    }
     let statistics = MaskStatistics::collect(&generator, args.seed, samples);
     if args.json {
         let map: Vec<&[f64]> = statistics.probability.chunks(columns).collect();
@@ -76,10 +80,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         writeln!(io::stdout().lock(), "{object}")?;
     } else {
         write!(io::stdout().lock(), "{}", summary(&generator, &statistics))?;
-    }
-    if let Some(out) = &args.out {
-        figure(args.kind, args.ratio, args.grid, samples, args.seed)?.save(out)?;
-        eprintln!("drawn in {}", out.display());
     }
     Ok(())
 }

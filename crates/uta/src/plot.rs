@@ -22,6 +22,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    chart::Format::of(&args.out)?;
     // `runs/*` names what else lies there too, folders and files.
     let other = |path: &PathBuf| path.exists() && !path.join("metrics.jsonl").exists();
     let (others, mut paths): (Vec<_>, Vec<_>) = args.runs.iter().cloned().partition(other);

@@ -55,7 +55,7 @@ pub struct About {
     pub classes: usize,
     /// Pictures that were retrieved, and captions.
     pub pairs: (usize, usize),
-    /// Whether the run was trained on these very pictures.
+    /// Whether the run was trained on some of these very files.
     pub trained_on: bool,
 }
 
@@ -218,7 +218,8 @@ pub fn of_run(run: &Path, recipe: &Recipe) -> anyhow::Result<()> {
         let options = EvalOptions { border: set.border, ..options.clone() };
         let about = reference.sets.entry(set.name.clone()).or_default();
         let own = files([set.data.as_str()]);
-        about.trained_on = !own.is_empty() && own.iter().all(|file| trained_on.contains(file));
+        about.trained_on =
+            own.iter().any(|file| trained_on.iter().any(|other| file.starts_with(other)));
         let mut measured = |images: usize| match affordable.checked_sub(images as u64) {
             Some(left) => {
                 affordable = left;
@@ -273,9 +274,10 @@ pub fn of_run(run: &Path, recipe: &Recipe) -> anyhow::Result<()> {
     save_pictures(run, &shown, &student, teacher.as_deref(), &options)
 }
 
-/// The files that specs mean; none of one that can't be told.
+/// The files or folders that specs mean; none of those elsewhere.
 fn files<'a>(specs: impl IntoIterator<Item = &'a str>) -> Vec<PathBuf> {
-    specs.into_iter().flat_map(|spec| uta_data::expand(spec).unwrap_or_default()).collect()
+    let here = specs.into_iter().filter(|spec| !uta_data::is_url(spec));
+    here.flat_map(|spec| uta_data::expand(spec).unwrap_or_default()).collect()
 }
 
 /// A few samples of a source, evenly spread.

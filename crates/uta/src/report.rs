@@ -390,10 +390,10 @@ fn measured(run: &Run) -> String {
         text += &format!(" The run was trained on the pictures of {}", listed(&seen));
         text += &match unseen[..] {
             [] => ".".to_owned(),
-            _ => format!("; not on those of {}.", listed(&unseen)),
+            _ => format!(" among others, not on the files of {}.", listed(&unseen)),
         };
     } else if !unseen.is_empty() {
-        text += " It was trained on none of these pictures.";
+        text += " None of these files is among those that it was trained on.";
     }
     text
 }
@@ -484,7 +484,7 @@ fn headlines(run: &Run) -> Vec<Headline> {
                 "{name} among {} names, on {} pictures{}",
                 grouped(names as u64),
                 grouped(images as u64),
-                if about.trained_on { " that it was trained on" } else { " it was not trained on" }
+                if about.trained_on { " that it was trained on" } else { "" }
             ),
         }];
         if let Some(teacher) = last(Model::Teacher) {
@@ -982,10 +982,10 @@ mod tests {
             ">17.0 %<",                    // top-1 in large type
             "teacher 20.0 % (ratio 0.85)", // what it is held against
             "chance 0.050 %",              // among 2000 names
-            "top-1 among 2,000 names, on 1,613 pictures it was not trained on",
+            "top-1 among 2,000 names, on 1,613 pictures",
             "zero-shot classification on twemoji and openmoji; retrieval on openmoji",
             "against the teacher on the same pictures and guessing",
-            "trained on the pictures of openmoji; not on those of twemoji",
+            "trained on the pictures of openmoji among others, not on the files of twemoji",
             "<span>0</span><span>50 %</span>", // one scale for the bars of all tables
             "trained on</small>",
             "12,345 images: photos", // the data

@@ -20,7 +20,7 @@ const MISTAKES: &[(&str, &[&str])] = &[
     ("bench", &["data, step"]),
     ("train", &["give a recipe", "--resume"]),
     ("train align.toml extra", &["'extra'", "`uta train --help`"]),
-    ("train align.toml --steps 5", &["'--steps'", "'--set'"]),
+    ("train align.toml --steps 5", &["'--steps'", "--set"]),
     ("train align.toml --set", &["--set <KEY.PATH=VALUE>", "`uta train --help`"]),
     ("train align.toml --resume teacher --out other", &["--out", "leave it out"]),
     ("cache align.toml", &["--out <DIR>", "`uta cache --help`"]),

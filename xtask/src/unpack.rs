@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use zip::ZipArchive;
+use zip::read::{ArchiveOffset, Config};
 
 /// Writes the members of `wheel` that `keep` names below `into`, which may hold other wheels' members already. A name
 /// that ends in `/` stands for all below it. Checked: every member lies inside, none is there twice, each entry of
@@ -15,7 +16,9 @@ use zip::ZipArchive;
 pub fn unpack(wheel: &Path, keep: &[&str], into: &Path) -> Result<()> {
     let reading = || format!("reading {}", wheel.display());
     let file = File::open(wheel).with_context(reading)?;
-    let mut archive = ZipArchive::new(BufReader::new(file)).with_context(reading)?;
+    // A wheel begins where its file does. The crate's own guess is wrong for directories of certain lengths.
+    let known = Config { archive_offset: ArchiveOffset::Known(0) };
+    let mut archive = ZipArchive::with_config(known, BufReader::new(file)).with_context(reading)?;
     let mut used = vec![false; keep.len()];
     for index in 0..archive.len() {
         let mut member = archive.by_index(index).with_context(reading)?;
@@ -102,6 +105,30 @@ mod tests {
         let (dir, path) = wheel(&[("torch/lib/liba.so", "a")]);
         let error = unpack(&path, &["torch/lib/libb.so"], dir.path()).unwrap_err().to_string();
         assert!(error.contains("torch/lib/libb.so"), "{error}");
+    }
+
+    /// With a zip64 end record of 76 bytes, and a first entry of the directory as long.
+    #[test]
+    fn a_wheel_is_read_however_long_its_names_are() {
+        let names = ["a".repeat(30), "b".repeat(30)];
+        let (dir, path) = wheel(&[(&names[0], "first"), (&names[1], "second")]);
+        let mut bytes = fs::read(&path).unwrap();
+        let end = bytes.split_off(bytes.len() - 22);
+        let at = bytes.len() as u64;
+        bytes.extend(b"PK\x06\x06\x2c\0\0\0\0\0\0\0\x2d\0\x2d\0\0\0\0\0\0\0\0\0");
+        bytes.extend([2, 2].iter().flat_map(|n: &u64| n.to_le_bytes()));
+        for field in [12, 16] {
+            bytes.extend(&end[field..field + 4]);
+            bytes.extend([0; 4]);
+        }
+        bytes.extend(b"PK\x06\x07\0\0\0\0");
+        bytes.extend(at.to_le_bytes());
+        bytes.extend(1u32.to_le_bytes());
+        bytes.extend(end);
+        fs::write(&path, bytes).unwrap();
+        let into = dir.path().join("into");
+        unpack(&path, &[&names[0], &names[1]], &into).unwrap();
+        assert_eq!(fs::read_to_string(into.join(&names[0])).unwrap(), "first");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod clip;
 mod config;
 mod error;
 mod export;
+mod hints;
 mod layers;
 mod origin;
 mod preprocess;

@@ -9,6 +9,7 @@ use serde_json::Value;
 use tch::{Device, Tensor};
 
 use crate::config::{IMAGENET_MEAN, IMAGENET_STD};
+use crate::hints::{self, HEAD};
 use crate::safetensors_io::Checkpoint;
 use crate::{
     Adapter, Clip, ClipConfig, Ffn, Head, ModelError, Pool, Preprocess, RelPos, TextConfig,
@@ -198,20 +199,46 @@ fn locate(path: &Path) -> Result<(PathBuf, Option<PathBuf>), ModelError> {
             return Ok((weights, Some(config)));
         }
     }
-    let wanted = FOLDERS.map(|(config, weights)| format!("{config} and {}", weights.join(" or ")));
-    let found = if path.is_dir() { "there is none" } else { "there is no such folder or file" };
+    Err(ModelError::format(path, no_model(path)))
+}
+
+/// Why there is no model at `path`, in words that follow it.
+fn no_model(path: &Path) -> String {
+    if !path.is_dir() {
+        return hints::missing(path);
+    }
     let checkpoints = path.join("checkpoints");
-    let newest = std::fs::read_to_string(checkpoints.join("latest"));
-    let unfinished = match (checkpoints.is_dir(), newest) {
-        (true, Ok(newest)) => format!(
-            "; the run isn't finished: continue it with --resume, or give its newest checkpoint, {}",
-            checkpoints.join(newest.trim()).display()
+    if checkpoints.is_dir() {
+        let begun = "holds no model yet: the run isn't finished; continue it with --resume";
+        return match std::fs::read_to_string(checkpoints.join("latest")) {
+            Ok(newest) => {
+                let newest = checkpoints.join(newest.trim());
+                format!("{begun}, or give its newest checkpoint, {}", newest.display())
+            }
+            Err(_) => begun.into(),
+        };
+    }
+    let configs = FOLDERS.iter().find(|(config, _)| path.join(config).is_file());
+    let files = hints::weights_in(path);
+    match (configs, &files[..]) {
+        (Some((config, weights)), []) => {
+            format!("holds {config} but no weights beside it ({})", weights.join(", "))
+        }
+        (Some((config, weights)), [file, ..]) => format!(
+            "holds {config} but no weights under their usual names ({}); for {file} give the file, {}",
+            weights.join(", "),
+            path.join(file).display()
         ),
-        (true, Err(_)) => "; the run isn't finished: continue it with --resume".to_owned(),
-        (false, _) => String::new(),
-    };
-    let message = format!("a model needs {} here, and {found}{unfinished}", wanted.join(", or "));
-    Err(ModelError::format(path, message))
+        (None, [file, ..]) => format!(
+            "holds no {}; give the file of weights, {}",
+            FOLDERS.map(|(config, _)| config).join(" or "),
+            path.join(file).display()
+        ),
+        (None, []) => {
+            let wanted = FOLDERS.map(|(config, weights)| format!("{config} and {}", weights[0]));
+            format!("is a folder without a model, which would be {}", wanted.join(", or "))
+        }
+    }
 }
 
 /// The run that `dir` is a checkpoint of: RUN/checkpoints/step-00001000. The run's configuration is the checkpoint's.
@@ -247,7 +274,13 @@ impl Stated {
     fn read(path: &Path) -> Result<Stated, ModelError> {
         let text = fs::read_to_string(path).map_err(ModelError::io(path))?;
         let wrong = |e: serde_json::Error| ModelError::format(path, e.to_string());
-        let value: Value = serde_json::from_str(&text).map_err(wrong)?;
+        let value: Value = serde_json::from_str(&text).map_err(|e| {
+            let head = &text.as_bytes()[..text.len().min(HEAD)];
+            match hints::what_else(head).filter(|_| !text.trim_start().starts_with('{')) {
+                Some(other) => ModelError::format(path, other),
+                None => wrong(e),
+            }
+        })?;
         match FORMATS.iter().find(|(key, _)| value.get(key).is_some()) {
             Some((_, format)) => Ok(Stated::In(path.to_owned(), *format, value)),
             None => Ok(Stated::Exactly(serde_json::from_str(&text).map_err(wrong)?)),

@@ -2,10 +2,9 @@
 //! memory besides the weights it fills.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
@@ -13,6 +12,7 @@ use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor}
 use tch::{Device, Kind, Tensor, no_grad};
 use torch_ext::first_line;
 
+use crate::hints::{self, HEAD};
 use crate::{Adapter, ModelError, torch_file};
 
 /// The longest header that is believed; 100 MB, as in the reference implementation.
@@ -226,16 +226,28 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Checkpoint, ModelError> {
         let wrong = |message: String| ModelError::format(path, message);
         let (mut file, length) = open_file(path)?;
-        let mut size = [0u8; LENGTH];
-        if length < size.len() as u64 {
-            return Err(wrong("is no safetensors file: shorter than a header".into()));
+        let mut head = Vec::new();
+        Read::by_ref(&mut file)
+            .take(HEAD as u64)
+            .read_to_end(&mut head)
+            .map_err(ModelError::io(path))?;
+        file.seek(SeekFrom::Start(LENGTH as u64)).map_err(ModelError::io(path))?;
+        let size = head.first_chunk().map_or(u64::MAX, |size| u64::from_le_bytes(*size));
+        let whole = size <= MAX_HEADER && size.saturating_add(LENGTH as u64) <= length;
+        let begun = head.get(LENGTH) == Some(&b'{');
+        if let Some(other) = hints::what_else(&head).filter(|_| !begun || !whole) {
+            return Err(wrong(other));
         }
-        file.read_exact(&mut size).map_err(ModelError::io(path))?;
-        let size = u64::from_le_bytes(size);
-        if size > MAX_HEADER || size + LENGTH as u64 > length {
-            return Err(wrong(format!(
-                "is no whole safetensors file: a header of {size} bytes in a file of {length}"
-            )));
+        if !whole {
+            return Err(wrong(match begun {
+                _ if length <= LENGTH as u64 => {
+                    "is no safetensors file: shorter than a header".into()
+                }
+                true => format!(
+                    "is no whole safetensors file: a header of {size} bytes in a file of {length}"
+                ),
+                false => "is no checkpoint: neither a safetensors nor a PyTorch file".into(),
+            }));
         }
         let mut header = vec![0; size as usize];
         file.read_exact(&mut header).map_err(ModelError::io(path))?;
@@ -311,23 +323,26 @@ impl Checkpoint {
     }
 
     /// A safetensors file, or one of PyTorch's own ([`torch_file`]), told apart by what is in it: hubs have both as `.bin`.
-    /// Or Hugging Face's index of such files, by its name.
+    /// Or Hugging Face's index of such files, by its name. What trainers put around a net's names is taken off.
     ///
     /// # Errors
     /// When it can't be read, or is no whole file of either kind.
     pub fn read(path: &Path) -> Result<Checkpoint, ModelError> {
+        let stored = Checkpoint::stored(path)?;
+        let tensors = bare(stored.tensors)
+            .map_err(|name| ModelError::format(path, format!("holds {name:?} twice")))?;
+        Ok(Checkpoint { tensors, ..stored })
+    }
+
+    /// The tensors by the names that are stored.
+    fn stored(path: &Path) -> Result<Checkpoint, ModelError> {
         if path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(INDEX)) {
             return Checkpoint::sharded(path);
         }
-        if !torch_file::is_torch_file(path)? {
-            let opened = Checkpoint::open(path);
-            let torchs = |extension: &OsStr| extension == "pt" || extension == "pth";
-            // What is neither is told what its name says it should be.
-            if opened.is_ok() || !path.extension().is_some_and(torchs) {
-                return opened;
-            }
+        if torch_file::is_torch_file(path)? {
+            return Ok(Checkpoint::of(path, torch_file::read(path)?));
         }
-        Ok(Checkpoint::of(path, torch_file::read(path)?))
+        Checkpoint::open(path)
     }
 
     /// All the files that an index names (`huggingface_hub/serialization`), which lie beside it.
@@ -354,7 +369,7 @@ impl Checkpoint {
                 )));
             }
             let shard = path.with_file_name(name);
-            for (key, tensor) in Checkpoint::read(&shard)?.tensors {
+            for (key, tensor) in Checkpoint::stored(&shard)?.tensors {
                 if all.tensors.contains_key(&key) {
                     return Err(wrong(format!(
                         "has {key:?} in two of its files, {name:?} the second"
@@ -433,6 +448,44 @@ impl Checkpoint {
         });
         Ok(())
     }
+}
+
+/// What wraps a module under its own name, wherever in the net: `DistributedDataParallel` and weight averages,
+/// `torch.compile`, FSDP, and FSDP's checkpointing.
+const WRAPPERS: [&str; 4] =
+    ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
+
+/// What training programs call the net, where all of their names begin with it.
+const HOLDERS: [&str; 7] =
+    ["model", "net", "network", "clip", "clip_model", "state_dict", "model_state_dict"];
+
+/// How many updates `torch.optim.swa_utils.AveragedModel` has averaged.
+const AVERAGED: &str = "n_averaged";
+
+/// The tensors under the net's own names, without what trainers put around them.
+///
+/// # Errors
+/// The name that two of them have then.
+fn bare(mut tensors: BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>, String> {
+    tensors.remove(AVERAGED);
+    let inner = |name: &str| {
+        let kept: Vec<&str> = name.split('.').filter(|part| !WRAPPERS.contains(part)).collect();
+        kept.join(".")
+    };
+    let mut names: Vec<String> = tensors.keys().map(|name| inner(name)).collect();
+    while let Some(holder) = HOLDERS.iter().find(|holder| {
+        let within = |name: &String| name.strip_prefix(*holder).is_some_and(|n| n.starts_with('.'));
+        !names.is_empty() && names.iter().all(within)
+    }) {
+        names.iter_mut().for_each(|name| drop(name.drain(..=holder.len())));
+    }
+    let mut bare = BTreeMap::new();
+    for (name, tensor) in names.into_iter().zip(tensors.into_values()) {
+        if bare.insert(name.clone(), tensor).is_some() {
+            return Err(name);
+        }
+    }
+    Ok(bare)
 }
 
 /// "3 missing: a, b, c", at most ten of them spelled out; `None` when there are none.

@@ -22,7 +22,7 @@ use std::rc::Rc;
 
 use tch::{Device, Kind, Tensor};
 use torch_ext::first_line;
-use zip::read::ZipReadOptions;
+use zip::read::{ArchiveOffset, Config, ZipReadOptions};
 use zip::{CompressionMethod, ZipArchive};
 
 use self::pickle::{Element, Id, Node, Nodes, Source, View};
@@ -34,9 +34,6 @@ type Result<T> = std::result::Result<T, String>;
 
 /// Where training programs keep the weights among other things, in this order, as EVA's loader looks for them.
 const WRAPPERS: [&str; 4] = ["model", "module", "state_dict", "model_state_dict"];
-
-/// What wrappers of a network, `DistributedDataParallel` and `torch.compile`, put before its names.
-const PREFIXES: [&str; 2] = ["module.", "_orig_mod."];
 
 /// How deep wrappers may lie in each other.
 const WRAPPED: usize = 3;
@@ -97,7 +94,7 @@ fn container(head: &[u8]) -> Option<Format> {
 /// parameters and buffers of a TorchScript module.
 ///
 /// A state dict may lie under `model`, `module`, `state_dict` or `model_state_dict`, beside an optimiser's state, settings
-/// and counters; `module.` and `_orig_mod.` before names are taken off. Tensors that share a storage share memory here.
+/// and counters. Names are as they are stored. Tensors that share a storage share memory here.
 /// Values that are no tensors are left out.
 ///
 /// # Errors
@@ -146,14 +143,10 @@ fn weights(nodes: &mut Nodes, root: Id, length: u64) -> Result<BTreeMap<String, 
     // Names of modules in modules grow; a few shared modules could give any number of names.
     let mut letters = allowance(length);
     let mut add = |name: &str, tensor: Id| {
-        let mut bare = name;
-        while let Some(rest) = PREFIXES.iter().find_map(|prefix| bare.strip_prefix(prefix)) {
-            bare = rest;
-        }
-        letters = letters.checked_sub(bare.len() as u64).ok_or("has too long names")?;
-        match found.insert(bare.to_owned(), tensor) {
+        letters = letters.checked_sub(name.len() as u64).ok_or("has too long names")?;
+        match found.insert(name.to_owned(), tensor) {
             None => Ok(()),
-            Some(_) => Err(format!("holds {bare:?} twice")),
+            Some(_) => Err(format!("holds {name:?} twice")),
         }
     };
     if let Node::Bag { script: true, .. } = nodes.get(root) {
@@ -274,7 +267,11 @@ impl Seek for Rationed {
 /// Opens a zip file and reads its pickle.
 fn open_zip(path: &Path, file: File, length: u64, nodes: &mut Nodes) -> Result<(Id, Storages)> {
     let left = Rc::new(Cell::new(DIRECTORY + length / 32));
-    let mut archive = ZipArchive::new(BufReader::new(Rationed { file, left: left.clone() }))
+    // The crate's own guess of where the archive begins is wrong for one length of its name: a zip64 end record before the
+    // ordinary one looks like a directory entry.
+    let known = Config { archive_offset: ArchiveOffset::Known(0) };
+    let reader = BufReader::new(Rationed { file, left: left.clone() });
+    let mut archive = ZipArchive::with_config(known, reader)
         .map_err(|e| format!("is no whole zip file, as PyTorch's are: {e}"))?;
     left.set(u64::MAX);
     let broken = |e: zip::result::ZipError| format!("is a damaged zip file: {e}");

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, Tensor};
@@ -451,4 +452,44 @@ fn pieces_of_a_mapped_file_are_views_of_it() {
     let at = |key: &str| origin.tensors()[key].data_ptr() as usize;
     let [q, k] = ["q", "k"].map(|name| at(&format!("visual.blocks.0.attn.{name}_proj.weight")));
     assert_eq!(k - q, 64 * 64 * Kind::Half.elt_size_in_bytes());
+}
+
+/// Whatever container, and however wrappers lie in each other.
+#[test]
+fn what_trainers_put_around_names_is_taken_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = golden().join("open_clip");
+    let plain = load(&folder);
+    let stored = Checkpoint::open(&folder.join("open_clip_model.safetensors")).unwrap().tensors;
+    fs::copy(folder.join("open_clip_config.json"), dir.path().join("open_clip_config.json"))
+        .unwrap();
+    let wrap = |name: &str, outer: &str, inner: &str| {
+        format!("{outer}{}", name.replace("resblocks.", &format!("resblocks.{inner}")))
+    };
+    for (outer, inner) in [
+        ("module.", ""),
+        ("_orig_mod.", ""),
+        ("model.", ""),
+        ("_orig_mod.module.", ""),
+        ("module._orig_mod.model.", ""),
+        ("state_dict.model.module.", ""),
+        ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module."),
+        ("", "_orig_mod."),
+    ] {
+        let renamed = stored.iter().map(|(n, t)| (wrap(n, outer, inner), t.shallow_clone()));
+        let mut renamed: Vec<(String, Tensor)> = renamed.collect();
+        renamed.push(("n_averaged".into(), Tensor::from(3i64)));
+        let file = dir.path().join("open_clip_model.safetensors");
+        safetensors_io::save(&renamed, &file, &BTreeMap::new(), None).unwrap();
+        let found = Clip::load(dir.path(), Device::Cpu).unwrap_or_else(|e| panic!("{outer}: {e}"));
+        assert_eq!(found.config, plain.config);
+        assert_eq!(found.variables(), plain.variables(), "{outer} {inner}");
+    }
+    // Names that would be one are no net.
+    let first = stored.iter().next().unwrap();
+    let twice = ["", "module."].map(|outer| (wrap(first.0, outer, ""), first.1.shallow_clone()));
+    let file = dir.path().join("twice.safetensors");
+    safetensors_io::save(&twice, &file, &BTreeMap::new(), None).unwrap();
+    let e = Clip::load(&file, Device::Cpu).unwrap_err().to_string();
+    assert!(e.contains(&format!("holds {:?} twice", first.0)), "{e}");
 }

@@ -91,7 +91,7 @@ fn long(value: i64) -> Vec<u8> {
 fn every_kind_of_file_gives_pytorchs_tensors() {
     let expected = Checkpoint::open(&golden().join("expected.safetensors")).unwrap().tensors;
     for path in files(false) {
-        let found = read(&path).unwrap_or_else(|e| panic!("{e}"));
+        let found = Checkpoint::read(&path).unwrap_or_else(|e| panic!("{e}")).tensors;
         let prefix = format!("{}/", stem(&path));
         let expected: BTreeMap<&str, &Tensor> = expected
             .iter()
@@ -104,6 +104,41 @@ fn every_kind_of_file_gives_pytorchs_tensors() {
             assert_eq!(found[name].kind(), tensor.kind(), "{prefix}{name}");
             assert_eq!(&found[name], tensor, "{prefix}{name}");
         }
+    }
+}
+
+/// `archive` as `torch.save` ends it, with a zip64 end record that the file wouldn't need.
+fn with_zip64_end(mut archive: Vec<u8>) -> Vec<u8> {
+    let end = archive.split_off(archive.len() - 22);
+    let word = |at: usize| u64::from(u32::from_le_bytes(end[at..at + 4].try_into().unwrap()));
+    let entries = u64::from(u16::from_le_bytes(end[10..12].try_into().unwrap()));
+    let at = archive.len() as u64;
+    archive.extend(b"PK\x06\x06");
+    archive.extend(44u64.to_le_bytes());
+    archive.extend([30, 0, 45, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    archive.extend([entries, entries, word(12), word(16)].iter().flat_map(|n| n.to_le_bytes()));
+    archive.extend(b"PK\x06\x07\0\0\0\0");
+    archive.extend(at.to_le_bytes());
+    archive.extend(1u32.to_le_bytes());
+    archive.extend(end);
+    archive
+}
+
+#[test]
+fn a_file_is_read_however_long_its_name_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = one_tensor(b"K\x08", b"K\0", b"K\x02K\x04\x86", b"K\x04K\x01\x86");
+    for letters in 1..=48 {
+        let stem = "n".repeat(letters);
+        let entries = [
+            (format!("{stem}/data.pkl"), &whole[..]),
+            (format!("{stem}/byteorder"), b"little"),
+            (format!("{stem}/data/0"), &[0; 32]),
+        ];
+        let entries: Vec<(&str, &[u8])> = entries.iter().map(|(n, b)| (&n[..], *b)).collect();
+        let path = dir.path().join(format!("{stem}.pt"));
+        fs::write(&path, with_zip64_end(archive(&entries, false))).unwrap();
+        assert_eq!(read(&path).unwrap_or_else(|e| panic!("{letters}: {e}"))["w"].size(), [2, 4]);
     }
 }
 

@@ -79,8 +79,8 @@ pub struct ConvertArgs {
 /// Arguments of `uta weights resize`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  uta weights resize uta-b14 --patch-size 16 --out uta-b16            # 14 to 16 pixels a patch, as EVA does
-  uta weights resize uta-l14 --image-size 336 --out uta-l14-336")]
+  uta weights resize runs/b14 --patch-size 16 --out uta-b16           # 14 to 16 pixels a patch, as EVA does
+  uta weights resize runs/l14 --image-size 336 --out uta-l14-336")]
 pub struct ResizeArgs {
     #[command(flatten)]
     input: Input,

@@ -185,6 +185,25 @@ fn files_that_are_no_weights_are_refused_in_one_line() {
     let path = |name: &str| dir.path().join(name);
     fs::write(path("empty.pt"), b"").unwrap();
     fs::write(path("text.pt"), b"not a checkpoint, but a letter to a friend").unwrap();
+    fs::write(path("README.md"), b"# UTA\n\nUnmasked tokens\n").unwrap();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+    fs::write(path("pointer.safetensors"), pointer).unwrap();
+    fs::write(path("page.pt"), "<!DOCTYPE html>\n<html><body>Sign in</body></html>").unwrap();
+    fs::write(path("config.pth"), "{\n  \"model\": \"vit\"\n}\n").unwrap();
+    fs::write(path("model.pt.gz"), b"\x1f\x8b\x08\0\0\0\0\0\0\0").unwrap();
+    fs::write(path("noise.bin"), [0xc3; 600]).unwrap();
+    fs::write(path("zeros.bin"), [0; 600]).unwrap();
+    image::RgbImage::new(9, 9).save(path("picture.png")).unwrap();
+    image::RgbImage::new(9, 9).save(path("picture.jpg")).unwrap();
+    for folder in ["pointed", "bare", "named", "lone"] {
+        fs::create_dir(path(folder)).unwrap();
+    }
+    fs::write(path("pointed/config.json"), pointer).unwrap();
+    fs::write(path("pointed/model.safetensors"), pointer).unwrap();
+    fs::write(path("bare/config.json"), "{}").unwrap();
+    fs::write(path("named/config.json"), "{}").unwrap();
+    fs::write(path("named/other.safetensors"), "").unwrap();
+    fs::write(path("lone/weights.pt"), "").unwrap();
     fs::create_dir(path("folder")).unwrap();
     let mut huge = (1u64 << 60).to_le_bytes().to_vec();
     huge.extend(b"{}");
@@ -194,18 +213,30 @@ fn files_that_are_no_weights_are_refused_in_one_line() {
     fs::write(path("cut.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
     for (name, word) in [
         ("empty.pt", "empty"),
-        ("text.pt", "no PyTorch file"),
-        ("folder", "config.json"),
+        ("text.pt", "begins like text (\"not a checkpoint, but"),
+        ("README.md", "is no checkpoint: begins like text (\"# UTA\")"),
+        ("pointer.safetensors", "is a Git LFS pointer, not the file itself: run `git lfs pull`"),
+        ("page.pt", "an HTML page"),
+        ("config.pth", "JSON; a configuration goes with --arch"),
+        ("model.pt.gz", "packed by gzip: unpack it first"),
+        ("noise.bin", "neither a safetensors nor a PyTorch file"),
+        ("zeros.bin", "begins with zeros"),
+        ("picture.png", "a picture (PNG)"),
+        ("picture.jpg", "a picture (JPEG)"),
+        ("folder", "is a folder without a model, which would be open_clip_config.json and"),
+        ("pointed", "git lfs pull"),
+        ("bare", "holds config.json but no weights beside it (model.safetensors"),
+        ("named", "for other.safetensors give the file, named/other.safetensors"),
+        ("lone", "give the file of weights, lone/weights.pt"),
         ("huge.safetensors", "header"),
         ("cut.safetensors", "cut short"),
-        ("nowhere.pt", "nowhere.pt"),
+        ("nowhere.pt", "nowhere.pt: there is no such file or folder"),
     ] {
         refused(dir.path(), &["weights", "inspect", name], &[name, word]);
-        refused(
-            dir.path(),
-            &["embed", "--model", name, "--texts", "text.pt", "--out", "o"],
-            &[name],
-        );
+    }
+    for name in ["README.md", "folder", "nowhere.pt"] {
+        let args = ["embed", "--model", name, "--texts", "text.pt", "--out", "o"];
+        refused(dir.path(), &args, &[name]);
     }
     let evil: Vec<PathBuf> = fs::read_dir(golden("torch_files"))
         .unwrap()
@@ -216,6 +247,40 @@ fn files_that_are_no_weights_are_refused_in_one_line() {
     for path in evil {
         refused(dir.path(), &["weights", "inspect", path.to_str().unwrap()], &[".pt"]);
     }
+}
+
+#[test]
+fn a_model_that_is_not_there_is_answered_by_what_may_have_been_meant() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("runs/photos-1")).unwrap();
+    for name in ["ViT-B-32.pt", "vit_base.safetensors", "ViT-B-16.txt"] {
+        fs::write(dir.path().join(name), "").unwrap();
+    }
+    for (name, words) in [
+        ("ViT-B-16.pt", &["there is ViT-B-32.pt", "OpenAI publishes it", "openai/CLIP"][..]),
+        ("vit-base.safetensors", &["there is vit_base.safetensors"]),
+        ("runs/photos1", &["there is photos-1"]),
+        ("EVA02_CLIP_L_psz14_s4B.pt", &["huggingface.co: QuanSun/EVA-CLIP"]),
+        ("mae_pretrain_vit_base.pth", &["facebookresearch/mae"]),
+        ("RN50.pt", &["a ResNet, and only ViTs are read"]),
+        ("laion/CLIP-ViT-B-16", &["`hf download laion/CLIP-ViT-B-16 --local-dir DIR`"]),
+        ("hf-hub:laion/x", &["no address (hf-hub:)"]),
+        ("hf://laion/x", &["no address (hf:)"]),
+        ("uta-b14", &["uta-b14 names a net, not its weights", "--arch uta-b14"]),
+        ("far/away/model.pt", &["nor a folder far/away"]),
+    ] {
+        let words = [&[name, "there is no such file or folder"][..], words].concat();
+        let words: Vec<&str> = match name.contains(':') {
+            true => words.iter().copied().filter(|w| !w.starts_with("there is no")).collect(),
+            false => words,
+        };
+        refused(dir.path(), &["weights", "inspect", name], &words);
+    }
+    // Nothing is told that isn't there.
+    let out = uta(dir.path(), &["weights", "inspect", "ViT-B-16.pt"]);
+    assert!(!String::from_utf8_lossy(&out.stderr).contains(".txt"));
+    let e = uta(dir.path(), &["weights", "inspect", "qqqqqqqq"]).stderr;
+    assert_eq!(String::from_utf8_lossy(&e), "uta: qqqqqqqq: there is no such file or folder\n");
 }
 
 #[test]

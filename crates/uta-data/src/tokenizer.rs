@@ -1,7 +1,7 @@
 //! CLIP's byte-pair tokeniser, with the cleaning of captions that goes before it.
 
 use std::borrow::Cow;
-use std::io::BufReader;
+use std::io::{BufReader, Read};
 use std::sync::LazyLock;
 
 use flate2::bufread::GzDecoder;
@@ -60,6 +60,52 @@ impl Tokenizer {
         let pairs = BytePairs::with_vocabulary(merges, vocab_size as u16)
             .expect("the embedded merges are whole");
         Ok(Tokenizer { pairs, context_length })
+    }
+
+    /// The same tokeniser as Hugging Face's `CLIPTokenizer` reads it: names of files and what is in them. It pads with the end
+    /// mark where this one pads with 0, which changes no embedding.
+    pub fn hugging_face(&self) -> [(&'static str, String); 4] {
+        const START: &str = "<|startoftext|>";
+        const END: &str = "<|endoftext|>";
+        let mut merges = String::new();
+        GzDecoder::new(MERGES).read_to_string(&mut merges).expect("the embedded merges are whole");
+        let size = usize::from(self.pairs.end_of_text().to_u16()) + 1;
+        let merges: Vec<&str> = merges.lines().skip(1).take(size - SMALLEST).collect();
+
+        // A byte is written as itself where it prints, else as a letter from 256 on; those come last.
+        let prints = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+        let printing = (0..=u8::MAX).filter(prints).map(char::from);
+        let bytes = printing.chain((0x100..).filter_map(char::from_u32)).take(256);
+        let bytes: Vec<String> = bytes.map(String::from).collect();
+        let ending = bytes.iter().map(|byte| format!("{byte}</w>"));
+        let merged = merges.iter().map(|pair| pair.replace(' ', ""));
+        let marks = [START, END].map(String::from);
+        let tokens = bytes.iter().cloned().chain(ending).chain(merged).chain(marks);
+        let vocabulary: serde_json::Map<_, _> =
+            tokens.enumerate().map(|(id, token)| (token, id.into())).collect();
+
+        let marks = serde_json::json!({
+            "bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END,
+        });
+        let mut config = serde_json::json!({
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": self.context_length,
+            "do_lower_case": true,
+            "errors": "replace",
+            "add_prefix_space": false,
+        });
+        for (key, mark) in marks.as_object().into_iter().flatten() {
+            config[key] = mark.clone();
+        }
+        [
+            ("vocab.json", serde_json::Value::from(vocabulary).to_string() + "\n"),
+            (
+                "merges.txt",
+                merges.iter().fold("#version: 0.2\n".into(), |all, pair| all + pair + "\n"),
+            ),
+            ("tokenizer_config.json", format!("{config:#}\n")),
+            ("special_tokens_map.json", format!("{marks:#}\n")),
+        ]
     }
 
     /// `[context_length]`: SOT, the ids of `text`, EOT, zeros; a long text is cut and still ends with EOT (open_clip's rule).
@@ -211,6 +257,29 @@ mod tests {
         assert_eq!((row[0], row[7]), (1998, 1999));
         assert!(row.iter().all(|&t| (0..2000).contains(&t)));
         assert!(Tokenizer::new(100, 8).is_err() && Tokenizer::new(2000, 2).is_err());
+    }
+
+    /// As in openai/clip-vit-base-patch32 on huggingface.co; transformers reads them to the same ids
+    /// (`tests/golden/exports.py`).
+    #[test]
+    fn hugging_faces_files_hold_every_token_by_its_id() {
+        for size in [Tokenizer::VOCAB_SIZE, 2000, SMALLEST] {
+            let tokenizer = Tokenizer::new(size, 77).unwrap();
+            let [(_, vocabulary), (_, merges), (_, config), (_, marks)] = tokenizer.hugging_face();
+            let ids: std::collections::HashMap<String, usize> =
+                serde_json::from_str(&vocabulary).unwrap();
+            assert_eq!((ids.len(), ids.values().max()), (size, Some(&(size - 1))));
+            assert_eq!((ids["!"], ids["~"], ids["\u{a1}"], ids["\u{100}"]), (0, 93, 94, 188));
+            assert_eq!((ids["a</w>"], ids["<|endoftext|>"]), (320, size - 1));
+            assert_eq!(merges.lines().count(), 1 + size - SMALLEST);
+            if size == Tokenizer::VOCAB_SIZE {
+                assert_eq!((ids["cat</w>"], ids["diagram</w>"]), (2368, 22697));
+                assert!(merges.starts_with("#version: 0.2\ni n\nt h\n"));
+            }
+            let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+            assert_eq!(config["model_max_length"], 77);
+            assert!(marks.contains("\"pad_token\": \"<|endoftext|>\""));
+        }
     }
 
     #[test]

@@ -10,11 +10,11 @@ use crate::{Ffn, Head, ModelError, Pool, RelPos, VitConfig};
 /// What a user asks a checkpoint to be written as. Each has one or more [`Adapter`]s, for nets of different build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// This program's own, which are UTA's official names: `config.json` and `model.safetensors`.
+    /// This program's own, which are UTA's official names: `config.json`, `model.safetensors` and, for PyTorch, a loader.
     Uta,
     /// open_clip's hub folder: `open_clip_config.json` and `open_clip_model.safetensors`.
     OpenClip,
-    /// EVA's names: those of EVA-CLIP, or of EVA-02's pre-training for a net with a mask token.
+    /// `eva_clip.pt`, and `eva_clip.json` for EVA-CLIP's factory; of a net with a mask token, EVA-02's pre-training's names.
     EvaClip,
     /// timm's hub folder: `config.json` and `model.safetensors`, the image encoder alone.
     Timm,
@@ -414,13 +414,14 @@ impl Adapter {
             family: "eva-clip, fused",
             layout: Layout::EvaClip,
             marks: &[Has("visual.blocks.0.attn.qkv.weight"), Has("visual.blocks.0.attn.q_bias")],
-            expresses: |c| (is_fused(c) || is_packed(c)) && !c.mask_token,
+            expresses: |c| is_fused(c) && c.rel_pos == RelPos::None && !c.mask_token,
             parts: &[("visual.", "visual.", FUSED), TEXT, FLAT_TEXT, SCALE],
             ignored: &["visual.rope.*", "visual.blocks.*.attn.rope.*", "text.attn_mask"],
         },
         Adapter {
             layout: Layout::EvaClip,
-            expresses: |c| is_split(c) && !c.mask_token,
+            // Its SwiGLU comes with both inner norms or, with q, k and v in one, with none.
+            expresses: |c| is_split(c) && c.attn_norm && !c.mask_token,
             ..Adapter::UTA
         },
         Adapter::UTA,
@@ -507,7 +508,8 @@ impl Adapter {
             let name = Layout::ALL.iter().find(|(_, l)| *l == layout).map_or("", |(name, _)| name);
             let build = build(vision).join(", ");
             ModelError::Config(format!(
-                "the layout {name} has no names for an image encoder of this build: {build}"
+                "the layout {name} has no names for an image encoder of this build: {build}; --to uta comes with a loader \
+                 for PyTorch"
             ))
         })
     }

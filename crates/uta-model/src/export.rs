@@ -10,7 +10,10 @@ use tch::{Kind, Tensor};
 
 use crate::adapter::is_clip;
 use crate::safetensors_io::{self, write_atomically};
-use crate::{Adapter, Clip, Ffn, Head, Layout, ModelError, Pool, RelPos, TextConfig, VitConfig};
+use crate::{
+    Adapter, Clip, Ffn, Head, Layout, ModelError, Pool, Preprocess, RelPos, TextConfig, VitConfig,
+    torch_file,
+};
 
 /// What was written.
 #[derive(Debug)]
@@ -23,7 +26,16 @@ pub struct Exported {
     pub left_out: Vec<String>,
     /// What the layout has no words for, and what its program will do instead; for the user to read.
     pub notes: Vec<String>,
+    /// The lines of Python that load what was written.
+    pub python: Vec<String>,
 }
+
+/// Loads this program's own layout in PyTorch.
+const LOADER: &str = include_str!("uta_model.py");
+
+/// Of [`Layout::EvaClip`]: the weights, and the configuration by whose stem EVA-CLIP's factory knows the net.
+const EVA_WEIGHTS: &str = "eva_clip.pt";
+const EVA_CONFIG: &str = "eva_clip.json";
 
 /// Presets whose image encoders open_clip can build through timm, where it sets no size but the head's.
 const OPEN_CLIP_TRUNKS: [(&str, &str); 7] = [
@@ -35,6 +47,13 @@ const OPEN_CLIP_TRUNKS: [(&str, &str); 7] = [
     ("uta-b14", "eva02_base_patch14_224"),
     ("uta-l14", "eva02_large_patch14_224"),
 ];
+
+/// Tokens of CLIP's own vocabulary, and of a text.
+const CLIP_VOCABULARY: i64 = 49_408;
+const CLIP_CONTEXT: i64 = 77;
+
+/// Tokens of the smallest vocabulary that CLIP's tokeniser has: every byte, within a word and at its end, and two marks.
+const SMALLEST_VOCABULARY: i64 = 514;
 
 impl Clip {
     /// Writes the net into the folder `dir` in another program's layout, the weights as `kind` or, without one, as they
@@ -53,10 +72,15 @@ impl Clip {
         }
         let adapter = Adapter::for_export(layout, &self.config.vision)?;
         let mut notes = vec![];
+        let own = || serde_json::to_value(&self.config).expect("sizes are plain data");
         let (configs, weights) = match layout {
-            Layout::Uta | Layout::EvaClip => {
-                let config = serde_json::to_value(&self.config).expect("sizes are plain data");
-                (vec![("config.json", config)], "model.safetensors")
+            Layout::Uta => (vec![("config.json", own())], "model.safetensors"),
+            Layout::EvaClip => {
+                let mut configs = vec![("config.json", own())];
+                if !self.config.vision.mask_token {
+                    configs.push((EVA_CONFIG, self.eva_clip(&mut notes)?));
+                }
+                (configs, EVA_WEIGHTS)
             }
             Layout::OpenClip => {
                 let config = self.open_clip(&mut notes)?;
@@ -87,11 +111,160 @@ impl Clip {
         let path = dir.join(weights);
         let theirs: Vec<(String, Tensor)> =
             tch::no_grad(|| adapter.export(tensors)).into_iter().collect();
-        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-        safetensors_io::save(&theirs, &path, &metadata, kind)?;
+        if weights == EVA_WEIGHTS {
+            torch_file::save(&theirs, &path, kind)?;
+        } else {
+            let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+            safetensors_io::save(&theirs, &path, &metadata, kind)?;
+        }
         files.push(path);
         let left_out = left_out.into_keys().collect();
-        Ok(Exported { files, family: adapter.family, left_out, notes })
+        let python = self.python(layout, dir);
+        Ok(Exported { files, family: adapter.family, left_out, notes, python })
+    }
+
+    /// Whether who reads `layout` looks for the tokeniser's files beside the weights.
+    pub fn wants_tokenizer(&self, layout: Layout) -> bool {
+        let Some(t) = self.config.text.as_ref().filter(|t| has_tokenizer(t)) else { return false };
+        match layout {
+            Layout::Uta | Layout::Hf => true,
+            Layout::OpenClip => t.vocab_size != CLIP_VOCABULARY,
+            Layout::EvaClip | Layout::Timm => false,
+        }
+    }
+
+    /// Writes `uta_model.py` into a folder of [`Layout::Uta`], which loads the net in PyTorch.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn save_loader(dir: &Path) -> Result<PathBuf, ModelError> {
+        let path = dir.join("uta_model.py");
+        write_atomically(&path, |file| file.write_all(LOADER.as_bytes()))
+            .map_err(ModelError::io(&path))?;
+        Ok(path)
+    }
+
+    /// The lines of Python that load what lies in `dir`.
+    fn python(&self, layout: Layout, dir: &Path) -> Vec<String> {
+        // JSON's strings are Python's too.
+        let quoted = |path: String| Value::from(path).to_string();
+        let folder = quoted(dir.display().to_string());
+        let local = quoted(format!("local-dir:{}", dir.display()));
+        let within = |name: &str| quoted(dir.join(name).display().to_string());
+        let texts = self.config.text.as_ref().is_some_and(has_tokenizer);
+        match layout {
+            Layout::Uta => vec![
+                format!("import sys; sys.path.insert(0, {folder})"),
+                "import uta_model; model = uta_model.load()".into(),
+            ],
+            Layout::OpenClip => {
+                let mut lines = vec![format!(
+                    "import open_clip; model, preprocess = open_clip.create_model_from_pretrained({local})"
+                )];
+                if texts {
+                    lines.push(format!("tokenizer = open_clip.get_tokenizer({local})"));
+                }
+                lines
+            }
+            Layout::EvaClip if self.config.vision.mask_token => {
+                vec![format!("import torch; weights = torch.load({})", within(EVA_WEIGHTS))]
+            }
+            Layout::EvaClip => {
+                let (mean, std) = (json!(self.config.mean), json!(self.config.std));
+                let mut lines = vec![
+                    format!("import eva_clip; eva_clip.add_model_config({})", within(EVA_CONFIG)),
+                    format!(
+                        "model, _, preprocess = eva_clip.create_model_and_transforms(\"eva_clip\", {}, image_mean={mean}, image_std={std})",
+                        within(EVA_WEIGHTS)
+                    ),
+                ];
+                if self.config.text.as_ref().is_some_and(clips_texts) {
+                    lines.push("tokenizer = eva_clip.get_tokenizer(\"eva_clip\")".into());
+                }
+                lines
+            }
+            Layout::Timm => {
+                vec![format!("import timm; model = timm.create_model({local}, pretrained=True)")]
+            }
+            Layout::Hf if texts => vec![
+                "from transformers import CLIPModel, CLIPProcessor, pipeline".into(),
+                format!("model = CLIPModel.from_pretrained({folder})"),
+                format!("processor = CLIPProcessor.from_pretrained({folder})"),
+                format!("classify = pipeline(\"zero-shot-image-classification\", {folder})"),
+            ],
+            Layout::Hf => vec![
+                "from transformers import CLIPImageProcessor, CLIPModel".into(),
+                format!("model = CLIPModel.from_pretrained({folder})"),
+                format!("processor = CLIPImageProcessor.from_pretrained({folder})"),
+            ],
+        }
+    }
+
+    /// What EVA-CLIP's factory is told of a net (`eva_clip/model.py`).
+    fn eva_clip(&self, notes: &mut Vec<String>) -> Result<Value, ModelError> {
+        let (v, t) = (&self.config.vision, self.text_config("eva-clip")?);
+        for (is, what) in [
+            (v.head != Head::Biased, "no head with a bias"),
+            (v.pool != Pool::Cls, "mean pooling"),
+            (v.eps != 1e-6, "another epsilon of norms"),
+            (!v.abs_pos, "no position embedding"),
+        ] {
+            if is {
+                let message = format!(
+                    "EVA-CLIP's factory builds no net like this one, with {what}: --to uta comes with a loader for PyTorch"
+                );
+                return Err(ModelError::Config(message));
+            }
+        }
+        if self.config.preprocess
+            != (Preprocess {
+                convention: self.config.preprocess.convention,
+                ..Preprocess::default()
+            })
+        {
+            let what = "eva_clip has no words for what images go through: it resizes the shorter side by bicubic and cuts the centre";
+            notes.push(what.into());
+        }
+        if !clips_texts(t) {
+            notes.push(
+                "eva_clip has CLIP's tokeniser alone, and this net's texts are of another: --to uta comes with its files"
+                    .into(),
+            );
+        }
+        let swiglu = v.ffn == Ffn::SwiGlu;
+        let mut vision = json!({
+            "eva_model_name": "eva-clip",
+            "image_size": v.image_size,
+            "patch_size": v.patch_size,
+            "layers": v.depth,
+            "width": v.width,
+            "head_width": v.head_width(),
+            "mlp_ratio": ratio(v.hidden, v.width),
+            "drop_path_rate": 0.0,
+            "postnorm": v.post_norm,
+            "naiveswiglu": swiglu,
+            "subln": swiglu,
+        });
+        if v.layer_scale {
+            vision["ls_init_value"] = json!(1e-5);
+        }
+        if v.rope {
+            vision["rope"] = true.into();
+            vision["intp_freq"] = true.into();
+        }
+        Ok(json!({
+            "embed_dim": self.config.embed_dim,
+            "vision_cfg": vision,
+            "text_cfg": {
+                "context_length": t.context_length,
+                "vocab_size": t.vocab_size,
+                "width": t.width,
+                "heads": t.heads,
+                "layers": t.layers,
+            },
+            "quick_gelu": t.quick_gelu,
+            "custom_text": true,
+        }))
     }
 
     fn text_config(&self, layout: &str) -> Result<&TextConfig, ModelError> {
@@ -126,7 +299,7 @@ impl Clip {
             };
             let (_, name) = OPEN_CLIP_TRUNKS.iter().find(same).ok_or_else(|| {
                 let message = "open_clip builds such image encoders through timm, by names that it has for no net of \
-                               these sizes: write the image encoder with --to timm";
+                               these sizes: --to uta comes with a loader for PyTorch, and --to timm writes the image encoder";
                 ModelError::Config(message.into())
             })?;
             vision["timm_model_name"] = (*name).into();
@@ -149,6 +322,10 @@ impl Clip {
                 "layers": t.layers,
             },
         });
+        if self.wants_tokenizer(Layout::OpenClip) {
+            // Whatever the name, open_clip then reads the tokeniser's files in the folder.
+            model["text_cfg"]["hf_tokenizer_name"] = "clip".into();
+        }
         if quick {
             model["quick_gelu"] = true.into();
         }
@@ -281,6 +458,7 @@ impl Clip {
             "do_convert_rgb": true,
             "do_rescale": true,
             "rescale_factor": 1.0 / 255.0,
+            "processor_class": "CLIPProcessor",
             "do_normalize": true,
             "image_mean": self.config.mean,
             "image_std": self.config.std,
@@ -288,6 +466,16 @@ impl Clip {
         self.config.preprocess.to_hugging_face(&mut config, side, notes);
         config
     }
+}
+
+/// Whether CLIP's tokeniser has such a vocabulary.
+fn has_tokenizer(t: &TextConfig) -> bool {
+    (SMALLEST_VOCABULARY..=CLIP_VOCABULARY).contains(&t.vocab_size) && t.context_length >= 3
+}
+
+/// Whether texts are CLIP's own tokens, as many as CLIP's.
+fn clips_texts(t: &TextConfig) -> bool {
+    (t.vocab_size, t.context_length) == (CLIP_VOCABULARY, CLIP_CONTEXT)
 }
 
 /// Whether two nets differ in nothing but the head and how they are trained.

@@ -26,6 +26,7 @@ const FOLDERS: [(&str, &[&str]); 2] = [
             "model.safetensors.index.json",
             "pytorch_model.bin",
             "pytorch_model.bin.index.json",
+            "eva_clip.pt",
         ],
     ),
 ];

@@ -1,4 +1,5 @@
-//! PyTorch files (`.pt`, `.pth`, `.bin`): the weights of a checkpoint, without running what is in it.
+//! PyTorch files (`.pt`, `.pth`, `.bin`): the weights of a checkpoint, without running what is in it; and weights written as
+//! `torch.save` writes them.
 //!
 //! Three containers are read: the zip file that `torch.save` writes since PyTorch 1.6, the stream of pickles before that,
 //! and TorchScript's archive, as OpenAI ships CLIP, whose modules are taken for plain records and whose code is not
@@ -16,18 +17,68 @@ mod pickle;
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::rc::Rc;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor, no_grad};
 use torch_ext::first_line;
 use zip::read::{ArchiveOffset, Config, ZipReadOptions};
-use zip::{CompressionMethod, ZipArchive};
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, DateTime, ZipArchive, ZipWriter};
 
 use self::pickle::{Element, Id, Node, Nodes, Source, View};
 use crate::ModelError;
-use crate::safetensors_io::open_file;
+use crate::safetensors_io::{open_file, write_atomically};
+
+/// Writes named tensors as `torch.save` does a state dict; `kind` converts floating-point tensors, `None` keeps their own.
+/// `torch.load` reads it, with `weights_only` too.
+///
+/// # Errors
+/// When the file can't be written; a former file of that name is then as it was.
+pub fn save(
+    tensors: &[(String, Tensor)],
+    path: &Path,
+    kind: Option<Kind>,
+) -> std::result::Result<(), ModelError> {
+    let mut stored = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let kind = kind.filter(|_| tensor.is_floating_point()).unwrap_or(tensor.kind());
+        let storage = pickle::storage_of(kind).ok_or_else(|| {
+            ModelError::format(path, format!("{name} is of kind {kind:?}, which can't be stored"))
+        })?;
+        stored.push((name, tensor, kind, storage));
+    }
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let named: Vec<_> =
+        stored.iter().map(|(name, t, _, storage)| (name.as_str(), t.size(), *storage)).collect();
+    let pickle = pickle::state_dict(&named);
+    write_atomically(path, |file| {
+        let mut zip = ZipWriter::new(file);
+        let plain = SimpleFileOptions::default()
+            .compression_method(CompressionMethod::Stored)
+            .last_modified_time(DateTime::default())
+            .with_alignment(64);
+        for (name, bytes) in
+            [("data.pkl", &pickle[..]), ("byteorder", b"little"), ("version", b"3\n")]
+        {
+            zip.start_file(format!("{stem}/{name}"), plain)?;
+            zip.write_all(bytes)?;
+        }
+        let mut bytes = Vec::new();
+        for (key, (_, tensor, kind, _)) in stored.iter().enumerate() {
+            let tensor = no_grad(|| tensor.detach().to_device(Device::Cpu).to_kind(*kind));
+            bytes.resize(tensor.numel() * kind.elt_size_in_bytes(), 0);
+            tensor.contiguous().copy_data_u8(&mut bytes, tensor.numel());
+            let large = bytes.len() as u64 > u64::from(u32::MAX) / 2;
+            zip.start_file(format!("{stem}/data/{key}"), plain.large_file(large))?;
+            zip.write_all(&bytes)?;
+        }
+        zip.finish()?;
+        Ok(())
+    })
+    .map_err(ModelError::io(path))
+}
 
 /// Why a file isn't read, in words that follow its name.
 type Result<T> = std::result::Result<T, String>;

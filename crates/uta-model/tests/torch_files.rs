@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tch::{Kind, Tensor};
 use uta_model::safetensors_io::Checkpoint;
-use uta_model::torch_file::{is_torch_file, read};
+use uta_model::torch_file::{is_torch_file, read, save};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
@@ -140,6 +140,32 @@ fn a_file_is_read_however_long_its_name_is() {
         fs::write(&path, with_zip64_end(archive(&entries, false))).unwrap();
         assert_eq!(read(&path).unwrap_or_else(|e| panic!("{letters}: {e}"))["w"].size(), [2, 4]);
     }
+}
+
+#[test]
+fn what_is_saved_is_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("saved.pt");
+    let tensors = [
+        ("a.weight", Tensor::from_slice(&[1f32, 2.5, -3.0, 4.0, 5.0, 6.0]).view([2, 3])),
+        ("turned", Tensor::from_slice(&[1f32, 2.0, 3.0, 4.0]).view([2, 2]).transpose(0, 1)),
+        ("number", Tensor::from(2.5f32)),
+        ("count", Tensor::from_slice(&[1i64, -2])),
+        ("none", Tensor::zeros([300, 0], (Kind::Float, tch::Device::Cpu))),
+    ];
+    let tensors: Vec<(String, Tensor)> =
+        tensors.into_iter().map(|(name, t)| (name.to_owned(), t)).collect();
+    for kind in [None, Some(Kind::Half)] {
+        save(&tensors, &path, kind).unwrap();
+        let found = read(&path).unwrap();
+        assert_eq!(found.len(), tensors.len());
+        for (name, tensor) in &tensors {
+            let wanted = kind.filter(|_| tensor.is_floating_point()).unwrap_or(tensor.kind());
+            assert_eq!((found[name].kind(), found[name].size()), (wanted, tensor.size()));
+            assert_eq!(found[name].to_kind(tensor.kind()), *tensor, "{name}");
+        }
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -9,9 +10,11 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind};
+use uta_data::Tokenizer;
 use uta_data::sha256::{add_file, hex};
 use uta_eval::EvalOptions;
-use uta_model::{ClipConfig, Exported, Layout, Origin};
+use uta_model::safetensors_io::write_atomically;
+use uta_model::{Clip, ClipConfig, Exported, Layout, Origin};
 
 use crate::data::print;
 use crate::error::Usage;
@@ -260,6 +263,8 @@ struct Written {
     notes: Vec<String>,
     /// What the layout has no words for.
     unsaid: Vec<String>,
+    /// The lines of Python that load it.
+    python: Vec<String>,
     /// Tensors that were interpolated: name, former shape, new shape.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     resized: Vec<(String, Vec<i64>, Vec<i64>)>,
@@ -280,7 +285,9 @@ impl Display for Written {
             write!(f, "\nleft out    {count} tensors that {to} has no place for, {first} ...")?;
         }
         self.unsaid.iter().try_for_each(|note| write!(f, "\nunsaid      {note}"))?;
-        self.notes.iter().try_for_each(|note| write!(f, "\nassumed     {note}"))
+        self.notes.iter().try_for_each(|note| write!(f, "\nassumed     {note}"))?;
+        write!(f, "\nin Python:")?;
+        self.python.iter().try_for_each(|line| write!(f, "\n    {line}"))
     }
 }
 
@@ -301,6 +308,7 @@ impl Written {
             left_out: e.left_out,
             notes,
             unsaid: e.notes,
+            python: e.python,
             resized: Vec::new(),
         }
     }
@@ -312,7 +320,7 @@ fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
     check_out(&args.out, &origin.weights)?;
     let (from, family) = (origin.weights.clone(), origin.family);
     let clip = origin.into_clip(Device::Cpu)?;
-    let exported = clip.export(args.to, &args.out, Some(kind))?;
+    let exported = export(&clip, args.to, &args.out, kind)?;
     print(args.json, &Written::new(from, family, kind, clip.notes, exported))
 }
 
@@ -332,9 +340,34 @@ fn resize(args: &ResizeArgs) -> anyhow::Result<()> {
     let (from, family) = (origin.weights.clone(), origin.family);
     let clip = origin.into_clip(Device::Cpu)?;
     let resized = clip.resized(image, patch)?;
-    let exported = resized.clip.export(args.to, &args.out, Some(kind))?;
+    let exported = export(&resized.clip, args.to, &args.out, kind)?;
     let written = Written::new(from, family, kind, clip.notes, exported);
     print(args.json, &Written { resized: resized.changed, ..written })
+}
+
+/// Writes the net and, where the layout's program looks for them beside it, the tokeniser's files; for this program's own
+/// layout a loader too.
+fn export(clip: &Clip, layout: Layout, dir: &Path, kind: Kind) -> anyhow::Result<Exported> {
+    let mut exported = clip.export(layout, dir, Some(kind))?;
+    let mut more = vec![];
+    if let Some(t) = clip.config.text.as_ref().filter(|_| clip.wants_tokenizer(layout)) {
+        let tokenizer = Tokenizer::new(t.vocab_size as usize, t.context_length as usize)?;
+        for (name, text) in tokenizer.hugging_face() {
+            let path = dir.join(name);
+            write_atomically(&path, |file| file.write_all(text.as_bytes()))
+                .with_context(|| format!("writing {}", path.display()))?;
+            more.push(path);
+        }
+    }
+    if layout == Layout::Uta {
+        more.push(Clip::save_loader(dir)?);
+        exported.notes.push(
+            "no other program reads this layout; uta_model.py beside it loads the net in PyTorch"
+                .into(),
+        );
+    }
+    exported.files.splice(0..0, more);
+    Ok(exported)
 }
 
 /// Refuses a folder that holds a model already: half-way through, it would be neither the old nor the new one.

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use uta_model::safetensors_io::Checkpoint;
+use uta_model::{Clip, ClipConfig, Ffn, TextConfig, VitConfig};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
@@ -246,6 +247,165 @@ fn files_that_are_no_weights_are_refused_in_one_line() {
     assert!(!evil.is_empty());
     for path in evil {
         refused(dir.path(), &["weights", "inspect", path.to_str().unwrap()], &[".pt"]);
+    }
+}
+
+/// A small net with random weights, as this program's folder `name`.
+fn net(dir: &Path, name: &str, vision: &VitConfig, vocab_size: i64) {
+    let vision = VitConfig {
+        image_size: 16,
+        patch_size: 8,
+        width: 64,
+        depth: 1,
+        heads: 1,
+        ..vision.clone()
+    };
+    let vision = VitConfig { hidden: 96, out: 16, ..vision };
+    let text = TextConfig {
+        context_length: if vocab_size == 49408 { 77 } else { 16 },
+        vocab_size,
+        width: 64,
+        heads: 1,
+        layers: 1,
+        out: 16,
+        quick_gelu: vision.ffn == Ffn::QuickGelu,
+    };
+    let clip = Clip::new(&ClipConfig::new(vision, Some(text)), Device::Cpu);
+    clip.save(&dir.join(name), Kind::Float).unwrap();
+}
+
+/// `tests/golden/exports.py` runs the printed lines in the programs themselves.
+#[test]
+fn every_layout_comes_with_what_its_program_looks_for_and_the_lines_that_load_it() {
+    const TOKENISER: [&str; 4] =
+        ["merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json"];
+    let dir = tempfile::tempdir().unwrap();
+    let preset = |name: &str| VitConfig::preset(name).unwrap();
+    net(dir.path(), "plain", &preset("openai-b-32"), 2000);
+    net(dir.path(), "plain-clip", &preset("vit-b-32"), 49408);
+    net(dir.path(), "student", &preset("uta-b14"), 2000);
+    net(dir.path(), "eva", &preset("eva02-b-16"), 49408);
+    let value = |path: &str| -> Value {
+        serde_json::from_str(&fs::read_to_string(dir.path().join(path)).unwrap()).unwrap()
+    };
+    for (net, layout, own, tokeniser, lines) in [
+        (
+            "plain",
+            "hf",
+            &["config.json", "model.safetensors", "preprocessor_config.json"][..],
+            true,
+            &[
+                "from transformers import CLIPModel, CLIPProcessor, pipeline",
+                "model = CLIPModel.from_pretrained(\"plain-hf\")",
+                "processor = CLIPProcessor.from_pretrained(\"plain-hf\")",
+                "classify = pipeline(\"zero-shot-image-classification\", \"plain-hf\")",
+            ][..],
+        ),
+        (
+            "plain",
+            "open-clip",
+            &["open_clip_config.json", "open_clip_model.safetensors"],
+            true,
+            &[
+                "import open_clip; model, preprocess = open_clip.create_model_from_pretrained(\"local-dir:plain-open-clip\")",
+                "tokenizer = open_clip.get_tokenizer(\"local-dir:plain-open-clip\")",
+            ],
+        ),
+        // open_clip has CLIP's own tokeniser.
+        (
+            "plain-clip",
+            "open-clip",
+            &["open_clip_config.json", "open_clip_model.safetensors"],
+            false,
+            &["import open_clip;", "tokenizer = open_clip.get_tokenizer("],
+        ),
+        (
+            "student",
+            "uta",
+            &["config.json", "model.safetensors", "uta_model.py"],
+            true,
+            &[
+                "import sys; sys.path.insert(0, \"student-uta\")",
+                "import uta_model; model = uta_model.load()",
+            ],
+        ),
+        (
+            "student",
+            "timm",
+            &["config.json", "model.safetensors"],
+            false,
+            &[
+                "import timm; model = timm.create_model(\"local-dir:student-timm\", pretrained=True)",
+            ],
+        ),
+        (
+            "eva",
+            "eva-clip",
+            &["config.json", "eva_clip.json", "eva_clip.pt"],
+            false,
+            &[
+                "import eva_clip; eva_clip.add_model_config(\"eva-eva-clip/eva_clip.json\")",
+                "model, _, preprocess = eva_clip.create_model_and_transforms(\"eva_clip\", \"eva-eva-clip/eva_clip.pt\", \
+                 image_mean=[0.48145466,0.4578275,0.40821073], image_std=[0.26862954,0.26130258,0.27577711])",
+                "tokenizer = eva_clip.get_tokenizer(\"eva_clip\")",
+            ],
+        ),
+    ] {
+        let out = format!("{net}-{layout}");
+        let printed = done(dir.path(), &["weights", "convert", net, "--to", layout, "--out", &out]);
+        let (_, python) = printed.split_once("\nin Python:\n").expect(&printed);
+        let printed: Vec<&str> = python.lines().map(str::trim_start).collect();
+        assert_eq!(printed.len(), lines.len(), "{python}");
+        assert!(printed.iter().zip(lines).all(|(found, line)| found.starts_with(line)), "{python}");
+
+        let mut wanted = own.to_vec();
+        wanted.extend(TOKENISER.iter().filter(|_| tokeniser));
+        wanted.sort_unstable();
+        let entries = fs::read_dir(dir.path().join(&out)).unwrap();
+        let mut found: Vec<String> =
+            entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        found.sort_unstable();
+        assert_eq!(found, wanted, "{out}");
+        // Whoever reads it next, it is the same net.
+        let back = format!("{out}-back");
+        done(dir.path(), &["weights", "convert", &out, "--to", "uta", "--out", &back]);
+        let file = |folder: &str| tensors(&dir.path().join(folder).join("model.safetensors"));
+        let (before, after) = (file(net), file(&back));
+        assert!(after.iter().all(|(name, tensor)| before[name] == *tensor), "{out}");
+        assert!(layout == "timm" || after.len() == before.len(), "{out}");
+    }
+
+    let tokeniser = value("plain-hf/tokenizer_config.json");
+    assert_eq!(tokeniser["tokenizer_class"], "CLIPTokenizer");
+    assert_eq!(
+        (&tokeniser["model_max_length"], &tokeniser["pad_token"]),
+        (&16.into(), &"<|endoftext|>".into())
+    );
+    let vocabulary = value("plain-hf/vocab.json");
+    assert_eq!(vocabulary.as_object().unwrap().len(), 2000);
+    assert_eq!((&vocabulary["<|startoftext|>"], &vocabulary["a</w>"]), (&1998.into(), &320.into()));
+    assert_eq!(value("plain-hf/preprocessor_config.json")["processor_class"], "CLIPProcessor");
+    let text = |name: &str| value(name)["model_cfg"]["text_cfg"]["hf_tokenizer_name"].clone();
+    assert!(text("plain-open-clip/open_clip_config.json").is_string());
+    assert!(text("plain-clip-open-clip/open_clip_config.json").is_null());
+    let eva = value("eva-eva-clip/eva_clip.json");
+    let vision = &eva["vision_cfg"];
+    for key in ["rope", "intp_freq", "naiveswiglu", "subln"] {
+        assert_eq!(vision[key], true, "{key}");
+    }
+    let ratio = vision["mlp_ratio"].as_f64().unwrap();
+    assert_eq!(
+        ((64.0 * ratio) as i64, &vision["layers"], &eva["embed_dim"]),
+        (96, &1.into(), &16.into())
+    );
+    assert_eq!(eva["custom_text"], true);
+    let names = uta_model::torch_file::read(&dir.path().join("eva-eva-clip/eva_clip.pt")).unwrap();
+    assert!(names.contains_key("visual.blocks.0.attn.inner_attn_ln.weight"));
+
+    // What no program builds is sent to the layout that comes with a loader.
+    for layout in ["open-clip", "eva-clip", "hf"] {
+        let args = ["weights", "convert", "student", "--to", layout, "--out", "none"];
+        refused(dir.path(), &args, &["--to uta comes with a loader for PyTorch"]);
     }
 }
 

@@ -110,6 +110,51 @@ static ELEMENTS: [Element; 19] = [
     Element { storage: "an unsigned 64-bit type", dtypes: &["uint64"], size: 8, kind: None },
 ];
 
+/// The class of storages of such elements.
+pub(super) fn storage_of(kind: Kind) -> Option<&'static str> {
+    ELEMENTS.iter().find(|element| element.kind == Some(kind)).map(|element| element.storage)
+}
+
+/// The pickle of a dictionary of contiguous tensors, each the whole of a storage whose key is its place in the list: names,
+/// sizes and classes of storages.
+pub(super) fn state_dict(tensors: &[(&str, Vec<i64>, &str)]) -> Vec<u8> {
+    let text =
+        |text: &str| [&b"X"[..], &(text.len() as u32).to_le_bytes(), text.as_bytes()].concat();
+    let int = |value: i64| match u8::try_from(value) {
+        Ok(small) => vec![b'K', small],
+        Err(_) => [&b"\x8a\x08"[..], &value.to_le_bytes()].concat(),
+    };
+    let tuple = |values: &[i64]| {
+        let values: Vec<u8> = values.iter().flat_map(|&value| int(value)).collect();
+        [&b"("[..], &values, b"t"].concat()
+    };
+    let mut out = b"\x80\x02}(".to_vec();
+    for (key, (name, size, storage)) in tensors.iter().enumerate() {
+        let mut strides = vec![1; size.len()];
+        for place in (1..size.len()).rev() {
+            strides[place - 1] = strides[place] * size[place].max(1);
+        }
+        for part in [
+            &text(name)[..],
+            b"ctorch._utils\n_rebuild_tensor_v2\n((",
+            &text("storage"),
+            format!("ctorch\n{storage}\n").as_bytes(),
+            &text(&key.to_string()),
+            &text("cpu"),
+            &int(size.iter().product()),
+            b"tQ",
+            &int(0),
+            &tuple(size),
+            &tuple(&strides),
+            b"\x89ccollections\nOrderedDict\n)RtR",
+        ] {
+            out.extend(part);
+        }
+    }
+    out.extend(b"u.");
+    out
+}
+
 /// A storage: elements in a row, somewhere in the file.
 #[derive(Debug)]
 pub(super) struct Storage {

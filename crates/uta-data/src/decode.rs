@@ -8,13 +8,12 @@ use gif::ColorOutput;
 use image::codecs::{png::PngDecoder, webp::WebPDecoder};
 use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, GrayImage, ImageBuffer, ImageDecoder, ImageFormat, RgbImage};
-use zune_jpeg::JpegDecoder;
-use zune_jpeg::zune_core::bytestream::ZCursor;
-use zune_jpeg::zune_core::colorspace::ColorSpace;
-use zune_jpeg::zune_core::options::DecoderOptions;
 
 use crate::DataError;
 use crate::jpeg::Jpeg;
+use crate::orientation::orientation;
+use crate::png;
+use crate::scans::Scans;
 use crate::transform::CropBox;
 
 /// Images of more pixels are refused by their header, before memory is spent on them (open_clip's cap for Pillow); see
@@ -26,8 +25,8 @@ pub const MAX_PIXELS: u64 = 1 << 27;
 pub struct DecodeOptions {
     /// Images of more pixels are refused by their header; at most 2^32.
     pub max_pixels: u64,
-    /// Whether to turn and mirror an image as its EXIF orientation says (Pillow's `ImageOps.exif_transpose`). CLIP's and
-    /// torchvision's pipelines don't.
+    /// Whether to turn and mirror an image as its orientation says, in EXIF or else in XMP (Pillow's
+    /// `ImageOps.exif_transpose`). CLIP's and torchvision's pipelines don't.
     pub orient: bool,
 }
 
@@ -87,8 +86,8 @@ pub fn decode_with(bytes: &[u8], options: &DecodeOptions) -> Result<Rgb, DataErr
 pub(crate) enum Held {
     /// Filtered as the RGB image would be: L, RGB.
     Filtered,
-    /// The same for a JPEG that is not baseline, or CMYK, whose pixels are known within a level or two only.
-    Jpeg,
+    /// CMYK: Pillow filters the four channels, so that the RGB image's view is Pillow's within a level or two only.
+    Cmyk,
     /// 1 and P: the nearest pixel is taken.
     Nearest,
     /// LA and RGBA: filtered with colours weighted by this alpha, `[height, width]`.
@@ -127,14 +126,9 @@ fn inside<T: Copy>(all: &[T], sizes: [u32; 3], border: u32, channels: usize) -> 
 
 /// [`decode_with`], and how Pillow would have held the image.
 pub(crate) fn decode_held(bytes: &[u8], options: &DecodeOptions) -> Result<(Rgb, Held), DataError> {
-    let (mut image, mut held, orientation) = match open(bytes, options.max_pixels)? {
-        Opened::Jpeg(decoder, (width, height)) => {
-            let exif = decoder.exif().and_then(|exif| Orientation::from_exif_chunk(exif));
-            let (image, held) = decode_jpeg(bytes, decoder, width, height)?;
-            (image, held, exif)
-        }
-        Opened::Png(mut decoder) => {
-            let orientation = decoder.orientation().ok();
+    let (mut image, mut held) = match open(bytes, options.max_pixels)? {
+        Opened::Jpeg(scans) => decode_jpeg(bytes, *scans)?,
+        Opened::Png(decoder) => {
             // Depth and colour type, at the same place in every PNG; the decoder hides palettes and transparent colours.
             let header = (bytes.get(24).copied(), bytes.get(25).copied());
             let (image, held) = read(*decoder, header == (Some(16), Some(0)))?;
@@ -144,19 +138,13 @@ pub(crate) fn decode_held(bytes: &[u8], options: &DecodeOptions) -> Result<(Rgb,
                 ((_, Some(0 | 2)), Held::Alpha(_)) => Held::Filtered,
                 (_, held) => held,
             };
-            (image, held, orientation)
+            (image, held)
         }
-        Opened::WebP(mut decoder) => {
-            let orientation = decoder.orientation().ok();
-            let (image, held) = read(decoder, false)?;
-            (image, held, orientation)
-        }
-        Opened::Gif(decoder) => {
-            let (image, held) = decode_gif(*decoder)?;
-            (image, held, None)
-        }
+        Opened::WebP(decoder) => read(decoder, false)?,
+        Opened::Gif(decoder, frame) => decode_gif(*decoder, frame)?,
     };
-    if let (true, Some(orientation)) = (options.orient, orientation)
+    if options.orient
+        && let Some(orientation) = orientation(bytes, guess(bytes)?)
         && orientation != Orientation::NoTransforms
     {
         (image, held) = turn(image, held, orientation)?;
@@ -199,19 +187,31 @@ pub fn dimensions(bytes: &[u8]) -> Result<(u32, u32), DataError> {
 
 /// An image whose header was read and found to be of a bearable size.
 enum Opened<'a> {
-    Jpeg(Box<JpegDecoder<ZCursor<&'a [u8]>>>, (u32, u32)),
-    Png(Box<PngDecoder<Cursor<&'a [u8]>>>),
+    Jpeg(Box<Scans<'a>>),
+    Png(Box<PngDecoder<Cursor<Vec<u8>>>>),
     WebP(WebPDecoder<Cursor<&'a [u8]>>),
-    Gif(Box<gif::Decoder<&'a [u8]>>),
+    Gif(Box<gif::Decoder<&'a [u8]>>, Frame),
+}
+
+/// A GIF's first frame and the canvas that it lies on.
+struct Frame {
+    /// (width, height) of the screen, enlarged where the frame reaches beyond it.
+    canvas: (u32, u32),
+    left: usize,
+    top: usize,
+    columns: usize,
+    rows: usize,
+    transparent: Option<u8>,
+    palette: Option<Vec<u8>>,
 }
 
 impl Opened<'_> {
     fn dimensions(&self) -> (u32, u32) {
         match self {
-            Opened::Jpeg(_, dimensions) => *dimensions,
+            Opened::Jpeg(scans) => (scans.width, scans.height),
             Opened::Png(decoder) => decoder.dimensions(),
             Opened::WebP(decoder) => decoder.dimensions(),
-            Opened::Gif(decoder) => (decoder.width().into(), decoder.height().into()),
+            Opened::Gif(_, frame) => frame.canvas,
         }
     }
 }
@@ -228,12 +228,7 @@ fn guess(bytes: &[u8]) -> Result<ImageFormat, DataError> {
 fn open(bytes: &[u8], max_pixels: u64) -> Result<Opened<'_>, DataError> {
     let opened = match guess(bytes)? {
         ImageFormat::Jpeg => {
-            // Limits of its own would be below ours; ours is checked next.
-            let options = DecoderOptions::default().set_max_width(1 << 16).set_max_height(1 << 16);
-            let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-            decoder.decode_headers().map_err(|e| damaged("JPEG", e))?;
-            let (width, height) = decoder.dimensions().unwrap_or_default();
-            Opened::Jpeg(Box::new(decoder), (width as u32, height as u32))
+            Opened::Jpeg(Box::new(Scans::open(bytes).map_err(|e| damaged("JPEG", e))?))
         }
         ImageFormat::WebP => {
             Opened::WebP(WebPDecoder::new(Cursor::new(bytes)).map_err(|e| damaged("WebP", e))?)
@@ -241,14 +236,28 @@ fn open(bytes: &[u8], max_pixels: u64) -> Result<Opened<'_>, DataError> {
         ImageFormat::Gif => {
             let mut options = gif::DecodeOptions::new();
             options.set_color_output(ColorOutput::Indexed);
-            // A frame is within its canvas, whose size is checked below.
-            options.check_frame_consistency(true);
             options.set_memory_limit(gif::MemoryLimit::Unlimited);
-            let decoder = options.read_info(bytes).map_err(|e| damaged("GIF", e))?;
-            Opened::Gif(Box::new(decoder))
+            let mut decoder = options.read_info(bytes).map_err(|e| damaged("GIF", e))?;
+            let screen = (u32::from(decoder.width()), u32::from(decoder.height()));
+            let frame = decoder.next_frame_info().map_err(|e| damaged("GIF", e))?;
+            let frame = frame.ok_or_else(|| damaged("GIF", "it has no frame"))?;
+            let [left, top] = [frame.left, frame.top].map(u32::from);
+            let [columns, rows] = [frame.width, frame.height].map(u32::from);
+            let frame = Frame {
+                // Pillow's, and browsers'.
+                canvas: (screen.0.max(left + columns), screen.1.max(top + rows)),
+                left: left as usize,
+                top: top as usize,
+                columns: columns as usize,
+                rows: rows as usize,
+                transparent: frame.transparent,
+                palette: frame.palette.clone(),
+            };
+            Opened::Gif(Box::new(decoder), frame)
         }
         _ => {
-            let decoder = PngDecoder::new(Cursor::new(bytes)).map_err(|e| damaged("PNG", e))?;
+            let file = Cursor::new(png::essential(bytes)?);
+            let decoder = PngDecoder::new(file).map_err(|e| damaged("PNG", e))?;
             Opened::Png(Box::new(decoder))
         }
     };
@@ -273,47 +282,17 @@ fn damaged(format: &str, error: impl std::fmt::Display) -> DataError {
     ))
 }
 
-fn decode_jpeg(
-    bytes: &[u8],
-    mut decoder: Box<JpegDecoder<ZCursor<&[u8]>>>,
-    width: u32,
-    height: u32,
-) -> Result<(Rgb, Held), DataError> {
+fn decode_jpeg(bytes: &[u8], scans: Scans<'_>) -> Result<(Rgb, Held), DataError> {
+    let (width, height) = (scans.width, scans.height);
     let mut pixels = vec![];
     if let Some(jpeg) = Jpeg::parse(bytes)
         && jpeg.decode(CropBox::whole(width, height), 1, &mut pixels).is_some()
     {
         return Ok((checked("JPEG", width, height, pixels)?, Held::Filtered));
     }
-    // A decoder that forgives fills what is missing with gray.
-    if !has_end(bytes) {
-        return Err(damaged("JPEG", "cut short"));
-    }
-    let gray = decoder.input_colorspace() == Some(ColorSpace::Luma);
-    let wanted = if gray { ColorSpace::Luma } else { ColorSpace::RGB };
-    decoder.set_options(decoder.options().jpeg_set_out_colorspace(wanted));
-    let pixels = decoder.decode().map_err(|e| damaged("JPEG", e))?;
-    let pixels = if gray { to_rgb::<1>(&pixels, true) } else { pixels };
-    Ok((checked("JPEG", width, height, pixels)?, Held::Jpeg))
-}
-
-/// Whether a JPEG's end-of-image marker is there, whatever may follow it (phones append films). Segments are passed over by
-/// their lengths; within coded data a byte 0xff is followed by 0 or a restart marker.
-fn has_end(jpeg: &[u8]) -> bool {
-    let mut at = 2;
-    while let Some(&[mark, code]) = jpeg.get(at..at + 2) {
-        match (mark, code) {
-            (0xff, 0xd9) => return true,
-            (0xff, 0x00 | 0x01 | 0xd0..=0xd8) => at += 2,
-            (0xff, 0xff) | (0..0xff, _) => at += 1,
-            (0xff, _) => {
-                let length =
-                    jpeg.get(at + 2..at + 4).map_or(0, |l| u16::from_be_bytes([l[0], l[1]]));
-                at += 2 + usize::from(length);
-            }
-        }
-    }
-    false
+    let held = if scans.cmyk() { Held::Cmyk } else { Held::Filtered };
+    let pixels = scans.decode().map_err(|e| damaged("JPEG", e))?;
+    Ok((checked("JPEG", width, height, pixels)?, held))
 }
 
 /// The pixels, and how they are held. `gray16`: 16-bit gray without alpha, which is clipped.
@@ -351,32 +330,26 @@ fn read(decoder: impl ImageDecoder, gray16: bool) -> Result<(Rgb, Held), DataErr
 }
 
 /// The first frame on its canvas, which Pillow fills with the transparent colour, or the palette's first.
-fn decode_gif(mut decoder: gif::Decoder<&[u8]>) -> Result<(Rgb, Held), DataError> {
-    let (width, height) = (usize::from(decoder.width()), usize::from(decoder.height()));
-    let global = decoder.global_palette().map(<[u8]>::to_vec);
-    let frame = decoder.read_next_frame().map_err(|e| damaged("GIF", e))?;
-    let frame = frame.ok_or_else(|| damaged("GIF", "it has no frame"))?;
-    let palette = frame.palette.as_ref().or(global.as_ref());
-    let palette = palette.ok_or_else(|| damaged("GIF", "it has no palette"))?;
+fn decode_gif(mut decoder: gif::Decoder<&[u8]>, frame: Frame) -> Result<(Rgb, Held), DataError> {
+    let (width, height) = frame.canvas;
+    let palette = frame.palette.as_deref().or(decoder.global_palette());
+    let palette = palette.ok_or_else(|| damaged("GIF", "it has no palette"))?.to_vec();
     let (colours, _) = palette.as_chunks::<3>();
     // A palette that is the gray scale is none to Pillow, and its image gray.
     let gray = colours.iter().enumerate().all(|(i, &[r, g, b])| [r, g, b] == [i as u8; 3]);
-    let mut indices = vec![frame.transparent.unwrap_or(0); width * height];
-    let (left, top) = (usize::from(frame.left), usize::from(frame.top));
-    let (columns, rows) = (usize::from(frame.width), usize::from(frame.height));
-    if left + columns > width || top + rows > height || frame.buffer.len() != columns * rows {
-        return Err(damaged("GIF", "its frame is not within its canvas"));
-    }
-    if columns > 0 {
-        for (row, from) in frame.buffer.chunks_exact(columns).enumerate() {
-            let start = (top + row) * width + left;
-            indices[start..start + columns].copy_from_slice(from);
+    let mut indices = vec![frame.transparent.unwrap_or(0); width as usize * height as usize];
+    if frame.columns > 0 && frame.rows > 0 {
+        let mut buffer = vec![0; frame.columns * frame.rows];
+        decoder.read_into_buffer(&mut buffer).map_err(|e| damaged("GIF", e))?;
+        for (row, from) in buffer.chunks_exact(frame.columns).enumerate() {
+            let start = (frame.top + row) * width as usize + frame.left;
+            indices[start..start + frame.columns].copy_from_slice(from);
         }
     }
     // What the palette lacks is black.
     let colour = |&i: &u8| colours.get(usize::from(i)).copied().unwrap_or_default();
     let pixels = indices.iter().flat_map(colour).collect();
-    let image = checked("GIF", width as u32, height as u32, pixels)?;
+    let image = checked("GIF", width, height, pixels)?;
     Ok((image, if gray { Held::Filtered } else { Held::Nearest }))
 }
 

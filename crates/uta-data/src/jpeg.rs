@@ -5,8 +5,8 @@
 //! wants `unsafe`. What is decoded has libjpeg-turbo's very bytes, and so Pillow's: its accurate inverse transform
 //! (jidctint.c), its smaller ones (jidctred.c), its smooth upsampling (jdsample.c) and its colours (jdcolor.c).
 //!
-//! Not read here, and left to the decoder in [`crate::decode()`]: progressive, arithmetic, 12-bit and CMYK files, RGB ones,
-//! chroma of an unusual shape, and whatever is damaged, which then may have its say about it.
+//! Not read here, and left to [`crate::scans`], which decodes whole pictures only: progressive and CMYK files, RGB ones, those of
+//! several scans, chroma of an unusual shape or at most two samples wide, and whatever is damaged, for its error.
 
 use std::array::from_fn;
 use std::cell::RefCell;
@@ -18,11 +18,11 @@ use pulp::{Arch, NullaryFnOnce};
 use crate::transform::CropBox;
 
 /// Side of a block.
-const BLOCK: usize = 8;
+pub(crate) const BLOCK: usize = 8;
 
 /// The place in a block, row by row, of each coefficient in the order of the file; those beyond the last fall into a place
 /// behind the block.
-const ZIGZAG: [u8; 128] = {
+pub(crate) const ZIGZAG: [u8; 128] = {
     let mut order = [64; 128];
     let (mut row, mut column, mut i) = (0usize, 0usize, 0);
     while i < 64 {
@@ -46,7 +46,7 @@ const ZIGZAG: [u8; 128] = {
 };
 
 /// Coefficients row by row, and a place for those of damaged data that lie beyond the last.
-type Block = [i16; 65];
+pub(crate) type Block = [i16; 65];
 
 /// The header of a JPEG that can be decoded in part.
 pub(crate) struct Jpeg<'a> {
@@ -80,7 +80,7 @@ struct Component {
 const PEEK: u32 = 10;
 
 /// Codes of up to [`PEEK`] bits in one step; longer ones by counting up.
-struct Huffman {
+pub(crate) struct Huffman {
     /// By the next bits, whatever follows the code.
     fast: [Entry; 1 << PEEK],
     /// By length 1 to 16: the first code beyond those of that length, in the upper 16 of 17 bits; the last is a stop.
@@ -132,6 +132,23 @@ impl Entry {
 }
 
 impl Huffman {
+    /// Reads a DHT segment's tables into those of DC and AC coefficients. None where it is damaged.
+    pub(crate) fn read(
+        mut segment: &[u8],
+        dc: &mut [Option<Box<Huffman>>; 4],
+        ac: &mut [Option<Box<Huffman>>; 4],
+    ) -> Option<()> {
+        while let Some((&head, rest)) = segment.split_first() {
+            let (counts, rest) = rest.split_first_chunk::<16>()?;
+            let symbols = rest.get(..counts.iter().map(|&c| usize::from(c)).sum())?;
+            let table = Some(Box::new(Huffman::new(counts, symbols)?));
+            let tables = if head >> 4 == 0 { &mut *dc } else { &mut *ac };
+            *tables.get_mut(usize::from(head & 15))? = table;
+            segment = &rest[symbols.len()..];
+        }
+        Some(())
+    }
+
     /// From a DHT segment's counts by length, and its symbols. None where the counts are impossible.
     fn new(counts: &[u8; 16], symbols: &[u8]) -> Option<Huffman> {
         let mut table = Huffman {
@@ -183,7 +200,7 @@ impl Huffman {
 
 /// The number that `size` bits mean: those that begin with 0 are negative.
 #[inline(always)]
-fn extend(number: u32, size: u32) -> i16 {
+pub(crate) fn extend(number: u32, size: u32) -> i16 {
     let low = (1u32 << size) >> 1;
     let negative = if number < low { (1i32 << size) - 1 } else { 0 };
     (number as i32 - negative) as i16
@@ -239,7 +256,9 @@ impl NullaryFnOnce for Decode<'_> {
     fn call(self) -> Option<()> {
         let Decode { jpeg, crop, shrink, scratch, rgb } = self;
         let windows = jpeg.windows(crop, shrink);
-        unstuff(jpeg.scan, &mut scratch.coded, &mut scratch.ends)?;
+        let rest = unstuff(jpeg.scan, &mut scratch.coded, &mut scratch.ends)?;
+        // Any other marker than the end of the image may mean another scan.
+        rest.starts_with(&[0xff, 0xd9]).then_some(())?;
         jpeg.planes(&windows, scratch)?;
         jpeg.colours(&windows, crop, scratch, rgb);
         Some(())
@@ -272,16 +291,18 @@ impl<'a> Jpeg<'a> {
             rest = after.get(length..)?;
             match code {
                 0xc0 | 0xc1 => jpeg.frame(segment)?,
-                0xc4 => jpeg.huffman(segment)?,
-                0xdb => jpeg.quantisation(segment)?,
+                0xc4 => Huffman::read(segment, &mut jpeg.dc, &mut jpeg.ac)?,
+                0xdb => Quantised::read(segment, &mut jpeg.quantisation)?,
                 0xdd => jpeg.restart = be16(segment, 0)?.into(),
-                0xe0 => jfif |= segment.starts_with(b"JFIF\0"),
-                0xee if segment.starts_with(b"Adobe") => adobe = segment.get(11).copied(),
+                0xe0 => jfif |= segment.starts_with(b"JFIF\0") && segment.len() >= 14,
+                0xee if segment.starts_with(b"Adobe") && segment.len() >= 12 => {
+                    adobe = segment.get(11).copied();
+                }
                 0xda => {
                     jpeg.start(segment)?;
                     jpeg.scan = rest;
                     let ids = jpeg.components.iter().map(|c| c.id);
-                    let rgb = adobe == Some(0) || !jfif && adobe.is_none() && ids.eq(*b"RGB");
+                    let rgb = !jfif && (adobe == Some(0) || adobe.is_none() && ids.eq(*b"RGB"));
                     return (!rgb || jpeg.components.len() == 1).then_some(jpeg);
                 }
                 0xe1..=0xef | 0xfe => {}
@@ -311,34 +332,6 @@ impl<'a> Jpeg<'a> {
             [gray] => (gray.h, gray.v) = (1, 1),
             [_, chroma @ ..] if chroma.iter().any(|c| (c.h, c.v) != (1, 1)) => return None,
             _ => {}
-        }
-        Some(())
-    }
-
-    fn quantisation(&mut self, mut segment: &[u8]) -> Option<()> {
-        while let Some((&head, rest)) = segment.split_first() {
-            let wide = usize::from(head >> 4 != 0);
-            let values = rest.get(..64 << wide)?;
-            let value =
-                |i: usize| if wide == 1 { be16(values, 2 * i) } else { Some(values[i].into()) };
-            let mut table = [0; 64];
-            for (i, entry) in table.iter_mut().enumerate() {
-                *entry = value(i)?;
-            }
-            *self.quantisation.get_mut(usize::from(head & 15))? = Some(table);
-            segment = &rest[64 << wide..];
-        }
-        Some(())
-    }
-
-    fn huffman(&mut self, mut segment: &[u8]) -> Option<()> {
-        while let Some((&head, rest)) = segment.split_first() {
-            let (counts, rest) = rest.split_first_chunk::<16>()?;
-            let symbols = rest.get(..counts.iter().map(|&c| usize::from(c)).sum())?;
-            let table = Some(Box::new(Huffman::new(counts, symbols)?));
-            let tables = if head >> 4 == 0 { &mut self.dc } else { &mut self.ac };
-            *tables.get_mut(usize::from(head & 15))? = table;
-            segment = &rest[symbols.len()..];
         }
         Some(())
     }
@@ -391,7 +384,7 @@ impl<'a> Jpeg<'a> {
             && crop.height > 0
             && u64::from(crop.left) + u64::from(crop.width) <= width.into()
             && u64::from(crop.top) + u64::from(crop.height) <= height.into();
-        // Narrower chroma isn't upsampled smoothly.
+        // Chroma of one or two columns isn't upsampled smoothly.
         if !inside || width <= 4 {
             return None;
         }
@@ -581,12 +574,17 @@ impl<'a> Jpeg<'a> {
     }
 }
 
-fn be16(bytes: &[u8], at: usize) -> Option<u16> {
+pub(crate) fn be16(bytes: &[u8], at: usize) -> Option<u16> {
     bytes.get(at..at + 2).map(|b| u16::from_be_bytes([b[0], b[1]]))
 }
 
-/// Copies coded data without stuffing, up to the end of the image. None where that is missing or another scan begins.
-fn unstuff(scan: &[u8], coded: &mut Vec<u8>, ends: &mut Vec<usize>) -> Option<()> {
+/// Copies coded data without stuffing, up to a marker that is no restart marker, and returns what begins with that. None where
+/// it is missing, or restart markers are out of order.
+pub(crate) fn unstuff<'a>(
+    scan: &'a [u8],
+    coded: &mut Vec<u8>,
+    ends: &mut Vec<usize>,
+) -> Option<&'a [u8]> {
     coded.clear();
     ends.clear();
     let mut rest = scan;
@@ -596,32 +594,31 @@ fn unstuff(scan: &[u8], coded: &mut Vec<u8>, ends: &mut Vec<usize>) -> Option<()
         match next {
             // Stuffing: the byte is meant, its 0 isn't.
             0 => coded.extend_from_slice(&rest[..=at]),
-            0xd0..=0xd9 => {
-                coded.extend_from_slice(&rest[..at]);
-                ends.push(coded.len());
-            }
             // Fill.
             0xff => {
                 coded.extend_from_slice(&rest[..at]);
                 rest = &rest[at + 1..];
                 continue;
             }
-            _ => return None,
+            _ => {
+                coded.extend_from_slice(&rest[..at]);
+                ends.push(coded.len());
+                if !(0xd0..=0xd7).contains(&next) {
+                    // So that eight bytes can be read from anywhere.
+                    coded.extend_from_slice(&[0; 16]);
+                    return Some(&rest[at..]);
+                }
+                if usize::from(next - 0xd0) != (ends.len() - 1) % 8 {
+                    return None;
+                }
+            }
         }
         rest = &rest[at + 2..];
-        match next {
-            0xd9 => break,
-            0xd8 => return None,
-            _ => {}
-        }
     }
-    // So that eight bytes can be read from anywhere.
-    coded.extend_from_slice(&[0; 16]);
-    Some(())
 }
 
 /// Reads coded data from the highest bit on.
-struct Bits<'a> {
+pub(crate) struct Bits<'a> {
     coded: &'a [u8],
     /// The next byte to take in.
     next: usize,
@@ -632,12 +629,12 @@ struct Bits<'a> {
 
 impl Bits<'_> {
     #[inline(always)]
-    fn new(coded: &[u8], next: usize) -> Bits<'_> {
+    pub(crate) fn new(coded: &[u8], next: usize) -> Bits<'_> {
         Bits { coded, next, held: 0, count: 0 }
     }
 
     /// Bytes begun.
-    fn position(&self) -> usize {
+    pub(crate) fn position(&self) -> usize {
         self.next - (self.count / 8) as usize
     }
 
@@ -671,6 +668,29 @@ impl Bits<'_> {
         (entry.0 > 0).then_some(entry)
     }
 
+    /// The symbol of the next code.
+    #[inline(always)]
+    pub(crate) fn symbol(&mut self, table: &Huffman) -> Option<u8> {
+        self.refill()?;
+        let peek = (self.held >> 48) as u32;
+        let bits = (1..=16).find(|&bits| peek < table.beyond[bits as usize])?;
+        let at = (peek >> (16 - bits)) as i32 + table.offset[bits as usize];
+        self.take(bits);
+        table.symbols.get(at as usize).copied()
+    }
+
+    /// A number of at most 16 bits.
+    #[inline(always)]
+    pub(crate) fn number_of(&mut self, bits: u32) -> Option<u32> {
+        if bits == 0 {
+            return Some(0);
+        }
+        self.refill()?;
+        let number = (self.held >> (64 - bits)) as u32;
+        self.take(bits);
+        Some(number)
+    }
+
     /// Passes an entry over and returns its number.
     #[inline(always)]
     fn number(&mut self, entry: Entry) -> i16 {
@@ -698,9 +718,12 @@ impl Bits<'_> {
             self.refill()?;
             let entry = self.entry(table)?;
             self.take(entry.bits());
+            if entry.step() == 64 {
+                break;
+            }
             k += entry.step();
         }
-        Some(())
+        (k <= 64).then_some(())
     }
 
     /// The coefficients of a block, multiplied out, and how many of them in the order of the file may not be 0.
@@ -720,17 +743,34 @@ impl Bits<'_> {
             let at = (k - 1) as usize & 127;
             block[usize::from(ZIGZAG[at]).min(64)] = value.wrapping_mul(quantised.values[at]);
         }
-        Some((block, k))
+        (k <= 64).then_some((block, k))
     }
 }
 
 /// A quantisation table in the order of the file, and zeros behind.
-struct Quantised {
-    values: [i16; 128],
+pub(crate) struct Quantised {
+    pub(crate) values: [i16; 128],
 }
 
 impl Quantised {
-    fn new(table: &[u16; 64]) -> Quantised {
+    /// Reads a DQT segment's tables. None where it is damaged.
+    pub(crate) fn read(mut segment: &[u8], tables: &mut [Option<[u16; 64]>; 4]) -> Option<()> {
+        while let Some((&head, rest)) = segment.split_first() {
+            let wide = usize::from(head >> 4 != 0);
+            let values = rest.get(..64 << wide)?;
+            let value =
+                |i: usize| if wide == 1 { be16(values, 2 * i) } else { Some(values[i].into()) };
+            let mut table = [0; 64];
+            for (i, entry) in table.iter_mut().enumerate() {
+                *entry = value(i)?;
+            }
+            *tables.get_mut(usize::from(head & 15))? = Some(table);
+            segment = &rest[64 << wide..];
+        }
+        Some(())
+    }
+
+    pub(crate) fn new(table: &[u16; 64]) -> Quantised {
         Quantised { values: from_fn(|i| table.get(i).map_or(0, |&q| q as i16)) }
     }
 }
@@ -783,7 +823,7 @@ fn pass_8(x: [Int; 8], shift: usize) -> [Int; 8] {
 }
 
 #[inline(always)]
-fn inverse_8(block: &Block, out: &mut [u8], stride: usize) {
+pub(crate) fn inverse_8(block: &Block, out: &mut [u8], stride: usize) {
     // Indices: of what is transformed, then of eight such, side by side.
     let mut between = [[Wrapping(0); 8]; 8];
     for column in 0..8 {
@@ -844,7 +884,14 @@ fn inverse_2(block: &Block, out: &mut [u8], stride: usize) {
 
 /// Doubles the columns `from..from + count` of two rows that were blended 3 : 1 (`both`), or of the first alone.
 #[inline(always)]
-fn widen(near: &[u8], far: &[u8], both: bool, from: usize, count: usize, out: &mut [u8]) {
+pub(crate) fn widen(
+    near: &[u8],
+    far: &[u8],
+    both: bool,
+    from: usize,
+    count: usize,
+    out: &mut [u8],
+) {
     let last = near.len() - 1;
     let blend = |i: usize| {
         let n = u16::from(near[i]);
@@ -881,7 +928,7 @@ fn widen(near: &[u8], far: &[u8], both: bool, from: usize, count: usize, out: &m
 
 /// JFIF's colours, with 16 bits of fraction.
 #[inline(always)]
-fn to_rgb(luma: &[u8], cb: &[u8], cr: &[u8], rgb: &mut [u8]) {
+pub(crate) fn to_rgb(luma: &[u8], cb: &[u8], cr: &[u8], rgb: &mut [u8]) {
     let (pixels, _) = rgb.as_chunks_mut::<3>();
     for (((pixel, &y), &cb), &cr) in pixels.iter_mut().zip(luma).zip(cb).zip(cr) {
         let (y, cb, cr) = (i32::from(y), i32::from(cb) - 128, i32::from(cr) - 128);

@@ -1,7 +1,6 @@
 //! Batches: an endless shuffled stream for training, and an ordered sweep for evaluation, both decoded in threads.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::ahead::Ahead;
 use crate::order::{Draw, Order, OrderKind};
 use crate::parallel::Ordered;
+use crate::quietly::quietly;
 use crate::rng::{Purpose, Rng};
 use crate::targets::Replay;
 use crate::{
@@ -449,7 +449,7 @@ fn fill(
 
 /// A decoder that panics on a damaged image costs that sample, not the run.
 pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T, DataError>) -> Result<T, DataError> {
-    catch_unwind(AssertUnwindSafe(work))
+    quietly(work)
         .unwrap_or_else(|_| Err(DataError::Image("the decoder panicked on this image".into())))
 }
 

@@ -509,8 +509,7 @@ impl EvalTransform {
 
     /// The view of an image file, `[size, size, 3]` bytes. In open_clip's way an image is resized as Pillow holds it and
     /// made RGB last: palette and bilevel images by the nearest pixel, transparent ones with their alpha as
-    /// weight, 16-bit gray before it is clipped. Pillow's own integers are used but for JPEGs other than baseline ones,
-    /// which are [`apply`](EvalTransform::apply)'s.
+    /// weight, 16-bit gray before it is clipped. Pillow's own integers are used but for CMYK images, which are [`apply`](EvalTransform::apply)'s.
     ///
     /// # Errors
     /// As [`decode`](crate::decode()), or when nothing is left within the border.
@@ -522,13 +521,13 @@ impl EvalTransform {
         };
         let sides = self.sides(&image)?;
         let (image, held) = match (self.convention, held) {
-            (_, Held::Jpeg) => (image, Held::Jpeg),
+            (_, Held::Cmyk) => (image, Held::Cmyk),
             (Convention::OpenClip, held) => (image, held),
             (Convention::Hf, Held::Alpha(alpha)) => (on_white(image, &alpha), Held::Filtered),
             (Convention::Timm | Convention::Hf, _) => (image, Held::Filtered),
         };
         let part = match held {
-            Held::Jpeg => self.resized(&image, sides)?,
+            Held::Cmyk => self.resized(&image, sides)?,
             _ if self.filter == Filter::Nearest => self.resized(&image, sides)?,
             // Pillow then leaves an image as it is, colours under an alpha of 0 included.
             _ if sides.iter().all(|side| side.full == u64::from(side.source)) => {

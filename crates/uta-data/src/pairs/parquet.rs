@@ -2,7 +2,6 @@
 //! bytes when it is asked for, without decoding the pages before its own.
 
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +15,7 @@ use parquet::file::serialized_reader::SerializedPageReader;
 use parquet::schema::types::ColumnDescriptor;
 
 use super::{Reading, SPLIT};
+use crate::quietly::quietly;
 use crate::{DataError, MAX_PIXELS};
 
 /// Images in the rows of a Parquet file.
@@ -144,8 +144,7 @@ pub(super) fn read(rows: &mut Reading) -> Result<Option<Rows>, DataError> {
 
 /// What `read` gives; its panic, which a damaged file can bring about in the parquet crate, as an error.
 fn whole<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
-    catch_unwind(AssertUnwindSafe(read))
-        .unwrap_or_else(|_| Err(ParquetError::General("the file is damaged".into())))
+    quietly(read).unwrap_or_else(|_| Err(ParquetError::General("the file is damaged".into())))
 }
 
 fn utf8(value: Option<&Option<ByteArray>>) -> Option<&str> {

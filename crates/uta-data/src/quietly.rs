@@ -49,6 +49,9 @@ mod tests {
         let output = command.args(["--exact", name, "--ignored", "--nocapture"]).output().unwrap();
         let printed = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{printed}");
-        assert!(printed.contains("another panic") && !printed.contains("a caught panic"), "{printed}");
+        assert!(
+            printed.contains("another panic") && !printed.contains("a caught panic"),
+            "{printed}"
+        );
     }
 }

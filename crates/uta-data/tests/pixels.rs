@@ -130,6 +130,71 @@ fn orientation_is_followed_only_when_asked_for() {
     assert_eq!(image.pixels, theirs);
 }
 
+#[test]
+fn a_gif_s_canvas_grows_to_its_frame() {
+    for name in ["still.gif", "part.gif"] {
+        let mut bytes = fs::read(golden(&format!("decode/{name}"))).unwrap();
+        let whole = decode(&bytes).unwrap();
+        // The frame's descriptor lies behind the global palette and the extensions.
+        let at = bytes.iter().enumerate().skip(13 + 3 * (2 << (bytes[10] & 7)));
+        let at = at.map(|(at, _)| at).find(|&at| bytes[at] == b',').unwrap();
+        let side = |at: usize| u32::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
+        let (width, height) = (side(at + 1) + side(at + 5), side(at + 3) + side(at + 7));
+        for screen in [0, 1, 5] {
+            bytes[6..10].copy_from_slice(&[screen, 0, screen, 0]);
+            let image = decode(&bytes).unwrap();
+            assert_eq!((image.width, image.height), (width, height), "{name}");
+            let rows = whole.pixels.chunks(3 * whole.width as usize).take(height as usize);
+            let part: Vec<u8> = rows.flat_map(|row| &row[..3 * width as usize]).copied().collect();
+            assert!(image.pixels == part, "{name}, screen of {screen}");
+        }
+    }
+}
+
+#[test]
+fn orientation_of_every_number_type_and_of_xmp_is_followed() {
+    let bytes = fs::read(golden("decode/420.jpg")).unwrap();
+    let with = |segment: &[u8]| {
+        let length = (segment.len() as u16 + 2).to_be_bytes();
+        [&bytes[..2], &[0xff, 0xe1], &length, segment, &bytes[2..]].concat()
+    };
+    let options = DecodeOptions { orient: true, ..DecodeOptions::default() };
+    let turned = |file: &[u8]| decode_with(file, &options).unwrap().width == 29;
+    let six = |kind: u16| -> Vec<u8> {
+        match kind {
+            1 | 2 | 6 | 7 => vec![6],
+            3 | 8 => 6u16.to_be_bytes().to_vec(),
+            5 | 10 => [6u32.to_be_bytes(), 1u32.to_be_bytes()].concat(),
+            11 => 6f32.to_be_bytes().to_vec(),
+            12 => 6f64.to_be_bytes().to_vec(),
+            16 => 6u64.to_be_bytes().to_vec(),
+            _ => 6u32.to_be_bytes().to_vec(),
+        }
+    };
+    for kind in 1..=16 {
+        let (mut value, mut behind) = (six(kind), vec![]);
+        if value.len() > 4 {
+            behind = std::mem::replace(&mut value, 26u32.to_be_bytes().to_vec());
+        }
+        value.resize(4, 0);
+        let exif = [
+            b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12",
+            &kind.to_be_bytes()[..],
+            &[0, 0, 0, 1],
+            &value,
+            &[0; 4],
+            &behind,
+        ];
+        // As Pillow has it, a byte and text are no numbers.
+        let expected = matches!(kind, 3..=6 | 8..=13 | 16);
+        assert_eq!(turned(&with(&exif.concat())), expected, "type {kind}");
+    }
+    for (xmp, expected) in [("=\"6\"", true), (">6<", true), ("=\"1\"", false), (" 6", false)] {
+        let xmp = format!("http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation{xmp}");
+        assert_eq!(turned(&with(xmp.as_bytes())), expected, "{xmp}");
+    }
+}
+
 /// `tests/golden/jpeg_sweep.py --write` made the files, and compares thousands more.
 #[test]
 fn jpegs_of_every_layout_have_pillows_bytes() {

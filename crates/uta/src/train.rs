@@ -56,7 +56,7 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
         return Ok(());
     }
     if outcome.finished && outcome.images_per_second > 0.0 {
-        let done = RunDir::recipe(&out, &[]).map_err(anyhow::Error::from);
+        let done = RunDir::recipe(&out).map_err(anyhow::Error::from);
         if let Err(e) = done.and_then(|recipe| reference::of_run(&out, &recipe)) {
             tracing::warn!("the report lacks pictures and teacher: {}", one_line(&e));
         }

@@ -645,7 +645,19 @@ fn elsewhere(spec: &str) -> Result<Vec<PathBuf>, String> {
 }
 
 #[cfg(not(feature = "remote"))]
-fn elsewhere(_: &str) -> Result<Vec<PathBuf>, String> {
+fn elsewhere(spec: &str) -> Result<Vec<PathBuf>, String> {
+    /// Those that the feature reads.
+    const SCHEMES: [&str; 9] = ["s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "http", "https"];
+    let scheme = spec.split_once("://").map_or("", |(scheme, _)| scheme);
+    if !scheme.contains('{') && !SCHEMES.contains(&scheme) {
+        let hub = match scheme {
+            "hf" => {
+                "; fetch the files first (`hf download REPOSITORY --repo-type dataset --local-dir DIR`)"
+            }
+            _ => "",
+        };
+        return Err(format!("{scheme}:// is no kind of address that is read{hub}"));
+    }
     let build = "cargo build --release -p uta --features remote";
     Err(format!("this program reads nothing from a network; one built by `{build}` does"))
 }
@@ -778,6 +790,9 @@ mod tests {
         if cfg!(not(feature = "remote")) {
             let e = open("s3://bucket/{000..099}.tar").err().unwrap().to_string();
             assert!(e.contains("cargo build --release -p uta --features remote"), "{e}");
+            let e = open("hf://datasets/a/b").err().unwrap().to_string();
+            assert!(e.contains("hf:// is no kind of address") && e.contains("hf download"), "{e}");
+            assert!(!e.contains("--features"), "{e}");
         }
         let e = open("pipe:aws s3 cp s3://bucket/0.tar -").err().unwrap().to_string();
         assert!(e.contains("no commands are run"), "{e}");

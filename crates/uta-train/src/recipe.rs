@@ -145,8 +145,8 @@ impl TryFrom<Table> for Model {
         if let (false, Some(width)) = (sizes.contains_key("out"), sizes.get("width")) {
             sizes.insert("out".into(), width.clone());
         }
-        let vision: VitConfig = sizes.try_into().map_err(|e| format!("model: {}", brief(&e)))?;
-        vision.check().map_err(|e| format!("model: {e}"))?;
+        let vision: VitConfig = sizes.try_into().map_err(|e| brief(&e))?;
+        vision.check().map_err(|e| e.to_string())?;
         Ok(Model { init, vision, text, out_follows })
     }
 }
@@ -592,8 +592,9 @@ impl Recipe {
         serde_path_to_error::deserialize(Value::Table(table)).map_err(|e| {
             let path = e.path().to_string();
             let message = brief(e.inner());
-            // What `[model]` says of itself names its key.
-            match path == "." || message.starts_with(&path) {
+            // A table's own message may name the key within it.
+            let named = message.strip_prefix(&path).is_some_and(|rest| rest.starts_with('.'));
+            match path == "." || named {
                 true => message,
                 false => format!("{path}: {message}"),
             }
@@ -1050,6 +1051,15 @@ mod tests {
     fn an_unknown_key_is_refused_with_the_nearest_known_one() {
         let e = load(SMALL, &["train.stepz=3"]).unwrap_err().to_string();
         assert!(e.contains("train") && e.contains("did you mean `steps`"), "{e}");
+        for (set, words) in [
+            ("model.image_size=15", ": model: image_size = 15: must be"),
+            ("model.preset=x", ": model.preset: no preset"),
+            ("model.init=7", ": model.init: 7 is no text"),
+            ("model.bogus=3", ": model: unknown field `bogus`"),
+        ] {
+            let e = load(SMALL, &[set]).unwrap_err().to_string();
+            assert!(e.contains(words) && !e.contains("model: model"), "{e}");
+        }
         let e = load(SMALL, &["model.widht=3"]).unwrap_err().to_string();
         assert!(e.contains("model") && e.contains("did you mean `width`"), "{e}");
         assert!(!e.contains('\n'), "{e}");

@@ -93,26 +93,14 @@ const PUBLISHED: [(&str, &str, &str); 17] = [
     ("vit-l-14-336px.pt", "", OPENAI),
     ("rn50", ".pt", "OpenAI publishes it, but it is a ResNet, and only ViTs are read"),
     ("rn101", ".pt", "OpenAI publishes it, but it is a ResNet, and only ViTs are read"),
-    ("eva01_clip", "", "its authors publish it on huggingface.co: QuanSun/EVA-CLIP"),
-    ("eva02_clip", "", "its authors publish it on huggingface.co: QuanSun/EVA-CLIP"),
-    ("eva02_", "", "its authors publish it on huggingface.co: Yuxin-CV/EVA-02"),
-    ("eva_", "", "its authors publish it on huggingface.co: BAAI/EVA"),
-    ("uta_", ".pt", "its authors publish theirs on huggingface.co: jjjjh/UTA, folder checkpoints"),
-    (
-        "mae_",
-        ".pth",
-        "its authors publish it: the addresses are in github.com/facebookresearch/mae, README.md",
-    ),
-    (
-        "mae_",
-        ".pt",
-        "its authors publish it: the addresses are in github.com/facebookresearch/mae, README.md",
-    ),
-    (
-        "beitv2_",
-        "",
-        "its authors publish it: the addresses are in github.com/microsoft/unilm, beit2",
-    ),
+    ("eva01_clip", "", "EVA-CLIP's are on huggingface.co: QuanSun/EVA-CLIP"),
+    ("eva02_clip", "", "EVA-CLIP's are on huggingface.co: QuanSun/EVA-CLIP"),
+    ("eva02_", "", "EVA-02's are on huggingface.co: Yuxin-CV/EVA-02"),
+    ("eva_", "", "EVA's are on huggingface.co: BAAI/EVA"),
+    ("uta_", ".pt", "the UTA authors' are on huggingface.co: jjjjh/UTA, folder checkpoints"),
+    ("mae_", ".pth", "MAE's have their addresses in github.com/facebookresearch/mae, README.md"),
+    ("mae_", ".pt", "MAE's have their addresses in github.com/facebookresearch/mae, README.md"),
+    ("beitv2_", "", "BEiT v2's have their addresses in github.com/microsoft/unilm, beit2"),
     ("vit-", "", OPEN_CLIP),
     ("open_clip_", "", OPEN_CLIP),
     ("clip-vit-", "", OPEN_CLIP),
@@ -160,7 +148,7 @@ pub(crate) fn missing(path: &Path) -> String {
     }
     let near = nearest(parent, &lower);
     if !near.is_empty() {
-        parts.push(format!("there is {}", near.join(", ")));
+        parts.push(format!("the nearest: {}", near.join(", ")));
     }
     let known =
         PUBLISHED.iter().find(|(start, end, _)| lower.starts_with(start) && lower.ends_with(end));

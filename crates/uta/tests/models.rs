@@ -417,9 +417,9 @@ fn a_model_that_is_not_there_is_answered_by_what_may_have_been_meant() {
         fs::write(dir.path().join(name), "").unwrap();
     }
     for (name, words) in [
-        ("ViT-B-16.pt", &["there is ViT-B-32.pt", "OpenAI publishes it", "openai/CLIP"][..]),
-        ("vit-base.safetensors", &["there is vit_base.safetensors"]),
-        ("runs/photos1", &["there is photos-1"]),
+        ("ViT-B-16.pt", &["the nearest: ViT-B-32.pt", "OpenAI publishes it", "openai/CLIP"][..]),
+        ("vit-base.safetensors", &["the nearest: vit_base.safetensors"]),
+        ("runs/photos1", &["the nearest: photos-1"]),
         ("EVA02_CLIP_L_psz14_s4B.pt", &["huggingface.co: QuanSun/EVA-CLIP"]),
         ("mae_pretrain_vit_base.pth", &["facebookresearch/mae"]),
         ("RN50.pt", &["a ResNet, and only ViTs are read"]),

@@ -195,6 +195,47 @@ fn orientation_of_every_number_type_and_of_xmp_is_followed() {
     }
 }
 
+/// A PNG's chunk.
+fn chunk(kind: &[u8], data: &[u8]) -> Vec<u8> {
+    let mut crc = flate2::Crc::new();
+    crc.update(kind);
+    crc.update(data);
+    [&(data.len() as u32).to_be_bytes()[..], kind, data, &crc.sum().to_be_bytes()].concat()
+}
+
+#[test]
+fn orientation_of_a_png_is_followed_before_and_after_its_pixels_and_as_text() {
+    let png = fs::read(golden("decode/gray8.png")).unwrap();
+    let (header, end) = (33, png.len() - 12);
+    let exif = *b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0";
+    let hex: String = exif.iter().map(|byte| format!("{byte:02x}")).collect();
+    let raw = format!("Raw profile type exif\0\nexif\n      22\n{hex}\n");
+    let xmp = b"XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation=\"8\"/>";
+    let chunks = [chunk(b"eXIf", &exif), chunk(b"tEXt", raw.as_bytes()), chunk(b"iTXt", xmp)];
+    let options = DecodeOptions { orient: true, ..DecodeOptions::default() };
+    for (chunk, at) in chunks.iter().flat_map(|chunk| [(chunk, header), (chunk, end)]) {
+        let file = [&png[..at], chunk, &png[at..]].concat();
+        assert_eq!(decode(&file).unwrap(), decode(&png).unwrap());
+        assert_eq!(decode_with(&file, &options).unwrap().width, 29, "{chunk:?}");
+    }
+}
+
+#[test]
+fn a_palette_loses_the_bytes_that_are_no_whole_colour() {
+    let png = fs::read(golden("decode/palette8.png")).unwrap();
+    let whole = decode(&png).unwrap();
+    let at = png.windows(4).position(|w| w == b"PLTE").unwrap();
+    let palette = &png[at + 4..at + 4 + 768];
+    for more in 1..3 {
+        // One colour fewer, so that the picture's entry 255 alone is lost.
+        let odd = chunk(b"PLTE", &palette[..765 + more]);
+        let image = decode(&[&png[..at - 4], &odd, &png[at + 776..]].concat()).unwrap();
+        let pairs = image.pixels.as_chunks::<3>().0.iter().zip(whole.pixels.as_chunks::<3>().0);
+        let last: [u8; 3] = palette[765..].try_into().unwrap();
+        assert!(pairs.into_iter().all(|(ours, theirs)| ours == theirs || *theirs == last));
+    }
+}
+
 /// `tests/golden/jpeg_sweep.py --write` made the files, and compares thousands more.
 #[test]
 fn jpegs_of_every_layout_have_pillows_bytes() {

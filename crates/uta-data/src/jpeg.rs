@@ -83,6 +83,8 @@ const PEEK: u32 = 10;
 pub(crate) struct Huffman {
     /// By the next bits, whatever follows the code.
     fast: [Entry; 1 << PEEK],
+    /// By the same bits: a symbol alone and the bits of its code, 0 for a longer one.
+    short: [(u8, u8); 1 << PEEK],
     /// By length 1 to 16: the first code beyond those of that length, in the upper 16 of 17 bits; the last is a stop.
     beyond: [u32; 18],
     /// What to add to a code of a length to have its place among the symbols.
@@ -153,6 +155,7 @@ impl Huffman {
     fn new(counts: &[u8; 16], symbols: &[u8]) -> Option<Huffman> {
         let mut table = Huffman {
             fast: [Entry::default(); 1 << PEEK],
+            short: [(0, 0); 1 << PEEK],
             beyond: [0; 18],
             offset: [0; 17],
             symbols: symbols.to_vec(),
@@ -183,6 +186,7 @@ impl Huffman {
         let size = u32::from(symbol & 15);
         for rest in 0..1u32 << free {
             let value = (size <= free).then(|| extend(rest >> (free - size), size));
+            self.short[(code << free | rest) as usize] = (symbol, bits as u8);
             self.fast[(code << free | rest) as usize] = Entry::new(symbol, bits, value);
         }
     }
@@ -672,8 +676,13 @@ impl Bits<'_> {
     #[inline(always)]
     pub(crate) fn symbol(&mut self, table: &Huffman) -> Option<u8> {
         self.refill()?;
+        let (symbol, bits) = table.short[(self.held >> (64 - PEEK)) as usize];
+        if bits > 0 {
+            self.take(bits.into());
+            return Some(symbol);
+        }
         let peek = (self.held >> 48) as u32;
-        let bits = (1..=16).find(|&bits| peek < table.beyond[bits as usize])?;
+        let bits = (PEEK + 1..=16).find(|&bits| peek < table.beyond[bits as usize])?;
         let at = (peek >> (16 - bits)) as i32 + table.offset[bits as usize];
         self.take(bits);
         table.symbols.get(at as usize).copied()

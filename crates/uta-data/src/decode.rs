@@ -49,7 +49,7 @@ pub struct Rgb {
 }
 
 /// The image file formats that are read, by their file extensions.
-pub(crate) const EXTENSIONS: [&str; 5] = ["jpg", "jpeg", "png", "webp", "gif"];
+pub(crate) const EXTENSIONS: [&str; 7] = ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif"];
 
 /// Whether a file extension, in whatever case, is an image's.
 pub(crate) fn is_image(extension: &str) -> bool {

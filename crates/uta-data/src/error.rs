@@ -41,6 +41,14 @@ pub enum DataError {
         /// It.
         path: PathBuf,
     },
+    /// A file that others wrote is where one of ours would be written.
+    #[error("{} is left alone: {reason}; move it, or choose another folder", path.display())]
+    NotOurs {
+        /// It.
+        path: PathBuf,
+        /// What would be written, and what the file is instead.
+        reason: String,
+    },
     /// Sets that can't be used together: they name their classes differently.
     #[error(
         "{first} and {second} name their classes differently, so a class index means two things: keep them apart"
@@ -124,7 +132,7 @@ pub enum DataError {
     },
     /// Captions are needed and there are none.
     #[error(
-        "no captions in the first {looked_at} samples (first: {key}): put a .txt with a caption a line beside each image"
+        "no captions in the first {looked_at} samples (first: {key}): put a .txt with its caption beside each image"
     )]
     NoCaptions {
         /// How many samples were looked at.

@@ -1,9 +1,11 @@
 //! What a shard's headers say, kept beside it, so that a thousand shards open without being read through.
 //!
-//! `NAME.tar.idx` is a [`sidecar`]: its line holds the size and the time of change that the tar had, and then comes for each
-//! sample where its run of members begins (u64) and how long it is (u32), little-endian. An index of another tar is as none.
+//! `.NAME.tar.uta-index` is a [`sidecar`]: its line holds the size and the time of change that the tar had, and then comes for
+//! each sample where its run of members begins (u64) and how long it is (u32), little-endian. An index of another tar is not
+//! used. (`NAME.tar.idx` is what other programs call their own indices.)
 //! That of a shard elsewhere is kept in [`cache_folder`](sidecar::cache_folder), under the checksum of its URL.
 
+use std::ffi::OsString;
 use std::fs::{self, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,7 +17,7 @@ use sha2::{Digest, Sha256};
 use crate::shards::Scan;
 use crate::{sha256, sidecar, source};
 
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// Bytes of a sample.
 const ENTRY: usize = 12;
@@ -64,9 +66,10 @@ pub(crate) fn place(shard: &Path) -> Option<PathBuf> {
         let sum = sha256::hex(&Sha256::digest(shard.as_os_str().as_encoded_bytes()));
         return Some(sidecar::cache_folder()?.join("indices").join(format!("{sum}.idx")));
     }
-    let mut name = shard.as_os_str().to_owned();
-    name.push(".idx");
-    Some(name.into())
+    let mut name = OsString::from(".");
+    name.push(shard.file_name()?);
+    name.push(".uta-index");
+    Some(shard.with_file_name(name))
 }
 
 /// The scan of a shard as its index tells it, if the index is there, whole, and of this very tar.

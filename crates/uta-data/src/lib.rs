@@ -57,13 +57,14 @@ pub use erasing::{ErasingMode, RandomErasing};
 pub use error::{DataError, Fault, is_full};
 pub use mix::MixupMode;
 pub use order::{Draw, Order, OrderKind, Part};
-pub use pairs::PairOptions;
+pub use pairs::{Captions, PairOptions};
 pub use rand_augment::{PolicyError, RandAugment};
 pub use resize::Filter;
 pub use sidecar::cache_folder;
+pub use sizes::without_mark;
 pub use source::{
-    Folder, Sample, Set, Source, expand, is_table, is_url, open, open_all, open_files, open_sets,
-    open_with, subfolders,
+    Folder, OddClass, Sample, Set, Source, expand, is_table, is_url, open, open_all, open_files,
+    open_sets, open_with, subfolders, tars,
 };
 pub use stream::{
     Batch, Item, Rejected, Share, Stream, StreamOptions, Sweep, require_captions, sweep,

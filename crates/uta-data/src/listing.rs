@@ -5,24 +5,52 @@
 //! image's name ends (u64), each image's folder (u32), little-endian, and the names. A folder's time of change is another
 //! when a file in it comes or goes, so a listing is believed as long as they are all the same.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::decode::is_image;
+use crate::decode::{format, is_image};
+use crate::source::Companion;
 use crate::{DataError, sidecar};
 
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Fewer images are listed anew each time, which takes less than a second.
 const WORTH_KEEPING: usize = 100_000;
 
 /// Endings of pictures that other programs read and this one doesn't: such files are told of, not passed over.
-const UNREAD: [&str; 9] = ["bmp", "tif", "tiff", "ppm", "pgm", "heic", "avif", "jp2", "jxl"];
+const UNREAD: [&str; 15] = [
+    "bmp", "tif", "tiff", "ppm", "pgm", "heic", "heif", "avif", "jp2", "jxl", "svg", "svgz", "ico",
+    "tga", "psd",
+];
+
+/// Files without an extension that are looked into, to see whether they are pictures.
+const LOOKED_INTO: usize = 100;
+
+/// What systems and programs leave behind in folders: no class, no picture.
+const JUNK: [&str; 9] = [
+    "__MACOSX",
+    "lost+found",
+    "@eaDir",
+    "#recycle",
+    "$RECYCLE.BIN",
+    "RECYCLER",
+    "System Volume Information",
+    "Thumbs.db",
+    "desktop.ini",
+];
+
+/// Whether a file or a folder of that name is no part of a set: hidden (`.ipynb_checkpoints`, `._0001.jpg`), or left behind by
+/// a system or a program.
+pub(crate) fn is_passed_over(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(b".") || JUNK.iter().any(|junk| name.eq_ignore_ascii_case(junk))
+}
 
 /// Seconds and nanoseconds since 1970.
 type Changed = (u64, u32);
@@ -40,10 +68,14 @@ pub(crate) struct Listing {
     within: Vec<u32>,
     /// Shards met.
     pub(crate) tars: Vec<PathBuf>,
-    /// Pictures of a kind that isn't read: how many, and the first.
+    /// How the extensions of files that may belong to images are written here: `txt`, `TXT`.
+    pub(crate) companions: BTreeSet<String>,
+    /// Pictures of a kind, or under an ending, that isn't read: how many, and the first.
     pub(crate) unread: Option<(usize, PathBuf)>,
-    /// Other files met.
-    pub(crate) others: usize,
+    /// Other files met: how many, and the first.
+    pub(crate) others: Option<(usize, PathBuf)>,
+    /// Files without an extension that were looked into.
+    looked_into: usize,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -52,6 +84,7 @@ struct Header {
     folders: Vec<(String, Changed)>,
     files: usize,
     names: usize,
+    companions: BTreeSet<String>,
     unread: Option<(usize, PathBuf)>,
 }
 
@@ -98,7 +131,7 @@ impl Listing {
         let mut entries = vec![];
         for entry in fs::read_dir(&dir).map_err(failed())? {
             let entry = entry.map_err(failed())?;
-            if !entry.file_name().as_bytes().starts_with(b".") {
+            if !is_passed_over(&entry.file_name()) {
                 let kind = entry.file_type().map_err(failed())?;
                 let is_dir = kind.is_dir() || kind.is_symlink() && entry.path().is_dir();
                 entries.push((entry.file_name(), is_dir));
@@ -119,15 +152,39 @@ impl Listing {
                 }
             } else if extension.is_some_and(is_image) {
                 self.push(name.as_bytes(), folder);
-            } else if extension == Some("tar") {
+            } else if extension.is_some_and(|e| e.eq_ignore_ascii_case("tar")) {
                 self.tars.push(below.join(path));
-            } else if extension.is_some_and(|e| UNREAD.iter().any(|u| u.eq_ignore_ascii_case(e))) {
+            } else if self.is_unread(extension, &dir.join(path)) {
                 self.unread.get_or_insert_with(|| (0, below.join(path))).0 += 1;
             } else {
-                self.others += 1;
+                if let Some(extension) = extension.filter(|e| Companion::of(e).is_some())
+                    && !self.companions.contains(extension)
+                {
+                    self.companions.insert(extension.to_owned());
+                }
+                self.others.get_or_insert_with(|| (0, below.join(path))).0 += 1;
             }
         }
         Ok(())
+    }
+
+    /// Whether a file is a picture that isn't read: by its ending, one like `.jpg_large`, `.jpg?width=400` or `.jpg ` included,
+    /// or without an ending by its first bytes.
+    fn is_unread(&mut self, extension: Option<&str>, path: &Path) -> bool {
+        if let Some(extension) = extension {
+            let word = extension.find(|c: char| !c.is_ascii_alphanumeric());
+            let word = word.map(|end| &extension[..end]);
+            let known = |word: &str| UNREAD.iter().any(|unread| unread.eq_ignore_ascii_case(word));
+            return known(extension) || word.is_some_and(|word| known(word) || is_image(word));
+        }
+        // Opening a pipe would wait for its writer.
+        if path.extension().is_some() || self.looked_into == LOOKED_INTO || !path.is_file() {
+            return false;
+        }
+        self.looked_into += 1;
+        let mut start = vec![];
+        let read = File::open(path).and_then(|file| file.take(64).read_to_end(&mut start));
+        read.is_ok() && format(&start).is_ok()
     }
 
     fn push(&mut self, name: &[u8], folder: u32) {
@@ -160,9 +217,11 @@ impl Listing {
         self.within[i] as usize
     }
 
-    /// Whether no image lies in the root itself, and so each in a class folder.
-    pub(crate) fn in_folders(&self) -> bool {
-        self.within.iter().all(|&folder| folder > 0)
+    /// How many images lie in the root itself, and so in no class folder, and the first of them.
+    pub(crate) fn beside_folders(&self) -> (usize, Option<PathBuf>) {
+        let mut beside = (0..self.len()).filter(|&i| self.folder(i) == 0);
+        let first = beside.next();
+        (first.map_or(0, |_| 1 + beside.count()), first.map(|i| self.path(i)))
     }
 
     /// The path of image `i` below the root.
@@ -194,11 +253,12 @@ impl Listing {
             within.as_chunks().0.iter().map(|&b| u32::from_le_bytes(b)).collect();
         body.drain(..12 * header.files);
         body.shrink_to_fit();
-        let (names, unread) = (body, header.unread);
+        let (names, companions, unread) = (body, header.companions, header.unread);
         let sound = ends.is_sorted()
             && ends.last().is_none_or(|&end| end == names.len() as u64)
             && within.iter().all(|&folder| (folder as usize) < folders.len());
-        sound.then(|| Listing { folders, names, ends, within, unread, ..Listing::default() })
+        let rest = Listing::default();
+        sound.then(|| Listing { folders, names, ends, within, companions, unread, ..rest })
     }
 
     fn store(&self, path: &Path) -> std::io::Result<()> {
@@ -215,6 +275,7 @@ impl Listing {
             folders,
             files: self.len(),
             names: self.names.len(),
+            companions: self.companions.clone(),
             unread: self.unread.clone(),
         };
         sidecar::store(path, &header, &[&ends, &within, &self.names])
@@ -235,8 +296,6 @@ fn changed(dir: &Path) -> std::io::Result<Changed> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::fs::File;
-
     use super::*;
 
     fn folder(dir: &Path) -> PathBuf {
@@ -264,12 +323,13 @@ mod tests {
         let listed = Listing::of(&root).unwrap();
         let paths: Vec<PathBuf> = (0..listed.len()).map(|i| listed.path(i)).collect();
         assert_eq!(paths, ["a/x/y.webp", "a/z.png", "b/1.jpg", "b/2.png"].map(PathBuf::from));
-        assert_eq!((listed.others, &listed.unread), (1, &Some((1, "a/scan.tiff".into()))));
+        assert_eq!(listed.others, Some((1, "a/notes.txt".into())));
+        assert_eq!(listed.unread, Some((1, "a/scan.tiff".into())));
         let file = kept(&root).unwrap();
         assert!(!file.exists(), "four names are not worth a file");
         listed.store(&file).unwrap();
         let loaded = Listing::load(&file, &root).unwrap();
-        assert_eq!(loaded, Listing { others: 0, ..listed });
+        assert_eq!(loaded, Listing { others: None, ..listed });
         let whole = fs::read(&file).unwrap();
         for i in 0..whole.len() {
             let mut damaged = whole.clone();

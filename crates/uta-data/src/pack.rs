@@ -13,7 +13,7 @@ use crate::parallel::Ordered;
 use crate::progress::counted;
 use crate::shards::{CLASS_NAMES, Limit, ShardWriter};
 use crate::stream::guarded;
-use crate::{DataError, Rejected, Sample, Source, decode, open, progress, sidecar};
+use crate::{DataError, Rejected, Sample, Source, decode, open, progress, sidecar, sizes};
 
 /// How to pack.
 #[derive(Clone, Debug)]
@@ -75,8 +75,8 @@ pub fn pack(dir: &Path, out: &Path, options: &PackOptions) -> Result<Packed, Dat
     let whole = fs::canonicalize(dir).map_err(DataError::io("read", dir))?;
     let prefix = whole.file_name().map_or("images".into(), |name| name.to_string_lossy());
     let names = out.join(CLASS_NAMES);
-    if let Some(here) = source.class_names()
-        && let Ok(there) = fs::read_to_string(&names)
+    let there = sizes::read(&names)?;
+    if let (Some(here), Some(there)) = (source.class_names(), &there)
         && !there.lines().map(str::trim).eq(here.iter().map(|name| name.trim()))
     {
         let (first, second) = (names.display().to_string(), dir.display().to_string());
@@ -106,7 +106,7 @@ pub fn pack(dir: &Path, out: &Path, options: &PackOptions) -> Result<Packed, Dat
             reason: first.reason.clone(),
         });
     }
-    if let Some(here) = source.class_names() {
+    if let (Some(here), None) = (source.class_names(), there) {
         let text = here.join("\n") + "\n";
         sidecar::replace(&names, |file| file.write_all(text.as_bytes()))
             .map_err(DataError::io("write", &names))?;
@@ -127,7 +127,9 @@ fn write(
     // Two pictures may differ by their extension only, and names may hold dots: the number keeps keys apart.
     let name = sample.key.rsplit('/').next().unwrap_or_default().replace('.', "-");
     let captions = sample.captions.join("\n");
-    let class = sample.class.map(|class| class.to_string());
+    // What gives no class here may mean one to others.
+    let odd = sample.odd_class.as_ref().map(|odd| odd.text.clone());
+    let class = sample.class.map(|class| class.to_string()).or(odd);
     let mut members = vec![(format, sample.image.as_slice())];
     if !captions.is_empty() {
         members.push(("txt", captions.as_bytes()));

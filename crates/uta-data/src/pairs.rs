@@ -1,13 +1,15 @@
 //! Pair tables: images named beside their captions, in CSV, TSV, JSON, JSON lines, Parquet, the files of COCO and of
-//! Karpathy's splits, and the plain text that CLIP_benchmark reads for Flickr.
+//! Karpathy's splits, and the plain text of Flickr's captions.
 //!
 //! The rows of an image are one sample with all of their captions. The table is read once and held as two runs of text
 //! with offsets; images are read when they are asked for. What of the table cannot be used is counted, and the first few
 //! places named ([`Source::problems`]).
 
 mod parquet;
+mod python;
 
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
 use std::fmt::Display;
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
@@ -15,13 +17,25 @@ use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 
 use serde::de::{DeserializeSeed, SeqAccess, Visitor};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
+use crate::decode::is_image;
 use crate::source::image_file;
-use crate::{DataError, Sample, Source};
+use crate::{DataError, Sample, Source, without_mark};
 
-/// How pair tables are read; open_clip's names of columns where nothing is said.
+/// What the `.txt` beside an image, in a folder or a shard, is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Captions {
+    /// One caption, however many lines it has (open_clip).
+    File,
+    /// A caption a line (CLIP_benchmark).
+    #[default]
+    Lines,
+}
+
+/// How images are paired with captions; open_clip's names of columns where nothing is said.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PairOptions {
@@ -38,12 +52,29 @@ pub struct PairOptions {
     /// Only rows whose `split` is this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<String>,
+    /// What a `.txt` beside an image is, where there is no table; lines if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub captions: Option<Captions>,
 }
 
 impl PairOptions {
     /// Whether nothing is said.
     pub fn is_plain(&self) -> bool {
         *self == PairOptions::default()
+    }
+
+    /// What is for tables alone.
+    pub fn of_table(&self) -> PairOptions {
+        PairOptions { captions: None, ..self.clone() }
+    }
+
+    /// The same, with `captions` for what a `.txt` is where nothing is said of it.
+    pub fn or_captions(&self, captions: Captions) -> PairOptions {
+        PairOptions { captions: self.captions.or(Some(captions)), ..self.clone() }
+    }
+
+    pub(crate) fn captions(&self) -> Captions {
+        self.captions.unwrap_or_default()
     }
 
     fn image_key(&self) -> &str {
@@ -68,6 +99,13 @@ const MAX_TABLE: u64 = 16 << 30;
 const MAX_JSON: u64 = 4 << 30;
 /// Bytes of a caption, or of a path: more is a quote that was never closed, or no text.
 const MAX_TEXT: usize = 1 << 16;
+
+/// What to do about a quote that takes in more than its field.
+const QUOTING: &str = "put the whole field in quotes and double those within (\"say \"\"hi\"\"\"), or take the quote out";
+
+/// What the columns of a `.txt` may be called where no names are given.
+const NAME_COLUMNS: [&str; 5] = ["image", "image_name", "filename", "file_name", "filepath"];
+const CAPTION_COLUMNS: [&str; 4] = ["caption", "comment", "title", "text"];
 
 /// Where COCO's and Flickr's images lie below the folder that was named, as their archives unpack.
 const FOLDERS: [&str; 9] = [
@@ -110,14 +148,17 @@ impl Pairs {
         if size > limit && extension != "parquet" {
             return Err(rows.fail(format!("{size} bytes; a table has at most {limit}: split it")));
         }
+        if extension != "parquet" {
+            rows.is_utf8()?;
+        }
         match extension.to_str().unwrap_or_default() {
-            "csv" => rows.delimited([b',', b'\t'])?,
-            "tsv" => rows.delimited([b'\t', b','])?,
+            "csv" => rows.delimited([b',', b'\t', b'|'])?,
+            "tsv" => rows.delimited([b'\t', b',', b'|'])?,
             "json" => known_set = rows.json(size)?,
             "parquet" => images = parquet::read(&mut rows)?,
             "txt" => {
                 known_set = true;
-                rows.flickr()?;
+                rows.lines()?;
             }
             _ => rows.json_lines()?,
         }
@@ -291,9 +332,22 @@ impl<'a> Reading<'a> {
         DataError::Table { path: self.path.to_owned(), reason: reason.into() }
     }
 
+    /// Looks at the mark of byte order that the text may begin with.
+    fn is_utf8(&self) -> Result<(), DataError> {
+        let mut start = vec![];
+        File::open(self.path)
+            .and_then(|file| file.take(2).read_to_end(&mut start))
+            .map_err(DataError::io("read", self.path))?;
+        match start == *b"\xff\xfe" || start == *b"\xfe\xff" {
+            true => Err(self.fail("is UTF-16: save it as UTF-8")),
+            false => Ok(()),
+        }
+    }
+
     /// The columns that are looked for are not there.
     fn no_column(&self, wanted: &str, found: impl Iterator<Item = impl Display>) -> DataError {
-        let found: Vec<String> = found.take(20).map(|name| name.to_string()).collect();
+        let short = |name: String| name.chars().take(40).collect::<String>();
+        let found: Vec<String> = found.take(20).map(|name| short(name.to_string())).collect();
         self.fail(format!(
             "has no column {wanted}, but {}; name the columns (--image-key, --caption-key; image_key, caption_key in a recipe's [data.pairs])",
             found.join(", ")
@@ -392,23 +446,15 @@ impl<'a> Reading<'a> {
 
     /// Text with delimiters and a header; the first delimiter that finds both columns is the table's, since open_clip
     /// reads tabs from files called .csv.
-    fn delimited(&mut self, delimiters: [u8; 2]) -> Result<(), DataError> {
+    fn delimited(&mut self, delimiters: [u8; 3]) -> Result<(), DataError> {
         let (image, caption) = (self.options.image_key(), self.options.caption_key());
         let mut columns = vec![];
         for delimiter in delimiters {
-            let file = File::open(self.path).map_err(DataError::io("read", self.path))?;
-            let mut reader = csv::ReaderBuilder::new()
-                .delimiter(delimiter)
-                .flexible(true)
-                .from_reader(BufReader::with_capacity(1 << 16, file));
-            let header = reader.byte_headers().map_err(|e| self.fail(e.to_string()))?.clone();
+            let (reader, header) = self.reader(delimiter)?;
             let find = |name: &str| header.iter().position(|h| h.trim_ascii() == name.as_bytes());
             if let (Some(image), Some(caption)) = (find(image), find(caption)) {
-                return self.records(
-                    reader,
-                    header.len(),
-                    [Some(image), Some(caption), find(SPLIT)],
-                );
+                let width = header.len();
+                return self.records(reader, delimiter, width, [image, caption], find(SPLIT));
             }
             if columns.len() < header.len() {
                 columns = header.iter().map(|h| String::from_utf8_lossy(h).into_owned()).collect();
@@ -418,12 +464,33 @@ impl<'a> Reading<'a> {
         Err(self.no_column(wanted, columns.iter()))
     }
 
-    /// The records after the header; `columns`: image, caption, split.
+    /// A reader of the records, and the header.
+    fn reader(
+        &self,
+        delimiter: u8,
+    ) -> Result<(csv::Reader<BufReader<File>>, csv::ByteRecord), DataError> {
+        let file = File::open(self.path).map_err(DataError::io("read", self.path))?;
+        let mut reader = csv::ReaderBuilder::new()
+            .delimiter(delimiter)
+            .flexible(true)
+            .from_reader(BufReader::with_capacity(1 << 16, file));
+        let header = reader.byte_headers().map_err(|e| self.fail(e.to_string()))?.clone();
+        match header.iter().any(|name| name.contains(&b'\n')) {
+            true => {
+                Err(self.fail(format!("line 1 opens a quote that is not closed in it; {QUOTING}")))
+            }
+            false => Ok((reader, header)),
+        }
+    }
+
+    /// The records after the header, which has `width` columns.
     fn records(
         &mut self,
         mut reader: csv::Reader<BufReader<File>>,
+        delimiter: u8,
         width: usize,
-        columns: [Option<usize>; 3],
+        [image, caption]: [usize; 2],
+        split: Option<usize>,
     ) -> Result<(), DataError> {
         let mut record = csv::ByteRecord::new();
         let mut open_quote = None;
@@ -433,13 +500,19 @@ impl<'a> Reading<'a> {
             let last = record.iter().next_back().unwrap_or_default();
             open_quote = last.contains(&b'\n').then_some(line);
             let place = format_args!("line {line}");
+            if let Some((below, row)) = self.swallowed(&record, delimiter, width, image) {
+                let below = line + below as u64;
+                return Err(self.fail(format!(
+                    "line {line} opens a quote that is still open at line {below}, a row of its own ({row}); {QUOTING}"
+                )));
+            }
             if record.len() != width {
                 self.fault("rows of another number of columns than the header", place);
                 continue;
             }
-            let [image, caption, split] = columns.map(|c| std::str::from_utf8(&record[c?]).ok());
-            if self.takes(split, place) {
-                self.row(place, image, [caption]);
+            let text = |column: usize| std::str::from_utf8(&record[column]).ok();
+            if self.takes(split.and_then(text), place) {
+                self.row(place, text(image), [text(caption)]);
             }
         }
         // A quote that is never closed takes in all rows after it.
@@ -451,10 +524,47 @@ impl<'a> Reading<'a> {
             .map_err(DataError::io("read", self.path))?;
         match open_quote {
             Some(line) if end.trim_ascii_end().last() != Some(&b'"') => {
-                Err(self.fail(format!("line {line} opens a quote that is never closed")))
+                Err(self.fail(format!("line {line} opens a quote that is never closed; {QUOTING}")))
             }
             _ => Ok(()),
         }
+    }
+
+    /// The row that a field of `record` holds besides its own text, because its quote is closed by another's: how many lines
+    /// below the record's start it is, and how it begins. Captions may have lines, but none with an image's name in the
+    /// image's column.
+    fn swallowed(
+        &self,
+        record: &csv::ByteRecord,
+        delimiter: u8,
+        width: usize,
+        image: usize,
+    ) -> Option<(usize, String)> {
+        let own = std::str::from_utf8(record.get(image)?).unwrap_or_default();
+        let name = if self.names.len() > 0 { self.names.get(0) } else { own };
+        let mut below = 0;
+        for (column, field) in record.iter().enumerate() {
+            let lines: Vec<&[u8]> = field.split(|&byte| byte == b'\n').collect();
+            for (i, line) in lines.iter().enumerate().filter(|_| lines.len() > 1) {
+                let line = String::from_utf8_lossy(line);
+                let pieces: Vec<&str> = line.split(char::from(delimiter)).collect();
+                let row = match i {
+                    // The rest of the row that the field begins in, where the quote should have been closed.
+                    0 => pieces.len() > 1 && column + pieces.len() == width && image > column,
+                    _ => pieces.len() > 1 && image < pieces.len(),
+                };
+                let alike = || is_like(pieces[if i == 0 { image - column } else { image }], name);
+                if row && (alike() || delimiter == b'\t' && i > 0 && pieces.len() == width) {
+                    // The first line is the row's own: it is the next that is taken in.
+                    let first =
+                        if i == 0 { String::from_utf8_lossy(lines[1]) } else { line.clone() };
+                    let shown: String = first.trim().chars().take(60).collect();
+                    return Some((below + i.max(1), shown));
+                }
+            }
+            below += lines.len() - 1;
+        }
+        None
     }
 
     /// An object a line.
@@ -465,7 +575,9 @@ impl<'a> Reading<'a> {
             line += 1;
             let json = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text).trim_ascii();
             if !json.is_empty() {
-                match serde_json::from_slice(json) {
+                let read = serde_json::from_slice(json)
+                    .or_else(|_| serde_json::from_slice(&python::to_json(json)));
+                match read {
                     Ok(object) => self.object(format_args!("line {line}"), &object)?,
                     Err(_) => {
                         self.fault("rows that are no JSON object", format_args!("line {line}"))
@@ -506,7 +618,7 @@ impl<'a> Reading<'a> {
             )));
         }
         let text = fs::read(self.path).map_err(DataError::io("read", self.path))?;
-        let json = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
+        let json = &*python::to_json(text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text));
         let path = self.path.to_owned();
         let broken = |e: serde_json::Error| DataError::Table { path, reason: e.to_string() };
         if json.trim_ascii_start().first() == Some(&b'[') {
@@ -549,8 +661,10 @@ impl<'a> Reading<'a> {
             if !new {
                 self.fault("images listed again; their captions are joined", file);
             }
-            if let Some(id) = entry.id {
-                by_id.insert(id, image);
+            if let Some(id) = &entry.id
+                && by_id.insert(id, image).is_some_and(|other| other != image)
+            {
+                self.fault("images with the id of another, which loses its captions", file);
             }
             if let Some(sentences) = &entry.sentences {
                 self.captions(file, image, sentences.iter().map(|s| s.raw.as_deref()));
@@ -564,12 +678,13 @@ impl<'a> Reading<'a> {
         }
         let mut captioned = vec![false; self.names.len()];
         for Annotation { image_id, caption } in &listing.annotations {
-            match by_id.get(image_id) {
+            let id = image_id.as_deref().unwrap_or("without an id");
+            match image_id.as_ref().and_then(|id| by_id.get(id)) {
                 Some(&image) => {
                     captioned[image as usize] = true;
-                    self.captions(format_args!("image {image_id}"), image, [caption.as_deref()]);
+                    self.captions(format_args!("image {id}"), image, [caption.as_deref()]);
                 }
-                None => self.fault("captions of no listed image", format_args!("image {image_id}")),
+                None => self.fault("captions of no listed image", format_args!("image {id}")),
             }
         }
         if listing.images.iter().all(|entry| entry.sentences.is_none()) {
@@ -582,27 +697,112 @@ impl<'a> Reading<'a> {
         Ok(())
     }
 
-    /// `NAME.jpg,CAPTION` a line, after a header: the captions hold commas and are not quoted (CLIP_benchmark,
-    /// `datasets/flickr.py`).
-    fn flickr(&mut self) -> Result<(), DataError> {
-        const END: &str = ".jpg,";
-        let file = File::open(self.path).map_err(DataError::io("read", self.path))?;
-        let (mut reader, mut text, mut line) = (BufReader::new(file), vec![], 0);
-        while reader.read_until(b'\n', &mut text).map_err(DataError::io("read", self.path))? > 0 {
-            line += 1;
-            let place = format_args!("line {line}");
-            match std::str::from_utf8(text.trim_ascii()) {
-                Ok("") => {}
-                Ok(row) => match row.split_once(END) {
-                    Some((name, caption)) => {
-                        self.row(place, Some(&format!("{name}.jpg")), [Some(caption)]);
-                    }
-                    None if line == 1 => {}
-                    None => self.fault("lines that are not NAME.jpg,CAPTION", place),
-                },
-                Err(_) => self.fault("lines that are no text", place),
+    /// Lines of an image's name and, last, its caption, usually below a header. CLIP_benchmark's (`datasets/flickr.py`) are
+    /// `NAME.jpg,CAPTION` without quotes, though captions hold commas; Flickr's own are a CSV. It is one where each caption
+    /// with a comma is in quotes.
+    fn lines(&mut self) -> Result<(), DataError> {
+        let mut first = String::new();
+        self.each_line(|_, line| {
+            first = line.unwrap_or_default().to_owned();
+            false
+        })?;
+        let given = [&self.options.image_key, &self.options.caption_key];
+        let headless = [',', '\t', '|'].into_iter().find(|&mark| named(&first, mark).is_some());
+        let table = match headless {
+            Some(_) if given.iter().any(|key| key.is_some()) => {
+                let reason = "has no header, so that no column has a name: leave --image-key and --caption-key out";
+                return Err(self.fail(reason));
             }
-            text.clear();
+            Some(mark) => Lines { mark, width: 2, image: 0, caption: 1, split: None },
+            None => self.header(&first)?,
+        };
+        if table.caption + 1 != table.width {
+            let (reader, header) = self.reader(table.mark as u8)?;
+            let columns = [table.image, table.caption];
+            return self.records(reader, table.mark as u8, header.len(), columns, table.split);
+        }
+        let (mut quoted, mut bare) = (0, 0);
+        self.each_line(|_, line| {
+            if let Some((_, caption, _)) = line.and_then(|line| table.row(line)) {
+                quoted += usize::from(unquoted(caption).is_some());
+                bare += usize::from(unquoted(caption).is_none() && caption.contains(table.mark));
+            }
+            true
+        })?;
+        let csv = quoted > 0 && bare == 0;
+        let path = self.path;
+        Reading::each_line_of(path, |number, line| {
+            let place = format_args!("line {number}");
+            match line {
+                Some(line) if line.is_empty() || number == 1 && headless.is_none() => {}
+                Some(line) => match table.row(line) {
+                    Some((name, caption, split)) => {
+                        if self.takes(split, place) {
+                            let undone = unquoted(caption).filter(|_| csv);
+                            self.row(place, Some(name), [undone.as_deref().or(Some(caption))]);
+                        }
+                    }
+                    None => self.fault("lines that are not NAME,CAPTION", place),
+                },
+                None => self.fault("lines that are no text", place),
+            }
+            true
+        })
+    }
+
+    /// What the first line says of the lines below it.
+    fn header(&self, first: &str) -> Result<Lines, DataError> {
+        let columns = |mark: char| first.split(mark).count();
+        let mark = [',', '\t', '|'].into_iter().rev().max_by_key(|&mark| columns(mark));
+        let mark = mark.unwrap_or(',');
+        let names: Vec<&str> =
+            first.split(mark).map(|name| name.trim().trim_matches('"').trim()).collect();
+        let find = |key: &Option<String>, known: &[&str]| match key {
+            Some(key) => names.iter().position(|name| name == key),
+            None => known
+                .iter()
+                .find_map(|known| names.iter().position(|name| name.eq_ignore_ascii_case(known))),
+        };
+        let PairOptions { image_key, caption_key, .. } = self.options;
+        let (image, caption) =
+            (find(image_key, &NAME_COLUMNS), find(caption_key, &CAPTION_COLUMNS));
+        let width = names.len();
+        let (image, caption) = match (image, caption) {
+            (Some(image), Some(caption)) => (image, caption),
+            // Two columns that are called something else.
+            _ if width == 2 && image_key.is_none() && caption_key.is_none() => (0, 1),
+            (None, _) => {
+                let wanted = image_key.as_deref().unwrap_or(NAME_COLUMNS[0]);
+                return Err(self.no_column(wanted, names.iter()));
+            }
+            (_, None) => {
+                let wanted = caption_key.as_deref().unwrap_or(CAPTION_COLUMNS[0]);
+                return Err(self.no_column(wanted, names.iter()));
+            }
+        };
+        let split = names.iter().position(|&name| name == SPLIT);
+        Ok(Lines { mark, width, image, caption, split })
+    }
+
+    /// Calls `each` with the number and the text of every line, trimmed, until it says false; `None` for what is no UTF-8.
+    fn each_line(&self, each: impl FnMut(usize, Option<&str>) -> bool) -> Result<(), DataError> {
+        Reading::each_line_of(self.path, each)
+    }
+
+    fn each_line_of(
+        path: &Path,
+        mut each: impl FnMut(usize, Option<&str>) -> bool,
+    ) -> Result<(), DataError> {
+        let file = File::open(path).map_err(DataError::io("read", path))?;
+        let (mut reader, mut bytes, mut number) = (BufReader::new(file), vec![], 0);
+        while reader.read_until(b'\n', &mut bytes).map_err(DataError::io("read", path))? > 0 {
+            number += 1;
+            let text = std::str::from_utf8(&bytes).ok();
+            let text = text.map(|text| if number == 1 { without_mark(text) } else { text });
+            if !each(number, text.map(str::trim)) {
+                break;
+            }
+            bytes.clear();
         }
         Ok(())
     }
@@ -686,6 +886,69 @@ impl<'a> Reading<'a> {
     }
 }
 
+/// How the lines of a `.txt` are made up.
+struct Lines {
+    /// What parts the columns.
+    mark: char,
+    width: usize,
+    image: usize,
+    caption: usize,
+    split: Option<usize>,
+}
+
+impl Lines {
+    /// The name, the caption and the split in a line; the caption is all that follows the other columns.
+    fn row<'a>(&self, line: &'a str) -> Option<(&'a str, &'a str, Option<&'a str>)> {
+        let Lines { mark, width, image, caption, split } = *self;
+        // A name may hold commas, too, and ends where an image's name does.
+        let (name, rest) = if image == 0 { named(line, mark)? } else { ("", line) };
+        let before = usize::from(image == 0);
+        let columns: Vec<&str> = rest.splitn(width - before, mark).map(str::trim).collect();
+        let column = |at: usize| columns.get(at - before).copied();
+        let name = if image == 0 { name } else { column(image)? };
+        (columns.len() + before == width).then_some(())?;
+        Some((name, column(caption)?, split.filter(|&at| at >= before).and_then(column)))
+    }
+}
+
+/// The image's name that a line begins with, and what follows it. `NAME.jpg#0` is the first caption of NAME.jpg.
+fn named(line: &str, mark: char) -> Option<(&str, &str)> {
+    line.match_indices(mark).find_map(|(at, _)| {
+        let name = line[..at].trim().trim_matches('"');
+        let name = match name.rsplit_once('#') {
+            Some((name, number)) if number.parse::<u32>().is_ok() => name,
+            _ => name,
+        };
+        is_image(&ending(name)?).then_some((name, &line[at + mark.len_utf8()..]))
+    })
+}
+
+/// The text in quotes, with those within undone; none where the text is not one field of a CSV in quotes.
+fn unquoted(text: &str) -> Option<String> {
+    let within = text.strip_prefix('"')?.strip_suffix('"')?;
+    (!within.replace("\"\"", "").contains('"')).then(|| within.replace("\"\"", "\""))
+}
+
+/// The extension of a name, in lower case, without what a URL has behind it.
+fn ending(name: &str) -> Option<String> {
+    let extension = Path::new(name).extension().and_then(OsStr::to_str)?;
+    let end = extension.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(extension.len());
+    (end > 0).then(|| extension[..end].to_ascii_lowercase())
+}
+
+/// Whether a piece of text could be an image's name in a table that calls another image `name`.
+fn is_like(piece: &str, name: &str) -> bool {
+    let (piece, name) = (piece.trim(), name.trim());
+    let spaced = |text: &str| text.contains(char::is_whitespace);
+    if piece.is_empty() || spaced(piece) && !spaced(name) {
+        return false;
+    }
+    match ending(name) {
+        Some(of_name) => ending(piece).is_some_and(|e| e == of_name || is_image(&e)),
+        None => true,
+    }
+}
+
 /// What is read of COCO's caption files (`annotations` refer to `images` by id) and of Karpathy's (`sentences` inside).
 #[derive(Deserialize)]
 struct Listing {
@@ -696,23 +959,52 @@ struct Listing {
 
 #[derive(Deserialize)]
 struct Listed {
-    id: Option<u64>,
-    #[serde(alias = "file_name")]
+    #[serde(default, deserialize_with = "id")]
+    id: Option<String>,
+    #[serde(default, alias = "file_name", deserialize_with = "text")]
     filename: Option<String>,
+    #[serde(default, deserialize_with = "text")]
     filepath: Option<String>,
+    #[serde(default, deserialize_with = "text")]
     split: Option<String>,
     sentences: Option<Vec<Sentence>>,
 }
 
 #[derive(Deserialize)]
 struct Sentence {
+    #[serde(default, deserialize_with = "text")]
     raw: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct Annotation {
-    image_id: u64,
+    #[serde(default, deserialize_with = "id")]
+    image_id: Option<String>,
+    #[serde(default, deserialize_with = "text")]
     caption: Option<String>,
+}
+
+/// A text; `None` for any other value.
+fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(match Value::deserialize(deserializer)? {
+        Value::String(text) => Some(text),
+        _ => None,
+    })
+}
+
+/// What joins annotations and images: any value, as text. A number is the same whether it is written 1, 1.0 or "1".
+fn id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(match Value::deserialize(deserializer)? {
+        Value::Null => None,
+        Value::String(text) => Some(text),
+        Value::Number(number) => Some(match number.as_f64() {
+            Some(x) if number.is_f64() && x.fract() == 0.0 && x.abs() < 1e15 => {
+                (x as i64).to_string()
+            }
+            _ => number.to_string(),
+        }),
+        other => Some(other.to_string()),
+    })
 }
 
 /// Hands the objects of a JSON list on one by one, `None` for what is none, until told to stop.

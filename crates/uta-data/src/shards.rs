@@ -21,7 +21,7 @@ use tar::{Archive, EntryType};
 use crate::decode::{EXTENSIONS, is_image};
 use crate::index::{self, Stamp};
 use crate::progress::counted;
-use crate::{DataError, Part, Sample, Source, sizes, source};
+use crate::{Captions, DataError, OddClass, Part, Sample, Source, sizes, source};
 
 /// Tar's unit: a header is one block, contents are padded to whole ones.
 const BLOCK: u64 = 512;
@@ -84,7 +84,7 @@ impl ShardWriter {
     /// Starts a set of shards; makes `dir` where needed.
     ///
     /// # Errors
-    /// When shards of that prefix are already there, or the folder can't be made.
+    /// When shards of that prefix are already there, or a `sizes.json` that is no list of sizes, or the folder can't be made.
     pub fn create(
         dir: impl AsRef<Path>,
         prefix: &str,
@@ -96,6 +96,8 @@ impl ShardWriter {
         if path.exists() {
             return Err(DataError::Exists { path });
         }
+        // Not after hours of packing.
+        sizes::of(dir)?;
         let prefix = prefix.to_owned();
         Ok(ShardWriter { dir: dir.to_owned(), prefix, limit, open: None, shards: vec![] })
     }
@@ -123,9 +125,12 @@ impl ShardWriter {
         }
         if self.open.is_none() {
             let name = format!("{}-{:06}.tar", self.prefix, self.shards.len());
-            let beside = self.dir.join(format!(".{name}.tmp"));
+            let (beside, path) = (self.dir.join(format!(".{name}.tmp")), self.dir.join(name));
+            if path.exists() {
+                return Err(DataError::Exists { path });
+            }
             let file = File::create(&beside).map_err(DataError::io("create", &beside))?;
-            self.shards.push(Begun { beside, path: self.dir.join(name), samples: 0 });
+            self.shards.push(Begun { beside, path, samples: 0 });
             self.open = Some((tar::Builder::new(BufWriter::new(file)), 0));
         }
         let shard = self.shards.last_mut().expect("a shard is open");
@@ -194,12 +199,14 @@ impl Drop for ShardWriter {
 
 /// A set of tar shards with random access to its samples.
 ///
-/// The headers are scanned once, and an index is left beside the shard. What stays in memory is where each sample's run of
+/// The headers are scanned once, and an index is left beside the shard where that can be written. What stays in memory is where each sample's run of
 /// members begins and how long it is, 16 bytes a sample, so that a read is one positioned read, from any thread.
 pub(crate) struct Shards {
     paths: Vec<PathBuf>,
     spans: Vec<Span>,
-    class_names: Option<Vec<String>>,
+    /// And the file that names them.
+    class_names: Option<(PathBuf, Vec<String>)>,
+    captions: Captions,
     problems: Vec<String>,
     bytes: Box<dyn Bytes>,
 }
@@ -313,7 +320,7 @@ impl Shards {
     ///
     /// # Errors
     /// A file that can't be opened or read; no sample in all of them; class names that differ.
-    pub(crate) fn open(paths: Vec<PathBuf>) -> Result<Shards, DataError> {
+    pub(crate) fn open(paths: Vec<PathBuf>, captions: Captions) -> Result<Shards, DataError> {
         let (scans, stamps): (Vec<Scan>, Vec<Stamp>) =
             scan_all(&paths)?.into_iter().map(|found| (found.scan, found.tar)).unzip();
         let mut spans = Vec::with_capacity(scans.iter().map(|scan| scan.spans.len()).sum());
@@ -338,7 +345,7 @@ impl Shards {
         }
         let class_names = class_names(&paths)?;
         let bytes = bytes(&paths, stamps);
-        Ok(Shards { paths, spans, class_names, problems, bytes })
+        Ok(Shards { paths, spans, class_names, captions, problems, bytes })
     }
 
     /// The bytes of a sample's run of members.
@@ -409,20 +416,22 @@ impl Source for Shards {
                 image.get_or_insert(contents);
                 return Ok(());
             }
-            sample.add(extension, contents)
+            sample.add(extension, contents, self.captions);
+            Ok(())
         })?;
         let gone = || DataError::Shard {
             path: self.paths[span.shard as usize].clone(),
             reason: format!("changed since it was opened: no image at byte {}", span.offset),
         };
         sample.image = image.ok_or_else(gone)?.to_vec();
-        match (sample.class, &self.class_names) {
-            (Some(class), Some(names)) if class as usize >= names.len() => Err(DataError::Sample {
-                reason: format!("class {class}, but {CLASS_NAMES} has {} lines", names.len()),
-                key: sample.key,
-            }),
-            _ => Ok(sample),
+        if let (Some(class), Some((file, names))) = (sample.class, &self.class_names)
+            && class as usize >= names.len()
+        {
+            let (text, file, lines) = (class.to_string(), file.display(), names.len());
+            let reason = format!("class {class}, but {file} has {lines} lines");
+            (sample.class, sample.odd_class) = (None, Some(OddClass { text, reason }));
         }
+        Ok(sample)
     }
 
     /// Keys are read anew: those of ten million samples would take hundreds of megabytes for the sake of messages.
@@ -453,7 +462,7 @@ impl Source for Shards {
     }
 
     fn class_names(&self) -> Option<&[String]> {
-        self.class_names.as_deref()
+        self.class_names.as_ref().map(|(_, names)| names.as_slice())
     }
 
     fn problems(&self) -> Vec<String> {
@@ -537,9 +546,13 @@ fn indexed(path: &Path) -> Result<Found, DataError> {
     }
     let scan = scan(path)?;
     let stored = index::store(path, &tar, &scan);
-    if let Err(e) = &stored {
+    match &stored {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            tracing::warn!("{} has no index, and is scanned each time: {e}", path.display());
+        }
         // Shards on a disk that is only read are scanned each time.
-        tracing::debug!("no index of {}: {e}", path.display());
+        Err(e) => tracing::debug!("no index of {}: {e}", path.display()),
+        Ok(()) => {}
     }
     Ok(Found { tar, scan, stored: Some(stored) })
 }
@@ -643,8 +656,26 @@ fn scan(path: &Path) -> Result<Scan, DataError> {
     }
     let tar = File::open(path).map_err(DataError::io("open shard", path))?;
     let length = tar.metadata().map_err(DataError::io("read shard", path))?.len();
+    let mut start = [0; 6];
+    if tar.read_exact_at(&mut start, 0).is_ok()
+        && let Some((_, kind)) = PACKED.iter().find(|(mark, _)| start.starts_with(mark))
+    {
+        let reason = format!("is {kind}, not a plain tar: unpack it first");
+        return Err(DataError::Shard { path: path.to_owned(), reason });
+    }
     walk(path, tar, length)
 }
+
+/// How files begin that hold a tar, or are taken for one, and must be unpacked.
+const PACKED: [(&[u8], &str); 7] = [
+    (b"\x1f\x8b", "gzip"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"BZh", "bzip2"),
+    (b"\x04\x22\x4d\x18", "lz4"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+];
 
 /// From header to header through a tar of that many bytes.
 fn walk(path: &Path, tar: impl Read + Seek, length: u64) -> Result<Scan, DataError> {
@@ -686,8 +717,8 @@ fn walk(path: &Path, tar: impl Read + Seek, length: u64) -> Result<Scan, DataErr
         };
         let Some((key, extension)) = split(&name) else { continue };
         // A sample ends where the key changes or, in tars that hold a key twice, an extension comes again.
-        let continues =
-            |run: &&mut Run| run.key == key && !run.extensions.iter().any(|e| e == extension);
+        let again = |run: &Run| run.extensions.iter().any(|e| e.eq_ignore_ascii_case(extension));
+        let continues = |run: &&mut Run| run.key == key && !again(run);
         match run.as_mut().filter(continues) {
             Some(run) => {
                 run.extensions.push(extension.to_owned());
@@ -779,7 +810,7 @@ fn stays_inside(path: &Path) -> bool {
 }
 
 /// The lines of the `classnames.txt` beside the shards, or of the one in the folder above them.
-fn class_names(shards: &[PathBuf]) -> Result<Option<Vec<String>>, DataError> {
+fn class_names(shards: &[PathBuf]) -> Result<Option<(PathBuf, Vec<String>)>, DataError> {
     let mut folders: Vec<&Path> = shards.iter().filter_map(|shard| shard.parent()).collect();
     folders.dedup();
     let mut found: Option<(PathBuf, Vec<String>)> = None;
@@ -797,7 +828,7 @@ fn class_names(shards: &[PathBuf]) -> Result<Option<Vec<String>>, DataError> {
             Some(_) => {}
         }
     }
-    Ok(found.map(|(_, names)| names))
+    Ok(found)
 }
 
 /// The `classnames.txt` of a folder or of the one above it, and what it holds.
@@ -811,8 +842,8 @@ fn class_file(folder: &Path) -> Result<Option<(PathBuf, String)>, DataError> {
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let places = [folder.join(CLASS_NAMES), folder.join("..").join(CLASS_NAMES)];
     let Some(path) = places.into_iter().find(|path| path.is_file()) else { return Ok(None) };
-    let text = fs::read_to_string(&path).map_err(DataError::io("read", &path))?;
-    Ok(Some((path, text)))
+    let text = sizes::read(&path)?;
+    Ok(text.map(|text| (path, text)))
 }
 
 #[cfg(test)]
@@ -830,7 +861,7 @@ mod tests {
     }
 
     fn open(path: &Path) -> Shards {
-        Shards::open(vec![path.to_owned()]).unwrap()
+        Shards::open(vec![path.to_owned()], Captions::Lines).unwrap()
     }
 
     fn keys(shards: &Shards) -> Vec<String> {
@@ -870,7 +901,7 @@ mod tests {
     fn an_index_is_left_beside_and_believed_only_for_the_same_tar() {
         let dir = tempfile::tempdir().unwrap();
         let path = write(dir.path(), 3).remove(0);
-        let idx = dir.path().join("set-000000.tar.idx");
+        let idx = dir.path().join(".set-000000.tar.uta-index");
         let spec = path.to_str().unwrap();
         assert_eq!(keys(&open(&path)), ["s0", "s1", "s2"]);
         assert!(idx.is_file());
@@ -984,7 +1015,7 @@ mod tests {
             }
         }
         fs::write(&path, &bytes[..700]).unwrap();
-        let e = Shards::open(vec![path]).err().unwrap().to_string();
+        let e = Shards::open(vec![path], Captions::Lines).err().unwrap().to_string();
         assert!(e.contains("none of them an image") && e.contains("cut short at byte 700"), "{e}");
     }
 
@@ -1031,7 +1062,7 @@ mod tests {
         assert_eq!(keys(&shards), ["s0"]);
         assert!(shards.problems()[0].contains("damaged at byte 5120"), "{:?}", shards.problems());
         fs::write(&path, b"this is no tar".repeat(100)).unwrap();
-        let e = Shards::open(vec![path]).err().unwrap().to_string();
+        let e = Shards::open(vec![path], Captions::Lines).err().unwrap().to_string();
         assert!(e.contains("damaged at byte 0"), "{e}");
     }
 
@@ -1039,7 +1070,7 @@ mod tests {
     fn a_shard_that_changes_or_vanishes_after_it_was_opened_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let paths = write(dir.path(), 6);
-        let shards = Shards::open(paths.clone()).unwrap();
+        let shards = Shards::open(paths.clone(), Captions::Lines).unwrap();
         fs::remove_file(&paths[1]).unwrap();
         let e = shards.read(4).unwrap_err().to_string();
         assert!(e.contains("cannot open shard") && e.contains("set-000001.tar"), "{e}");
@@ -1122,8 +1153,8 @@ mod tests {
         assert_eq!(shards.class_names().unwrap(), ["cat", "dog"]);
         assert_eq!(shards.read(0).unwrap().class, Some(1));
         assert_eq!(shards.read(2).unwrap().meta, b"{\"a\":");
-        for (i, told) in [(1, "class 2, but classnames.txt has 2"), (3, "\"cat\"")] {
-            let e = shards.read(i).unwrap_err().to_string();
+        for (i, told) in [(1, "classnames.txt has 2 lines"), (3, "\"cat\"")] {
+            let e = shards.read(i).unwrap().class().unwrap_err().to_string();
             assert!(e.contains(told), "{e}");
         }
     }

@@ -1,14 +1,18 @@
-//! Files that are kept beside data, so that it opens without being read through: a line of JSON, whatever bytes follow it,
-//! and the CRC-32 of both, little-endian. One that is missing, damaged, or of another version is as none.
+//! Files that are kept beside data, so that it opens without being read through: a line of JSON whose first key begins with
+//! `uta_`, whatever bytes follow it, and the CRC-32 of both, little-endian. One that is missing, damaged, or of another
+//! version is not used. A file that does not begin so is another program's, and is never written over.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::Crc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+/// How each of these files begins.
+const MARK: &[u8] = b"{\"uta_";
 
 /// What is kept at `path`: the line, and the bytes behind it.
 pub(crate) fn load<H: DeserializeOwned>(path: &Path) -> Option<(H, Vec<u8>)> {
@@ -26,9 +30,14 @@ pub(crate) fn load<H: DeserializeOwned>(path: &Path) -> Option<(H, Vec<u8>)> {
     Some((header, file))
 }
 
-/// Writes it as [`replace`] does.
+/// Writes it as [`replace`] does. Fails with [`ErrorKind::AlreadyExists`] where another program's file is in its place.
 pub(crate) fn store(path: &Path, header: &impl Serialize, body: &[&[u8]]) -> io::Result<()> {
     let line = serde_json::to_vec(header)?;
+    debug_assert!(line.starts_with(MARK), "the first key begins with uta_");
+    if !is_free(path)? {
+        let reason = format!("{} is another program's file and is left alone", path.display());
+        return Err(io::Error::new(ErrorKind::AlreadyExists, reason));
+    }
     replace(path, |out| {
         let mut crc = Crc::new();
         for part in [&line[..], b"\n"].iter().chain(body) {
@@ -37,6 +46,17 @@ pub(crate) fn store(path: &Path, header: &impl Serialize, body: &[&[u8]]) -> io:
         }
         out.write_all(&crc.sum().to_le_bytes())
     })
+}
+
+/// Whether nothing is at `path` but perhaps a file that [`store`] wrote.
+fn is_free(path: &Path) -> io::Result<bool> {
+    let mut start = vec![];
+    match File::open(path) {
+        Ok(file) => file.take(MARK.len() as u64).read_to_end(&mut start)?,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(true),
+        Err(e) => return Err(e),
+    };
+    Ok(start == MARK)
 }
 
 /// Writes a file under another name, synced, and renamed; several processes may do so at once.

@@ -84,7 +84,8 @@ fn file_name(path: &Path) -> String {
 pub(crate) fn read(path: &Path) -> Result<Option<String>, DataError> {
     #[cfg(feature = "remote")]
     if source::is_url(path) {
-        return crate::remote::text(path).map_err(DataError::io("read", path));
+        let text = crate::remote::text(path).map_err(DataError::io("read", path))?;
+        return Ok(text.map(|text| without_mark(&text).to_owned()));
     }
     let file = match File::open(path) {
         Ok(file) => file,
@@ -93,20 +94,37 @@ pub(crate) fn read(path: &Path) -> Result<Option<String>, DataError> {
     };
     let mut text = String::new();
     file.take(MOST_BYTES).read_to_string(&mut text).map_err(DataError::io("read", path))?;
-    Ok(Some(text))
+    Ok(Some(without_mark(&text).to_owned()))
 }
 
-/// Adds shards to the `sizes.json` of `folder`, which is made where there is none; one that can't be read is replaced.
+/// A text without the mark of byte order that editors on Windows begin it with.
+pub fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
+}
+
+/// The `sizes.json` of `folder`; empty where there is none.
 ///
 /// # Errors
-/// A disk that refuses.
+/// One that is no list of sizes, which would be lost by adding to it.
+pub(crate) fn of(folder: &Path) -> Result<BTreeMap<String, Value>, DataError> {
+    let path = folder.join(SIZES);
+    let Some(text) = read(&path)? else { return Ok(BTreeMap::new()) };
+    serde_json::from_str(&text).map_err(|e| DataError::NotOurs {
+        path,
+        reason: format!("the sizes of shards would be added, and it is no list of sizes ({e})"),
+    })
+}
+
+/// Adds shards to the `sizes.json` of `folder`, which is made where there is none.
+///
+/// # Errors
+/// As [`of`]; a disk that refuses.
 pub(crate) fn add<'a>(
     folder: &Path,
     shards: impl Iterator<Item = (&'a Path, usize)>,
 ) -> Result<(), DataError> {
     let path = folder.join(SIZES);
-    let told = read(&path)?.and_then(|text| serde_json::from_str(&text).ok());
-    let mut sizes: BTreeMap<String, Value> = told.unwrap_or_default();
+    let mut sizes = of(folder)?;
     sizes.extend(shards.map(|(shard, samples)| (file_name(shard), samples.into())));
     let text = serde_json::to_string_pretty(&sizes).expect("names and numbers") + "\n";
     sidecar::replace(&path, |out| out.write_all(text.as_bytes()))

@@ -5,15 +5,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use glob::MatchOptions;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::decode;
-use crate::listing::Listing;
+use crate::listing::{Listing, is_passed_over};
 use crate::order::Part;
-use crate::pairs::{self, PairOptions, Pairs};
+use crate::pairs::{self, Captions, PairOptions, Pairs};
 use crate::shards::Shards;
+use crate::sizes::without_mark;
 use crate::{DataError, MAX_PIXELS};
 
 /// One sample, still encoded.
@@ -23,35 +25,81 @@ pub struct Sample {
     pub key: String,
     /// The image file's bytes.
     pub image: Vec<u8>,
-    /// The lines of its `.txt`, empty ones left out.
+    /// Its captions: rows of a table, or its `.txt` as [`Captions`] has it.
     pub captions: Vec<String>,
-    /// Its `.cls`, or the index of its class folder.
+    /// The number in its `.cls`, or the index of its class folder.
     pub class: Option<u32>,
+    /// Its `.cls`, where that gives no class; who reads no classes need not mind.
+    pub odd_class: Option<OddClass>,
     /// Its `.json`, which nothing here looks into.
     pub meta: Vec<u8>,
 }
 
+/// A `.cls` that gives no class: a word, or a number that `classnames.txt` doesn't name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OddClass {
+    /// What it holds.
+    pub text: String,
+    /// Why that is no class.
+    pub reason: String,
+}
+
 impl Sample {
-    /// Takes in the file of that extension beside the image: `.txt`, `.cls`, `.json`; others are none of ours.
-    pub(crate) fn add(&mut self, extension: &str, contents: &[u8]) -> Result<(), DataError> {
-        let broken = |reason: String| DataError::Sample { key: self.key.clone(), reason };
-        match extension {
-            "txt" => {
-                // What is no text is no caption; whether that matters, the task knows.
-                let text = std::str::from_utf8(contents).unwrap_or_default();
-                let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-                self.captions = lines.map(str::to_owned).collect();
+    /// The class, for who needs one.
+    ///
+    /// # Errors
+    /// A `.cls` that gives none.
+    pub fn class(&self) -> Result<Option<u32>, DataError> {
+        let odd = |odd: &OddClass| DataError::Sample {
+            key: self.key.clone(),
+            reason: odd.reason.clone(),
+        };
+        self.odd_class.as_ref().map_or(Ok(self.class), |of| Err(odd(of)))
+    }
+
+    /// Takes in the file of that extension, in whatever case, beside the image: `.txt`, `.cls`, `.json`. Others are not read.
+    pub(crate) fn add(&mut self, extension: &str, contents: &[u8], captions: Captions) {
+        match Companion::of(extension) {
+            // What is no text is no caption; whether that matters, the task knows.
+            Some(Companion::Captions) => {
+                let text = without_mark(std::str::from_utf8(contents).unwrap_or_default());
+                let parts: Vec<&str> = match captions {
+                    Captions::File => vec![text],
+                    Captions::Lines => text.lines().collect(),
+                };
+                let captions = parts.into_iter().map(str::trim).filter(|text| !text.is_empty());
+                self.captions = captions.map(str::to_owned).collect();
             }
-            "cls" => {
+            Some(Companion::Class) => {
                 let text = String::from_utf8_lossy(contents);
-                let class = text.trim().parse();
-                let reason = || format!(".cls holds {:?}, not a class index", text.trim());
-                self.class = Some(class.map_err(|_| broken(reason()))?);
+                let text = without_mark(&text).trim();
+                self.class = text.parse().ok();
+                self.odd_class = self.class.is_none().then(|| {
+                    let shown: String = text.chars().take(40).collect();
+                    let reason = format!(".cls holds {shown:?}, not a class index");
+                    OddClass { text: text.to_owned(), reason }
+                });
             }
-            "json" => self.meta = contents.to_vec(),
-            _ => {}
+            Some(Companion::Meta) => self.meta = contents.to_vec(),
+            None => {}
         }
-        Ok(())
+    }
+}
+
+/// What is read beside an image, by its extension.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Companion {
+    Captions,
+    Class,
+    Meta,
+}
+
+impl Companion {
+    /// What a file of that extension is, in whatever case.
+    pub(crate) fn of(extension: &str) -> Option<Companion> {
+        let kinds =
+            [("txt", Companion::Captions), ("cls", Companion::Class), ("json", Companion::Meta)];
+        kinds.into_iter().find(|(e, _)| e.eq_ignore_ascii_case(extension)).map(|(_, kind)| kind)
     }
 }
 
@@ -222,7 +270,8 @@ pub fn open_sets(sets: &[Set], options: &PairOptions) -> Result<Arc<dyn Source>,
                 sources.push((data, *weight, Arc::new(pairs) as Arc<dyn Source>));
             }
         } else {
-            sources.push((data, *weight, pictures(data, paths)?));
+            let pairs = pairs.as_ref().unwrap_or(options);
+            sources.push((data, *weight, pictures(data, paths, pairs.captions())?));
         }
     }
     join(sources)
@@ -234,13 +283,17 @@ pub fn is_table(path: impl AsRef<Path>) -> bool {
 }
 
 /// Shards or a folder.
-fn pictures(spec: &str, paths: Vec<PathBuf>) -> Result<Arc<dyn Source>, DataError> {
+fn pictures(
+    spec: &str,
+    paths: Vec<PathBuf>,
+    captions: Captions,
+) -> Result<Arc<dyn Source>, DataError> {
     if let [dir] = paths.as_slice()
         && dir.is_dir()
     {
         let (tars, folders) = (tars(dir)?.len(), subfolders(dir)?);
         if tars == 0 {
-            return Ok(Arc::new(Folder::open(dir)?));
+            return Ok(Arc::new(Folder { captions, ..Folder::open(dir)? }));
         }
         // ImageNet's archives lie beside what was unpacked from them.
         if let Some(first) = folders.first() {
@@ -250,7 +303,7 @@ fn pictures(spec: &str, paths: Vec<PathBuf>) -> Result<Arc<dyn Source>, DataErro
             );
         }
     }
-    Ok(Arc::new(Shards::open(shards(spec, paths)?)?))
+    Ok(Arc::new(Shards::open(shards(spec, paths)?, captions)?))
 }
 
 /// The shards that a spec means.
@@ -267,6 +320,14 @@ fn shards(spec: &str, mut paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, DataError
         && dir.is_dir()
     {
         paths = tars(dir)?;
+    } else if paths.len() > 1 {
+        paths.retain(|path| {
+            let folder = has_extension(path, "tar") && path.is_dir();
+            if folder {
+                tracing::warn!("{} is a folder, and no shard: left out", path.display());
+            }
+            !folder
+        });
     }
     let is_shard = |path: &&PathBuf| has_extension(path, "tar") && (is_url(path) || path.is_file());
     match paths.iter().find(|path| !is_shard(path)) {
@@ -274,6 +335,9 @@ fn shards(spec: &str, mut paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, DataError
             "{} is no .tar: only shards are read from elsewhere (a folder of them ends with /)",
             url.display()
         )),
+        Some(other) if PACKED.iter().any(|packed| has_extension(other, packed)) => {
+            wrong(format!("{} is packed: unpack it first", other.display()))
+        }
         Some(other) => wrong(format!(
             "{} is neither a folder, a .tar shard nor a table of pairs (.{})",
             other.display(),
@@ -284,14 +348,21 @@ fn shards(spec: &str, mut paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, DataError
     }
 }
 
-/// The shards in a folder, on a disk or elsewhere.
-pub(crate) fn tars(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
+/// The shards in a folder, on a disk or elsewhere: its plain files that end in `.tar`, sorted, hidden ones left out.
+///
+/// # Errors
+/// When it can't be listed.
+pub fn tars(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
     if is_url(dir) {
         let spec = format!("{}/", dir.display());
         return elsewhere(&spec).map_err(|reason| DataError::NotFound { spec, reason });
     }
-    Ok(listing(dir)?.into_iter().filter(|path| has_extension(path, "tar")).collect())
+    let is_shard = |path: &PathBuf| has_extension(path, "tar") && path.is_file();
+    Ok(listing(dir)?.into_iter().filter(is_shard).collect())
 }
+
+/// Endings of archives that aren't read as they are.
+const PACKED: [&str; 8] = ["gz", "tgz", "zip", "zst", "xz", "bz2", "7z", "lz4"];
 
 /// Sources end to end, each with the spec it is from and its weight.
 fn join(mut sources: Vec<(&String, f64, Arc<dyn Source>)>) -> Result<Arc<dyn Source>, DataError> {
@@ -421,13 +492,15 @@ pub struct Folder {
     files: Listing,
     /// The class of every image.
     classes: Vec<Option<u32>>,
+    captions: Captions,
     /// What was left out.
     problems: Vec<String>,
 }
 
 impl Folder {
-    /// Finds the images below `root`. Where all lie in folders, those just below the root are the classes, sorted; one
-    /// without images is a class too.
+    /// Finds the images below `root`. The folders just below the root are the classes, sorted; one without images is a class
+    /// too. An image beside these folders has no class, which the log tells; where there are as many of such as lie in
+    /// folders, the folders are no classes.
     ///
     /// # Errors
     /// When there are none, saying what was looked for and what was found.
@@ -439,10 +512,15 @@ impl Folder {
                     let (count, below) = (files.tars.len(), root.join(below));
                     format!("{count} shards in folders below: name one, like {}", below.display())
                 }
-                None => {
-                    let unread = files.unread.as_ref().map_or(0, |(count, _)| *count);
-                    format!("{} other files", files.others + unread)
-                }
+                None => match (&files.unread, &files.others) {
+                    (Some((count, first)), _) => {
+                        format!("{count} pictures of a kind that isn't read: {}", first.display())
+                    }
+                    (None, Some((count, first))) => {
+                        format!("{count} other files: {}", first.display())
+                    }
+                    (None, None) => "nothing".into(),
+                },
             };
             return Err(DataError::Empty {
                 path: root.to_owned(),
@@ -453,8 +531,16 @@ impl Folder {
                 found,
             });
         }
-        // Class folders only where no picture lies outside of them.
-        let names = files.in_folders().then(|| subfolders(root)).transpose()?;
+        let (beside, first) = files.beside_folders();
+        let names = (2 * beside < files.len()).then(|| subfolders(root)).transpose()?;
+        if let (Some(first), Some(_)) = (first, &names) {
+            let (s, has) = if beside == 1 { ("", "lies") } else { ("s", "lie") };
+            tracing::warn!(
+                "{}: {beside} picture{s} {has} beside its class folders, and so in no class: {}",
+                root.display(),
+                first.display()
+            );
+        }
         let class = |(folder, _): &(PathBuf, _)| {
             let first = folder.components().next()?.as_os_str().to_string_lossy();
             let place = names.as_ref()?.binary_search_by(|name| name.as_str().cmp(&first));
@@ -463,11 +549,13 @@ impl Folder {
         let of_folders: Vec<Option<u32>> = files.folders.iter().map(class).collect();
         let classes = (0..files.len()).map(|i| of_folders[files.folder(i)]).collect();
         let problems = files.unread.as_ref().map(|(count, first)| {
-            format!("{count} pictures of a kind that isn't read: {}", root.join(first).display())
+            let (s, first) = (if *count == 1 { "" } else { "s" }, root.join(first));
+            format!("{count} picture{s} of a kind that isn't read: {}", first.display())
         });
         let problems: Vec<String> = problems.into_iter().collect();
         problems.iter().for_each(|problem| tracing::warn!("left out: {problem}"));
-        Ok(Folder { root: root.to_owned(), names, files, classes, problems })
+        let captions = Captions::default();
+        Ok(Folder { root: root.to_owned(), names, files, classes, captions, problems })
     }
 
     /// Shows `relabel` the path below the root and the class of each image, to change the class, and leaves out the images
@@ -489,7 +577,16 @@ impl Source for Folder {
     }
 
     fn read(&self, i: usize) -> Result<Sample, DataError> {
-        read_file(&self.root.join(self.files.path(i)), self.key(i), self.classes[i])
+        let path = self.root.join(self.files.path(i));
+        let mut sample = Sample { key: self.key(i), ..Sample::default() };
+        sample.image = image_file(&path, || sample.key.clone())?;
+        let spellings = self.files.companions.iter().map(String::as_str);
+        // Where folders are the classes, they have the only word.
+        let asked = self.names.is_none() && self.classes[i].is_none();
+        let spellings = spellings.filter(|e| asked || Companion::of(e) != Some(Companion::Class));
+        sample.add_companions(&path, spellings, self.captions)?;
+        sample.class = self.classes[i].or(sample.class);
+        Ok(sample)
     }
 
     fn key(&self, i: usize) -> String {
@@ -509,7 +606,8 @@ impl Source for Folder {
     }
 }
 
-/// The names of the folders just below `dir`, sorted, hidden ones left out.
+/// The names of the folders just below `dir`, sorted; hidden ones, and those that systems leave behind (`__MACOSX`,
+/// `lost+found`), left out.
 ///
 /// # Errors
 /// When it can't be listed.
@@ -539,7 +637,11 @@ impl Source for Files {
     }
 
     fn read(&self, i: usize) -> Result<Sample, DataError> {
-        read_file(&self.0[i], self.key(i), None)
+        let (path, key) = (&self.0[i], self.key(i));
+        let image = image_file(path, || key.clone())?;
+        let mut sample = Sample { key, image, ..Sample::default() };
+        sample.add_companions(path, SPELLINGS.into_iter(), Captions::default())?;
+        Ok(sample)
     }
 
     fn key(&self, i: usize) -> String {
@@ -555,33 +657,39 @@ impl Source for Files {
     }
 }
 
-/// An image file and what lies beside it.
-fn read_file(path: &Path, key: String, class: Option<u32>) -> Result<Sample, DataError> {
-    let image = image_file(path, || key.clone())?;
-    let mut sample = Sample { key, image, class, ..Sample::default() };
-    // Of the class, the folder has the first word.
-    let class = class.is_none().then_some("cls");
-    for extension in ["txt", "json"].into_iter().chain(class) {
-        let beside = path.with_extension(extension);
-        match fs::read(&beside) {
-            Ok(contents) => sample.add(extension, &contents)?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(DataError::io("read", &beside)(e)),
+/// How the extensions of [`Companion`]s are written, where no listing tells.
+const SPELLINGS: [&str; 6] = ["CLS", "JSON", "TXT", "cls", "json", "txt"];
+
+impl Sample {
+    /// Takes in what lies beside an image file under these extensions; of two of a kind the later one.
+    fn add_companions<'a>(
+        &mut self,
+        image: &Path,
+        spellings: impl Iterator<Item = &'a str>,
+        captions: Captions,
+    ) -> Result<(), DataError> {
+        for extension in spellings {
+            let beside = image.with_extension(extension);
+            match fs::read(&beside) {
+                Ok(contents) => self.add(extension, &contents, captions),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(DataError::io("read", &beside)(e)),
+            }
         }
+        Ok(())
     }
-    Ok(sample)
 }
 
 fn has_extension(path: &Path, wanted: &str) -> bool {
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case(wanted))
 }
 
-/// The sorted entries of a folder, hidden ones left out.
+/// The sorted entries of a folder, hidden ones and [junk](is_passed_over) left out.
 fn listing(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
     let mut paths = vec![];
     for entry in fs::read_dir(dir).map_err(DataError::io("list", dir))? {
         let entry = entry.map_err(DataError::io("list", dir))?;
-        if !entry.file_name().to_string_lossy().starts_with('.') {
+        if !is_passed_over(&entry.file_name()) {
             paths.push(entry.path());
         }
     }
@@ -617,7 +725,10 @@ pub fn expand(spec: &str) -> Result<Vec<PathBuf>, DataError> {
         if !plain.contains(['*', '?', '[']) {
             return Err(missing(absent(Path::new(&plain))));
         }
-        let found = glob::glob(&plain).map_err(|e| missing(format!("a broken pattern: {e}")))?;
+        // As in a shell, and in a folder that is named: what is hidden is met by its dot alone.
+        let options = MatchOptions { require_literal_leading_dot: true, ..MatchOptions::new() };
+        let found = glob::glob_with(&plain, options);
+        let found = found.map_err(|e| missing(format!("a broken pattern: {e}")))?;
         let before = paths.len();
         for path in found {
             paths.push(path.map_err(|e| DataError::io("list", e.path().to_owned())(e.into()))?);
@@ -758,7 +869,7 @@ mod tests {
         let source = |name| open(dir.path().join(name).to_str().unwrap()).unwrap();
         let (flat, folders) = (source("flat"), source("folders"));
         assert_eq!(flat.read(0).unwrap().class, Some(7));
-        let e = flat.read(1).unwrap_err().to_string();
+        let e = flat.read(1).unwrap().class().unwrap_err().to_string();
         assert!(e.contains("sample b: .cls holds \"x\""), "{e}");
         assert_eq!([0, 1].map(|i| folders.read(i).unwrap().class), [Some(0); 2]);
     }

@@ -105,6 +105,7 @@ pub fn stats(source: &Arc<dyn Source>, progress: bool) -> Result<Stats, DataErro
         broken: vec![],
     };
     let (mut sizes, mut classes, mut words) = (vec![], BTreeMap::<u32, usize>::new(), 0);
+    let mut odd: Option<(usize, String)> = None;
     for sample in inspect(source) {
         bar.inc(1);
         match sample {
@@ -121,6 +122,9 @@ pub fn stats(source: &Arc<dyn Source>, progress: bool) -> Result<Stats, DataErro
                     stats.labelled += 1;
                     *classes.entry(class).or_default() += 1;
                 }
+                if let Err(e) = sample.class() {
+                    odd.get_or_insert_with(|| (0, e.to_string())).0 += 1;
+                }
                 if stats.examples.len() < 3 {
                     stats.examples.extend(sample.captions.into_iter().next());
                 }
@@ -128,6 +132,10 @@ pub fn stats(source: &Arc<dyn Source>, progress: bool) -> Result<Stats, DataErro
         }
     }
     bar.finish_and_clear();
+    if let Some((count, first)) = odd {
+        let s = if count == 1 { "" } else { "s" };
+        stats.problems.push(format!("{count} .cls file{s} that give no class: {first}"));
+    }
     sizes.sort_by_key(|&(w, h)| (u64::from(w) * u64::from(h), w));
     if let (Some(&small), Some(&large)) = (sizes.first(), sizes.last()) {
         stats.sizes = Some([small, sizes[sizes.len() / 2], large]);

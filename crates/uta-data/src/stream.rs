@@ -525,7 +525,7 @@ impl Share {
 
 /// The iterator of [`sweep`].
 pub struct Sweep {
-    views: Ordered<Result<(Vec<u8>, Item), Rejected>>,
+    views: Ordered<Result<Seen, Rejected>>,
     size: u32,
     batch: usize,
     share: Share,
@@ -535,12 +535,21 @@ pub struct Sweep {
     captions: bool,
     /// Why it gives no batch at all.
     refused: Option<DataError>,
+    classes: bool,
 }
+
+/// A sample of a sweep, and what is wrong with its class.
+type Seen = (Vec<u8>, Item, Option<Rejected>);
 
 impl Sweep {
     /// Where `wanted`, images without a caption are unusable too.
     pub fn captioned(self, wanted: bool) -> Sweep {
         Sweep { captions: wanted, ..self }
+    }
+
+    /// Where `wanted`, images whose `.cls` gives no class are unusable too.
+    pub fn labelled(self, wanted: bool) -> Sweep {
+        Sweep { classes: wanted, ..self }
     }
 }
 
@@ -561,12 +570,13 @@ impl Iterator for Sweep {
         let own = self.samples.saturating_sub(number * self.batch).min(self.batch);
         for view in self.views.by_ref().take(own) {
             match view {
-                Ok((_, item)) if self.captions && item.captions.is_empty() => {
+                Ok((_, _, Some(rejected))) if self.classes => batch.rejected.push(rejected),
+                Ok((_, item, _)) if self.captions && item.captions.is_empty() => {
                     let error = DataError::Caption { key: item.key.clone() };
                     let (kind, reason) = (error.fault(), error.to_string());
                     batch.rejected.push(Rejected { shard: None, key: item.key, kind, reason });
                 }
-                Ok((pixels, item)) => {
+                Ok((pixels, item, _)) => {
                     batch.pixels.extend_from_slice(&pixels);
                     batch.items.push(item);
                 }
@@ -605,6 +615,7 @@ pub fn sweep(
         let look = || {
             let sample = source.read(i)?;
             let pixels = transform.view(&sample.image, &decode)?;
+            let odd = sample.class().err().map(|e| Rejected::new(source.as_ref(), i, &e));
             let item = Item {
                 key: sample.key,
                 captions: sample.captions,
@@ -612,12 +623,12 @@ pub fn sweep(
                 position: i as u64,
                 index: i,
             };
-            Ok((pixels, item))
+            Ok((pixels, item, odd))
         };
         guarded(look).map_err(|e| Rejected::new(source.as_ref(), i, &e))
     };
     let views = Ordered::new(workers, 2 * batch as u64, 0..own as u64, view);
-    Sweep { views, size, batch, share, samples, taken: 0, captions: false, refused }
+    Sweep { views, size, batch, share, samples, taken: 0, captions: false, classes: false, refused }
 }
 
 #[cfg(test)]

@@ -106,7 +106,10 @@ pub fn verify(
                 return Some(DataError::Caption { key });
             }
             let reason = "has no class, and others have one".to_owned();
-            (classes && sample.class.is_none()).then_some(DataError::Sample { key, reason })
+            match sample.class() {
+                Ok(None) if classes => Some(DataError::Sample { key, reason }),
+                class => class.err(),
+            }
         };
 
         let bar = bar(source.len(), progress, "verifying");
@@ -231,7 +234,7 @@ mod tests {
         let (verified, told) = found(&folder);
         let reasons: Vec<&str> = told.iter().map(|rejected| rejected.reason.as_str()).collect();
         for (reason, words) in reasons.iter().zip([
-            "set-000000.tar.idx: tells of 3 samples, and the tar holds 2",
+            ".set-000000.tar.uta-index: tells of 3 samples, and the tar holds 2",
             "_stats.json: says 4 samples, and the tar holds 2",
             "",
         ]) {

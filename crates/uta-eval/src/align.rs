@@ -101,19 +101,20 @@ impl Align {
             finite(&cosine, &self.options, |row| batch.items[row].key.clone())?;
             Ok(vec![cosine])
         };
-        let rejected = sweep(model, &self.source, &self.options, compute, |items, cosine| {
-            let all: Vec<f64> = to_vec(&cosine[0]);
-            for (item, tokens) in items.iter().zip(all.chunks_exact(1 + kept_count)) {
-                let patches: f64 = tokens[1..].iter().sum();
-                per_image.push(ImageCosine {
-                    file: item.key.clone(),
-                    cosine: (tokens[0] + patches) / tokens.len() as f64,
-                    cosine_cls: tokens[0],
-                    cosine_patches: patches / kept_count as f64,
-                });
-            }
-            Ok(())
-        })?;
+        let rejected =
+            sweep(model, &self.source, &self.options, false, compute, |items, cosine| {
+                let all: Vec<f64> = to_vec(&cosine[0]);
+                for (item, tokens) in items.iter().zip(all.chunks_exact(1 + kept_count)) {
+                    let patches: f64 = tokens[1..].iter().sum();
+                    per_image.push(ImageCosine {
+                        file: item.key.clone(),
+                        cosine: (tokens[0] + patches) / tokens.len() as f64,
+                        cosine_cls: tokens[0],
+                        cosine_patches: patches / kept_count as f64,
+                    });
+                }
+                Ok(())
+            })?;
         if per_image.is_empty() {
             let want = "has a readable image";
             return Err(EvalError::Empty { set: self.name.clone(), len: self.source.len(), want });

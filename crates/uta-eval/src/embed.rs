@@ -103,7 +103,8 @@ impl EvalOptions {
     }
 }
 
-/// Sweeps `source` once and returns its unreadable samples. `compute` gets every batch of readable ones, with its pixels
+/// Sweeps `source` once and returns its unreadable samples, with those whose label makes no sense where it needs them
+/// `labelled`. `compute` gets every batch of readable ones, with its pixels
 /// u8 `[B,S,S,3]` on `model`'s device at the model's resolution, and makes f32 tensors `[B,...]` of it; `each` gets them
 /// in the set's order. With several ranks each computes its share of the batches and meets those of all in `each`, so
 /// that every one ends with what one alone would have found.
@@ -111,6 +112,7 @@ pub(crate) fn sweep(
     model: &Clip,
     source: &Arc<dyn Source>,
     options: &EvalOptions,
+    labelled: bool,
     mut compute: impl FnMut(&Batch, &Tensor) -> Result<Vec<Tensor>, EvalError>,
     mut each: impl FnMut(&[Item], &[Tensor]) -> Result<(), EvalError>,
 ) -> Result<Vec<Rejected>, EvalError> {
@@ -120,7 +122,8 @@ pub(crate) fn sweep(
     let (device, group) = (model.store.device(), options.group.as_ref());
     let share = Share { rank: group.rank(), world: group.world() };
     let EvalOptions { decode, batch, workers, .. } = *options;
-    for batch in uta_data::sweep(source.clone(), transform, decode, batch, workers, share) {
+    let batches = uta_data::sweep(source.clone(), transform, decode, batch, workers, share);
+    for batch in batches.labelled(labelled) {
         let computed = batch.map_err(EvalError::from).and_then(|batch| {
             let tensors = match batch.is_empty() {
                 true => vec![],
@@ -268,7 +271,7 @@ pub fn embed_images(
         }
         Ok(found)
     };
-    let rejected = sweep(model, source, options, compute, |items, found| {
+    let rejected = sweep(model, source, options, false, compute, |items, found| {
         let wanted =
             [Some(&mut embeddings), tokens.then_some(&mut all), layer.map(|_| &mut hidden)];
         wanted.into_iter().flatten().zip(found).for_each(|(rows, x)| rows.push(x));

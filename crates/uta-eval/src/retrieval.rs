@@ -84,7 +84,7 @@ impl Retrieval {
             }
             Ok(vec![encode_images(model, batch, pixels, &self.options)?])
         };
-        let rejected = sweep(model, &self.source, &self.options, compute, |items, all| {
+        let rejected = sweep(model, &self.source, &self.options, false, compute, |items, all| {
             let mut rows = Vec::new();
             for (row, item) in items.iter().enumerate() {
                 if item.captions.is_empty() {

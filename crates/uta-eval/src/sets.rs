@@ -298,7 +298,7 @@ impl ClassSet {
 
 /// The folder of shards that `root` means: its own, or CLIP_benchmark's `test`, checked against what lies beside them.
 fn benchmark_shards(root: &Path) -> Result<Option<PathBuf>, EvalError> {
-    let tars = |dir: &Path| files(dir).filter(|name| name.ends_with(".tar")).count();
+    let tars = |dir: &Path| uta_data::tars(dir).map_or(0, |tars| tars.len());
     let places = ["", "test", "val", "validation"].map(|place| root.join(place));
     let Some(dir) = places.into_iter().find(|dir| tars(dir) > 0) else { return Ok(None) };
     let wrong =

@@ -149,51 +149,59 @@ impl ZeroShot {
             }
             Ok(vec![encode_images(model, batch, pixels, &self.options)?])
         };
-        let rejected = sweep(model, &self.source, &self.options, compute, |items, images| {
-            let labelled: Vec<(usize, u32)> =
-                items.iter().enumerate().filter_map(|(i, item)| Some((i, item.class?))).collect();
-            unlabelled += items.len() - labelled.len();
-            if labelled.is_empty() {
-                return Ok(());
-            }
-            let rows: Vec<i64> = labelled.iter().map(|&(row, _)| row as i64).collect();
-            let labels: Vec<i64> = labelled.iter().map(|&(_, class)| i64::from(class)).collect();
-            let device = images[0].device();
-            let labelled_images =
-                images[0].index_select(0, &Tensor::from_slice(&rows).to_device(device));
-            let scores = classes.scores(&labelled_images);
-            let right = scores.zeros_like().to_kind(Kind::Bool).scatter_value(
-                1,
-                &Tensor::from_slice(&labels).to_device(device).unsqueeze(1),
-                1,
-            );
-            for (&(_, class), (greater, tied, right)) in
-                labelled.iter().zip(standings(&scores, &right))
-            {
-                let first = expected_hit(greater, tied, right, 1);
-                top1 += first;
-                top5 += expected_hit(greater, tied, right, 5);
-                let (hit, n) = &mut hits[class as usize];
-                *hit += first;
-                *n += 1;
-            }
-            if let Some(each) = &mut each {
-                let (values, indices) = best(&scores, 5);
-                let k = values.len() / labelled.len();
-                for (i, &(row, label)) in labelled.iter().enumerate() {
-                    let top5: Vec<u32> =
-                        indices[i * k..][..k].iter().map(|&class| class as u32).collect();
-                    each(Prediction {
-                        file: name_of(self.source.as_ref(), &items[row]),
-                        label,
-                        scores: values[i * k..][..k].to_vec(),
-                        names: top5.iter().map(|&class| names[class as usize].clone()).collect(),
-                        top5,
-                    });
+        let rejected =
+            sweep(model, &self.source, &self.options, true, compute, |items, images| {
+                let labelled: Vec<(usize, u32)> = items
+                    .iter()
+                    .enumerate()
+                    .filter_map(|(i, item)| Some((i, item.class?)))
+                    .collect();
+                unlabelled += items.len() - labelled.len();
+                if labelled.is_empty() {
+                    return Ok(());
                 }
-            }
-            Ok(())
-        })?;
+                let rows: Vec<i64> = labelled.iter().map(|&(row, _)| row as i64).collect();
+                let labels: Vec<i64> =
+                    labelled.iter().map(|&(_, class)| i64::from(class)).collect();
+                let device = images[0].device();
+                let labelled_images =
+                    images[0].index_select(0, &Tensor::from_slice(&rows).to_device(device));
+                let scores = classes.scores(&labelled_images);
+                let right = scores.zeros_like().to_kind(Kind::Bool).scatter_value(
+                    1,
+                    &Tensor::from_slice(&labels).to_device(device).unsqueeze(1),
+                    1,
+                );
+                for (&(_, class), (greater, tied, right)) in
+                    labelled.iter().zip(standings(&scores, &right))
+                {
+                    let first = expected_hit(greater, tied, right, 1);
+                    top1 += first;
+                    top5 += expected_hit(greater, tied, right, 5);
+                    let (hit, n) = &mut hits[class as usize];
+                    *hit += first;
+                    *n += 1;
+                }
+                if let Some(each) = &mut each {
+                    let (values, indices) = best(&scores, 5);
+                    let k = values.len() / labelled.len();
+                    for (i, &(row, label)) in labelled.iter().enumerate() {
+                        let top5: Vec<u32> =
+                            indices[i * k..][..k].iter().map(|&class| class as u32).collect();
+                        each(Prediction {
+                            file: name_of(self.source.as_ref(), &items[row]),
+                            label,
+                            scores: values[i * k..][..k].to_vec(),
+                            names: top5
+                                .iter()
+                                .map(|&class| names[class as usize].clone())
+                                .collect(),
+                            top5,
+                        });
+                    }
+                }
+                Ok(())
+            })?;
 
         let n: usize = hits.iter().map(|&(_, n)| n).sum();
         if n == 0 {

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use torch_ext::Precision;
 use uta_data::{
-    DataError, DecodeOptions, MAX_PIXELS, OrderKind, PairOptions, Set, Source, TrainTransform,
+    Captions, DataError, DecodeOptions, MAX_PIXELS, OrderKind, PairOptions, Set, Source,
+    TrainTransform,
 };
 use uta_model::{ClipConfig, TextConfig, VitConfig};
 
@@ -222,7 +223,7 @@ pub struct Data {
     /// Crops, flips, colours.
     #[serde(default)]
     pub transforms: TrainTransform,
-    /// How tables of pairs in `train` are read.
+    /// How tables of pairs in `train` are read, and the `.txt` beside its images: each one caption if nothing is said.
     #[serde(default, skip_serializing_if = "PairOptions::is_plain")]
     pub pairs: PairOptions,
     /// How those in `val` are; as in `train` when left out.
@@ -253,12 +254,16 @@ impl Data {
                 .for_each(|problem| tracing::warn!("{problem}"));
             source
         };
-        let train = told(uta_data::open_sets(&self.train, &self.pairs)?);
+        // As open_clip trains, unless the recipe says otherwise.
+        let whole = |pairs: &PairOptions| pairs.or_captions(Captions::File);
+        let set = |set: &Set| Set { pairs: set.pairs.as_ref().map(whole), ..set.clone() };
+        let sets: Vec<Set> = self.train.iter().map(set).collect();
+        let train = told(uta_data::open_sets(&sets, &whole(&self.pairs))?);
         let val = match self.val.as_slice() {
             [] => None,
             val => {
                 let pairs = self.val_pairs.as_ref().unwrap_or(&self.pairs);
-                Some(told(uta_data::open_with(val, pairs)?))
+                Some(told(uta_data::open_with(val, &whole(pairs))?))
             }
         };
         Ok((train, val))

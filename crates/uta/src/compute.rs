@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use tch::Device;
 use torch_ext::Precision;
 use torch_ext::distributed::ProcessGroup;
-use uta_data::{DecodeOptions, MAX_PIXELS, PairOptions};
+use uta_data::{Captions, DecodeOptions, MAX_PIXELS, PairOptions};
 use uta_eval::{EvalOptions, Progress};
 use uta_model::Clip;
 use uta_train::recipe::{MOST_IMAGES, MOST_THREADS};
@@ -33,7 +33,7 @@ impl ModelArgs {
     }
 }
 
-/// How tables of pairs (.csv, .tsv, .jsonl, .json, .parquet, .txt) are read.
+/// How tables of pairs (.csv, .tsv, .jsonl, .json, .parquet, .txt), and the .txt beside images, are read.
 #[derive(Clone, Debug, Args)]
 pub struct PairArgs {
     /// The images of a table, nothing outside of it being read [default: paths as they are written, from its own folder]
@@ -48,14 +48,31 @@ pub struct PairArgs {
     /// Which of the table's splits: test, val, ...
     #[arg(long, value_name = "NAME")]
     split: Option<String>,
+    /// What the .txt beside an image is, in a folder or a shard: one caption, or one a line [default: lines]
+    #[arg(long, value_enum, value_name = "file|lines", hide_possible_values = true)]
+    captions: Option<CaptionsArg>,
+}
+
+/// `--captions`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CaptionsArg {
+    File,
+    Lines,
 }
 
 impl PairArgs {
-    /// The same for the library; `data` has a table that they are for.
+    /// The same for the library.
+    ///
+    /// # Errors
+    /// What is for tables alone, where `data` has none.
     pub fn options(&self, data: &[String]) -> Result<PairOptions, Usage> {
-        let PairArgs { images, image_key, caption_key, split } = self.clone();
-        let options = PairOptions { images, image_key, caption_key, split };
-        if options.is_plain() || data.iter().any(uta_data::is_table) {
+        let PairArgs { images, image_key, caption_key, split, captions } = self.clone();
+        let captions = captions.map(|captions| match captions {
+            CaptionsArg::File => Captions::File,
+            CaptionsArg::Lines => Captions::Lines,
+        });
+        let options = PairOptions { images, image_key, caption_key, split, captions };
+        if options.of_table().is_plain() || data.iter().any(uta_data::is_table) {
             return Ok(options);
         }
         let data = data.join(" ");

@@ -72,7 +72,8 @@ fn embed(args: &Args, group: &Rc<ProcessGroup>) -> anyhow::Result<()> {
         Some(path) => {
             let text = fs::read_to_string(path)
                 .map_err(|e| Usage(format!("--texts {}: {e}", path.display())))?;
-            let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            let lines = uta_data::without_mark(&text).lines();
+            let lines: Vec<String> = lines.map(str::to_owned).collect();
             check_names("--texts", lines.len(), lines.iter().map(String::len).sum())?;
             let model = args.model.load(device)?;
             let embeddings = embed_texts(&model, &lines, &options)?.to_device(Device::Cpu);

@@ -52,7 +52,7 @@ pub struct Rgb {
 pub(crate) const EXTENSIONS: [&str; 7] = ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif"];
 
 /// Whether a file extension, in whatever case, is an image's.
-pub(crate) fn is_image(extension: &str) -> bool {
+pub fn is_image(extension: &str) -> bool {
     EXTENSIONS.iter().any(|e| e.eq_ignore_ascii_case(extension))
 }
 

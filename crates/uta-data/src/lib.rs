@@ -52,7 +52,7 @@ mod transform;
 pub mod verify;
 
 pub use color::{ColorJitter, PhotometricDistortion};
-pub use decode::{DecodeOptions, MAX_PIXELS, Rgb, decode, decode_with, dimensions};
+pub use decode::{DecodeOptions, MAX_PIXELS, Rgb, decode, decode_with, dimensions, is_image};
 pub use erasing::{ErasingMode, RandomErasing};
 pub use error::{DataError, Fault, is_full};
 pub use mix::MixupMode;

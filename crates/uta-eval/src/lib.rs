@@ -9,6 +9,7 @@
 mod align;
 mod classifier;
 mod embed;
+mod layout;
 mod prompts;
 pub mod ranking;
 mod retrieval;
@@ -93,7 +94,9 @@ pub enum EvalError {
         found: String,
     },
     /// Neither the model nor the caller has a text tower.
-    #[error("the model has no text tower; name the one it was aligned to (--text-model)")]
+    #[error(
+        "the model has no text tower: take the teacher that it was aligned to (for embed as --model, for eval as --text-model)"
+    )]
     NoTextTower,
     /// Two models that must share a space, a grid or a resolution do not.
     #[error("{what} differ: {left} and {right}; {hint}")]

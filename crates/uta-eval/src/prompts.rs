@@ -5,8 +5,9 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use uta_data::Source;
+use uta_data::{Source, without_mark};
 
+use crate::layout::is_no_word;
 use crate::sets::{imagenet_templates, synset_name};
 use crate::{EvalError, NamedSet};
 
@@ -72,11 +73,24 @@ impl Prompts {
             && folders.len() != names.len()
         {
             let message = format!(
-                "{} names for a set of {} class folders; one name a folder is needed, in sorted order",
+                "{} names for a set of {} class folders; one name a folder is needed, in the folders' sorted order",
                 names.len(),
                 folders.len()
             );
             return Err(EvalError::Prompts { path: names_from, message });
+        }
+        // Shards come with a list of their folders, in the order of the labels.
+        if let Some(folders) = folders.filter(|folders| *folders != names)
+            && let Some(order) = by_number(folders)
+        {
+            let mut by_folder = names.clone();
+            for (&folder, name) in order.iter().zip(names) {
+                by_folder[folder] = name;
+            }
+            let [first, second] = [0, 1].map(|i| folders[order[i]].as_str());
+            names_from +=
+                &format!(", a line for each folder by its number: {first}, {second}, ...");
+            names = by_folder;
         }
         let synsets: Option<Vec<_>> = names.iter().map(|name| synset_name(name)).collect();
         let synsets = synsets.filter(|_| given_names.is_none());
@@ -90,8 +104,10 @@ impl Prompts {
                     (vec![PLAIN.to_string()], format!("default \"{PLAIN}\"{unseen}"))
                 }
             };
-        if let Some(synsets) = synsets {
-            names = synsets.into_iter().map(str::to_owned).collect();
+        let some = names.iter().any(|name| synset_name(name).is_some());
+        if given_names.is_none() && some {
+            let word = |name: String| synset_name(&name).map_or(name, str::to_owned);
+            names = names.into_iter().map(word).collect();
             names_from = format!("the synsets of {names_from}");
         }
         Prompts { names, templates, names_from, templates_from }.checked()
@@ -135,6 +151,44 @@ impl Prompts {
         }
     }
 
+    /// What makes one doubt that these are names of classes, a sentence each.
+    pub(crate) fn doubts(&self) -> Vec<String> {
+        let Prompts { names, names_from, .. } = self;
+        let advice =
+            "give the classes' names, one a line: --classnames, or classnames of a recipe's set";
+        let those = |doubtful: &dyn Fn(&str) -> bool| -> Vec<&str> {
+            names.iter().map(String::as_str).filter(|name| doubtful(name)).collect()
+        };
+        let shown = |names: &[&str]| names[..names.len().min(3)].join(", ");
+        let number = |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit());
+        let id = |name: &str| {
+            name.strip_prefix('n').is_some_and(|digits| digits.len() == 8 && number(digits))
+        };
+        let mut doubts = vec![];
+        let (numbers, ids, folders) = (those(&number), those(&id), those(&is_no_word));
+        if numbers.len() == names.len() {
+            doubts.push(format!(
+                "all classes are called by numbers ({}; from {names_from}), which say nothing to a text encoder: {advice}",
+                shown(&numbers)
+            ));
+        }
+        if !ids.is_empty() {
+            doubts.push(format!(
+                "{} of {} classes are called by synset ids ({}; from {names_from}): {advice}",
+                ids.len(),
+                names.len(),
+                shown(&ids)
+            ));
+        }
+        if !folders.is_empty() {
+            doubts.push(format!(
+                "{} looks like a part of a data set, and was taken for a class (from {names_from})",
+                shown(&folders)
+            ));
+        }
+        doubts
+    }
+
     /// Every name in every template: all sentences of the first name, then of the second.
     pub fn sentences(&self) -> Vec<String> {
         let fill = |t: &String, name: &String| t.replace("{c}", name).replace("{}", name);
@@ -152,6 +206,23 @@ impl Prompts {
         }
         counts.into_iter().filter(|&(_, n)| n > 1).collect()
     }
+}
+
+/// The folders in the order of their numbers, where that isn't the order of their names: all have a number, behind the same
+/// letters (`7`, `class_7`, `7-dogs`), and no number twice. Labels follow the sorted names, and people's lists the numbers.
+fn by_number(folders: &[String]) -> Option<Vec<usize>> {
+    let parts = |name: &String| -> Option<(String, u64)> {
+        let start = name.find(|c: char| c.is_ascii_digit())?;
+        let digits = &name[start..];
+        let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+        Some((name[..start].to_owned(), digits[..end].parse().ok()?))
+    };
+    let parts: Vec<(String, u64)> = folders.iter().map(parts).collect::<Option<_>>()?;
+    let mut order: Vec<usize> = (0..parts.len()).collect();
+    order.sort_by_key(|&i| parts[i].1);
+    let same_letters = parts.iter().all(|(letters, _)| *letters == parts[0].0);
+    let unique = order.windows(2).all(|pair| parts[pair[0]].1 < parts[pair[1]].1);
+    (same_letters && unique && !order.is_sorted()).then_some(order)
 }
 
 /// The first of `files` that lies in the folder of `spec` or in its parent.
@@ -194,13 +265,13 @@ fn lines(path: &Path) -> Result<Vec<String>, EvalError> {
     }
 }
 
-/// A text of a size that lists have.
+/// A text of a size that lists have, without a byte order mark.
 pub(crate) fn read(path: &Path) -> Result<String, EvalError> {
     const LONGEST: u64 = 1 << 26;
     let mut text = String::new();
     let file = File::open(path).and_then(|file| file.take(LONGEST).read_to_string(&mut text));
     file.map_err(|source| EvalError::Read { path: path.to_path_buf(), source })?;
-    Ok(text)
+    Ok(without_mark(&text).to_owned())
 }
 
 #[cfg(test)]

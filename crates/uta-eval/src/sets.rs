@@ -9,6 +9,7 @@ use std::sync::{Arc, LazyLock};
 
 use uta_data::{Folder, Source, subfolders};
 
+use crate::layout::{annotated, holds_pictures, split_of, without_strays};
 use crate::prompts::{read, shown};
 use crate::{EvalError, Prompts};
 
@@ -183,18 +184,38 @@ pub struct ClassSet {
     pub layout: String,
     /// Pictures that were published and are not there: how many, and the names that are known.
     pub missing: (usize, Vec<String>),
+    /// What may be taken for something else than it is, a sentence each.
+    pub warnings: Vec<String>,
 }
 
 impl ClassSet {
     /// Opens what `specs` mean (see [`uta_data::open`]) as `set`, which is guessed from the layout where that is certain.
     ///
-    /// A folder may hold class folders, itself or in `val`; the validation pictures of ILSVRC2012 side by side, with a
-    /// list of their labels near them; CLIP_benchmark's shards; or what the sets of Table 1 unpack to. `names` and
-    /// `templates` are files that stand above the set's own words.
+    /// A folder may hold class folders, itself or in a split such as `val`; the validation pictures of ILSVRC2012 or of
+    /// Tiny ImageNet side by side, with a list of their labels near them; CLIP_benchmark's shards; or what the sets of
+    /// Table 1 unpack to. `names` and `templates` are files that replace the set's own words.
     ///
     /// # Errors
-    /// One line that says what was looked for and what was found; as [`Prompts::find`].
+    /// One line that says what was looked for and what was found; a set of one class; as [`Prompts::find`].
     pub fn open(
+        specs: &[String],
+        set: Option<NamedSet>,
+        names: Option<&Path>,
+        templates: Option<&Path>,
+    ) -> Result<ClassSet, EvalError> {
+        let mut found = ClassSet::find(specs, set, names, templates)?;
+        if let [name] = found.prompts.names.as_slice() {
+            return Err(EvalError::Layout {
+                path: specs.join(" "),
+                wanted: "two classes or more".into(),
+                found: format!("one, {name:?} ({}; {})", found.prompts.names_from, found.layout),
+            });
+        }
+        found.warnings.extend(found.prompts.doubts());
+        Ok(found)
+    }
+
+    fn find(
         specs: &[String],
         set: Option<NamedSet>,
         names: Option<&Path>,
@@ -202,7 +223,10 @@ impl ClassSet {
     ) -> Result<ClassSet, EvalError> {
         let root = match specs {
             [spec] if Path::new(spec).is_dir() => Path::new(spec),
-            _ => return ClassSet::shards(specs, set, names, templates, "shards".into()),
+            _ => {
+                let layout = format!("shards {}", specs.join(" "));
+                return ClassSet::shards(specs, set, names, templates, layout);
+            }
         };
         // Class folders first: beside them may lie the tar that they were unpacked from.
         let found = match set {
@@ -220,11 +244,19 @@ impl ClassSet {
             return Err(set.not_in(root)?);
         }
         let dir = split_of(root)?;
-        let source: Arc<dyn Source> = Arc::new(Folder::open(&dir)?);
+        let (source, layout, strays) = match annotated(&dir)? {
+            Some((folder, layout)) => (folder, layout, vec![]),
+            None => {
+                let mut folder = Folder::open(&dir)?;
+                let strays = without_strays(&mut folder);
+                let classes = folder.names.as_ref().map_or(0, Vec::len);
+                (folder, format!("{classes} class folders in {}", shown(&dir)), strays)
+            }
+        };
+        let source: Arc<dyn Source> = Arc::new(source);
         let prompts = Prompts::find(&dir.to_string_lossy(), source.as_ref(), names, templates)?;
-        let folders = source.class_names().map_or(0, <[String]>::len);
-        let layout = format!("{folders} class folders in {}", shown(&dir));
-        Ok(ClassSet { source, prompts, set: None, layout, missing: (0, vec![]) })
+        let warnings = no_classes(&dir, &strays);
+        Ok(ClassSet { source, prompts, set: None, layout, missing: (0, vec![]), warnings })
     }
 
     /// Shards with labels in `.cls`.
@@ -263,7 +295,8 @@ impl ClassSet {
             }
         };
         let missing = set.map_or(0, |set| set.published().saturating_sub(source.len()));
-        Ok(ClassSet { source, prompts, set, layout, missing: (missing, vec![]) })
+        let (missing, warnings) = ((missing, vec![]), vec![]);
+        Ok(ClassSet { source, prompts, set, layout, missing, warnings })
     }
 
     /// `set` in `dir`, which [`place`] found.
@@ -292,7 +325,10 @@ impl ClassSet {
             return Err(EvalError::Prompts { path: prompts.names_from, message });
         }
         let missing = (set.published().saturating_sub(folder.len()), named);
-        Ok(ClassSet { source: Arc::new(folder), prompts, set: Some(set), layout, missing })
+        let strays = strays(dir, set)?;
+        let warnings = if set == NamedSet::ObjectNet { vec![] } else { no_classes(dir, &strays) };
+        let (source, set) = (Arc::new(folder), Some(set));
+        Ok(ClassSet { source, prompts, set, layout, missing, warnings })
     }
 }
 
@@ -343,7 +379,10 @@ fn guess(root: &Path) -> Result<Option<(NamedSet, PathBuf)>, EvalError> {
         let there: HashSet<String> = subfolders(&dir)?.into_iter().collect();
         let classes = set.classes();
         let whole = classes.iter().all(|(folder, _)| there.contains(folder));
-        if whole && (there.len() == classes.len() || set == NamedSet::ObjectNet) {
+        // Folders without pictures are no classes of another set.
+        let alone =
+            || strays(&dir, set).map(|all| !all.iter().any(|s| holds_pictures(&dir.join(s))));
+        if whole && (set == NamedSet::ObjectNet || alone()?) {
             // Sketch has ImageNet's folders; its files are called sketch_0.JPEG.
             let drawn = set == NamedSet::ImageNet
                 && files(&dir.join(&classes[0].0)).any(|name| name.starts_with("sketch_"));
@@ -369,13 +408,25 @@ fn of_folders(names: &[String]) -> Option<NamedSet> {
     })
 }
 
-/// `root`, or the split to measure where all that it holds is splits (as torchvision and timm have them).
-fn split_of(root: &Path) -> Result<PathBuf, EvalError> {
-    let folders = subfolders(root)?;
-    let splits = ["val", "validation", "test"];
-    let all = folders.iter().all(|name| name == "train" || splits.contains(&name.as_str()));
-    let split = splits.into_iter().find(|split| all && folders.iter().any(|name| name == split));
-    Ok(split.map_or_else(|| root.to_owned(), |split| root.join(split)))
+/// The folders in `dir` that are no class of `set`.
+fn strays(dir: &Path, set: NamedSet) -> Result<Vec<String>, EvalError> {
+    let classes: HashSet<String> = set.classes().into_iter().map(|(folder, _)| folder).collect();
+    // ILSVRC2012's pictures may lie side by side, and then no folder is a class.
+    let all = subfolders(dir)?;
+    let any = all.iter().any(|name| classes.contains(name));
+    Ok(all.into_iter().filter(|name| any && !classes.contains(name)).collect())
+}
+
+/// That folders were taken for no classes.
+fn no_classes(dir: &Path, strays: &[String]) -> Vec<String> {
+    let told = |all: &[String]| {
+        format!("in {}, {} hold no picture and are no classes", shown(dir), listed(all, "folders"))
+    };
+    match strays {
+        [] => vec![],
+        [one] => vec![format!("in {}, folder {one} holds no picture and is no class", shown(dir))],
+        all => vec![told(all)],
+    }
 }
 
 /// Gives every file the label of its folder; returns how many class folders there are. Files outside of class folders
@@ -743,5 +794,184 @@ mod tests {
         assert_eq!(found.prompts.names, ["tench", "toilet paper"]);
         assert_eq!(found.prompts.templates.len(), 80);
         assert!(found.layout.ends_with("val"), "{}", found.layout);
+    }
+
+    #[test]
+    fn folders_without_pictures_turn_no_known_set_off_and_win_no_prediction() {
+        for (set, below) in [(NamedSet::ImageNetSketch, "sketch"), (NamedSet::ImageNetV2, "")] {
+            let root = tempfile::tempdir().unwrap();
+            folders(&root.path().join(below), set, "sketch");
+            for stray in ["__MACOSX", "lost+found", "notes/deeper"] {
+                fs::create_dir_all(root.path().join(below).join(stray)).unwrap();
+            }
+            touch(root.path().join(below).join("@eaDir/a.png"));
+            let found = open(root.path(), None).unwrap();
+            assert_eq!((found.set, found.prompts.names.len()), (Some(set), 1000));
+            assert!(
+                found.warnings[0].contains("folder notes holds no picture"),
+                "{:?}",
+                found.warnings
+            );
+        }
+        // A part of ImageNet.
+        let root = tempfile::tempdir().unwrap();
+        for path in ["n01440764/a.png", "n15075141/a.png"] {
+            touch(root.path().join(path));
+        }
+        for stray in ["backup", "@eaDir", "n02102040"] {
+            fs::create_dir(root.path().join(stray)).unwrap();
+        }
+        let found = open(root.path(), None).unwrap();
+        assert_eq!(found.prompts.names, ["tench", "English Springer Spaniel", "toilet paper"]);
+        assert_eq!(found.prompts.templates.len(), 80);
+        let classes: Vec<_> = labels(&found).into_iter().map(|(_, class)| class).collect();
+        assert_eq!(classes, [Some(0), Some(2)]);
+        assert!(found.warnings[0].contains("folder backup"), "{:?}", found.warnings);
+    }
+
+    #[test]
+    fn a_list_names_numbered_folders_in_the_order_of_their_numbers() {
+        for name in ["", "class_", "c"].map(|letters| move |i: usize| format!("{letters}{i}")) {
+            let root = tempfile::tempdir().unwrap();
+            for i in 0..12 {
+                touch(root.path().join(name(i)).join("x.png"));
+            }
+            let list: String = (0..12).map(|i| format!("name{i}\n")).collect();
+            let given = root.path().join("given.list");
+            fs::write(&given, &list).unwrap();
+            let spec = [root.path().to_str().unwrap().to_owned()];
+            let right = |found: ClassSet| {
+                for (folder, class) in labels(&found) {
+                    let number = folder.trim_start_matches(|c: char| !c.is_ascii_digit());
+                    let wanted = format!("name{number}");
+                    assert_eq!(found.prompts.names[class.unwrap() as usize], wanted);
+                }
+                assert!(found.prompts.names_from.contains("by its number"));
+            };
+            right(ClassSet::open(&spec, None, Some(&given), None).unwrap());
+            fs::write(root.path().join("classnames.txt"), &list).unwrap();
+            right(open(root.path(), None).unwrap());
+        }
+        // Without a list the numbers are all there is, which is told.
+        let root = tempfile::tempdir().unwrap();
+        (0..12).for_each(|i| touch(root.path().join(format!("{i}/x.png"))));
+        let found = open(root.path(), None).unwrap();
+        assert!(found.warnings[0].contains("called by numbers (0, 1, 10"), "{:?}", found.warnings);
+    }
+
+    #[test]
+    fn a_list_names_the_numbered_classes_of_packed_folders_by_their_numbers() {
+        let root = tempfile::tempdir().unwrap();
+        let mut text: Vec<String> = (0..12).map(|i| i.to_string()).collect();
+        text.sort();
+        let mut source = crate::testing::Pictures::new(12, 12);
+        source.folders = Some(text.clone());
+        let spec = root.path().to_str().unwrap();
+        // The list beside the shards is that of the folders, in the order of the labels.
+        fs::write(root.path().join("classnames.txt"), text.join("\n")).unwrap();
+        assert_eq!(Prompts::find(spec, &source, None, None).unwrap().names, text);
+        let given = root.path().join("given.list");
+        fs::write(&given, (0..12).map(|i| format!("name{i}\n")).collect::<String>()).unwrap();
+        let names = Prompts::find(spec, &source, Some(&given), None).unwrap().names;
+        assert_eq!(names[..3], ["name0", "name1", "name10"]);
+    }
+
+    #[test]
+    fn splits_are_measured_and_are_no_classes_however_they_are_called() {
+        for (split, others) in [
+            ("valid", &["train"][..]),
+            ("val", &["train", "Test", "__MACOSX"]),
+            ("Val", &["Train"]),
+            ("dev", &["training", "TEST"]),
+            ("eval", &["train", "annotations"]),
+            ("testing", &["train"]),
+            ("validation", &["train", "extra"]),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            for folder in others.iter().chain([&split]) {
+                match *folder {
+                    "annotations" => touch(root.path().join("annotations/a.xml")),
+                    "extra" => touch(root.path().join("extra/a.png")),
+                    _ => ["cat", "dog"].iter().for_each(|class| {
+                        touch(root.path().join(folder).join(class).join("a.png"));
+                    }),
+                }
+            }
+            let found = open(root.path(), None).unwrap();
+            assert_eq!(found.prompts.names, ["cat", "dog"], "{split}");
+            assert!(found.layout.ends_with(split), "{split}: {}", found.layout);
+        }
+        // What is to be trained on isn't measured unless it is named.
+        let root = tempfile::tempdir().unwrap();
+        touch(root.path().join("train/cat/a.png"));
+        touch(root.path().join("train/dog/a.png"));
+        let e = open(root.path(), None).err().unwrap().to_string();
+        assert!(e.contains("looked for a split to measure") && e.contains("name it: "), "{e}");
+        assert_eq!(open(&root.path().join("train"), None).unwrap().prompts.names.len(), 2);
+        // A train is a class among others.
+        let root = tempfile::tempdir().unwrap();
+        ["bus", "train", "tram"].iter().for_each(|c| touch(root.path().join(c).join("a.png")));
+        let found = open(root.path(), None).unwrap();
+        assert_eq!(found.prompts.names, ["bus", "train", "tram"]);
+        assert!(found.warnings[0].contains("train looks like a part of a data set"));
+    }
+
+    #[test]
+    fn tiny_imagenets_annotations_are_its_labels_and_a_set_of_one_class_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let val = root.path().join("val");
+        for i in 0..3 {
+            touch(val.join(format!("images/val_{i}.JPEG")));
+        }
+        for wnid in ["n01443537", "n01629819"] {
+            touch(root.path().join(format!("train/{wnid}/images/{wnid}_0.JPEG")));
+        }
+        touch(root.path().join("test/images/test_0.JPEG"));
+        let e = open(root.path(), None).err().unwrap().to_string();
+        assert!(e.contains("looked for two classes or more; found one, \"images\""), "{e}");
+        let list =
+            "\u{feff}val_0.JPEG\tn01629819\t0\t32\t44\t62\r\nval_1.JPEG\tn01443537\t1\t2\t3\t4\r\n";
+        fs::write(val.join("val_annotations.txt"), list).unwrap();
+        let e = open(root.path(), None).err().unwrap().to_string();
+        assert!(e.contains("val_annotations.txt: has no line for val_2.JPEG"), "{e}");
+        fs::write(val.join("val_annotations.txt"), format!("{list}val_2.JPEG\tn01629819\t0"))
+            .unwrap();
+        fs::write(root.path().join("wnids.txt"), "n15075141\nn01629819\nn01443537\n").unwrap();
+        for place in [root.path(), &val] {
+            let found = open(place, None).unwrap();
+            let classes: Vec<_> = labels(&found).into_iter().map(|(_, class)| class).collect();
+            assert_eq!(classes, [Some(1), Some(0), Some(1)]);
+            assert_eq!(found.prompts.names, ["goldfish", "fire salamander", "toilet paper"]);
+            assert!(
+                found.layout.contains("classes from")
+                    && found.layout.contains("val_annotations.txt")
+            );
+        }
+    }
+
+    #[test]
+    fn byte_order_marks_are_no_part_of_a_name_a_template_or_a_label() {
+        let root = tempfile::tempdir().unwrap();
+        for class in ["a", "b"] {
+            touch(root.path().join(class).join("x.png"));
+        }
+        fs::write(root.path().join("classnames.txt"), "\u{feff}red heart\r\nblue heart\r\n")
+            .unwrap();
+        fs::write(root.path().join("templates.txt"), "\u{feff}a {}.\r\n").unwrap();
+        let prompts = open(root.path(), None).unwrap().prompts;
+        assert_eq!(prompts.sentences(), ["a red heart.", "a blue heart."]);
+        for (list, text) in [
+            (
+                "LOC_val_solution.csv",
+                "ImageId,PredictionString\r\nILSVRC2012_val_00000001,n01751748 5 6 7 8\r\n",
+            ),
+            ("imagenet_2012_validation_synset_labels.txt", "n01751748\r\n"),
+            ("val.txt", "ILSVRC2012_val_00000001.JPEG 65\r\n"),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            touch(root.path().join("ILSVRC2012_val_00000001.JPEG"));
+            fs::write(root.path().join(list), format!("\u{feff}{text}")).unwrap();
+            assert_eq!(labels(&open(root.path(), None).unwrap())[0].1, Some(65), "{list}");
+        }
     }
 }

@@ -42,7 +42,7 @@ pub struct Args {
     /// Refuse a text longer than the context, as OpenAI's code does, instead of cutting it, as open_clip does
     #[arg(long, requires = "texts")]
     whole_texts: bool,
-    /// The safetensors file to write
+    /// The file to write, NAME.safetensors
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Add `tokens` [N, 1+P, E]: every token, that of the class first, after the norm and the head
@@ -63,6 +63,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 fn embed(args: &Args, group: &Rc<ProcessGroup>) -> anyhow::Result<()> {
     let (device, options) = args.compute.options(group)?;
     let options = EvalOptions { whole_texts: args.whole_texts, ..options };
+    if args.out.extension().is_some_and(|extension| extension != "safetensors") {
+        let (out, named) = (args.out.display(), args.out.with_extension("safetensors"));
+        let message = format!("--out {out}: the file is safetensors: call it {}", named.display());
+        return Err(Usage(message).into());
+    }
     let folder = args.out.parent().filter(|dir| !dir.as_os_str().is_empty());
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
         let (out, folder) = (args.out.display(), folder.display());
@@ -74,6 +79,13 @@ fn embed(args: &Args, group: &Rc<ProcessGroup>) -> anyhow::Result<()> {
                 .map_err(|e| Usage(format!("--texts {}: {e}", path.display())))?;
             let lines = uta_data::without_mark(&text).lines();
             let lines: Vec<String> = lines.map(str::to_owned).collect();
+            if lines.is_empty() {
+                let path = path.display();
+                return Err(Usage(format!(
+                    "--texts {path}: holds no text; a text a line is needed"
+                ))
+                .into());
+            }
             check_names("--texts", lines.len(), lines.iter().map(String::len).sum())?;
             let model = args.model.load(device)?;
             let embeddings = embed_texts(&model, &lines, &options)?.to_device(Device::Cpu);

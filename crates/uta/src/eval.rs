@@ -175,7 +175,7 @@ pub fn run(eval: Eval) -> anyhow::Result<()> {
 
 fn zeroshot(args: &ZeroshotArgs, group: &Rc<ProcessGroup>) -> anyhow::Result<()> {
     let (names, templates) = (args.classnames.as_deref(), args.templates.as_deref());
-    let ClassSet { source, prompts, set, layout, missing } =
+    let ClassSet { source, prompts, set, layout, missing, warnings } =
         ClassSet::open(&args.common.data, args.set, names, templates)?;
     if args.objectnet_crop && set != Some(NamedSet::ObjectNet) {
         let set = set.map_or("a folder of classes", NamedSet::name);
@@ -196,6 +196,7 @@ fn zeroshot(args: &ZeroshotArgs, group: &Rc<ProcessGroup>) -> anyhow::Result<()>
         Page::new("zero-shot classification", &setup, text.as_ref().map(|t| t.0.as_path()));
     page.setting("set", set.map_or("a folder of classes", NamedSet::name));
     page.setting("layout", layout);
+    page.warnings = warnings;
     if set == Some(NamedSet::ObjectNet) && !args.objectnet_crop {
         page.setting("frame", "left, as CLIP_benchmark does; --objectnet-crop cuts it");
     }
@@ -246,6 +247,13 @@ fn zeroshot(args: &ZeroshotArgs, group: &Rc<ProcessGroup>) -> anyhow::Result<()>
     };
     let saved = saved();
 
+    if report.n > CERTAIN && [0.0, 1.0].contains(&report.top1) {
+        let all = if report.top1 == 1.0 { "all" } else { "none" };
+        page.warnings.push(format!(
+            "{all} of {} images named rightly: look whether names and classes belong together (--predictions FILE)",
+            report.n
+        ));
+    }
     page.count("images", report.n);
     if let Some(set) = set {
         let name = "published, not there";
@@ -277,6 +285,9 @@ fn zeroshot(args: &ZeroshotArgs, group: &Rc<ProcessGroup>) -> anyhow::Result<()>
     })?;
     saved
 }
+
+/// Images beyond which an accuracy of exactly 0 or 100 % is doubted.
+const CERTAIN: usize = 50;
 
 /// Pixels of the red frame around each image of ObjectNet.
 const OBJECTNET_FRAME: u32 = 2;
@@ -488,6 +499,8 @@ struct Page {
     settings: Vec<(&'static str, String)>,
     counts: Vec<(&'static str, usize, String)>,
     problems: Vec<String>,
+    /// What may be taken for something else than it is.
+    warnings: Vec<String>,
     rows: Vec<(String, String)>,
 }
 
@@ -504,7 +517,8 @@ impl Page {
         settings.push(("precision", format!("{precision} on {:?}", setup.device).to_lowercase()));
         let problems = setup.source.problems();
         let spoken = setup.options.group.is_first();
-        Page { spoken, title, settings, counts: Vec::new(), problems, rows: Vec::new() }
+        let (counts, warnings, rows) = (Vec::new(), Vec::new(), Vec::new());
+        Page { spoken, title, settings, counts, problems, warnings, rows }
     }
 
     fn setting(&mut self, name: &'static str, value: impl ToString) {
@@ -575,6 +589,7 @@ impl Page {
             };
             extra(report, &mut object);
             object.insert("problems".into(), json!(self.problems));
+            object.insert("warnings".into(), json!(self.warnings));
             let settings: Map<String, Value> = self
                 .settings
                 .into_iter()
@@ -593,6 +608,9 @@ impl Page {
             }
             for problem in &self.problems {
                 writeln!(out, "  {:<24} {problem}", "left out")?;
+            }
+            for warning in &self.warnings {
+                writeln!(out, "  {:<24} {warning}", "WARNING")?;
             }
             writeln!(out)?;
             for (name, value) in &self.rows {

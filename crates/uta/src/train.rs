@@ -218,8 +218,11 @@ fn evaluator(
         EvalKind::Zeroshot => {
             let (names, templates) = (set.classnames.as_deref(), set.templates.as_deref());
             let named = set.set.as_deref().map(str::parse).transpose()?;
-            let ClassSet { source, prompts, .. } =
+            let ClassSet { source, prompts, warnings, .. } =
                 ClassSet::open(std::slice::from_ref(&set.data), named, names, templates)?;
+            if group.is_first() {
+                warnings.iter().for_each(|warning| tracing::warn!("{}: {warning}", set.name));
+            }
             Box::new(ZeroShot::new(&set.name, source, prompts, options))
         }
         EvalKind::Retrieval => {

@@ -258,7 +258,7 @@ impl Listing {
             && ends.last().is_none_or(|&end| end == names.len() as u64)
             && within.iter().all(|&folder| (folder as usize) < folders.len());
         let rest = Listing::default();
-        sound.then(|| Listing { folders, names, ends, within, companions, unread, ..rest })
+        sound.then_some(Listing { folders, names, ends, within, companions, unread, ..rest })
     }
 
     fn store(&self, path: &Path) -> std::io::Result<()> {

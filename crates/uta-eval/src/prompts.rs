@@ -166,9 +166,11 @@ impl Prompts {
         };
         let mut doubts = vec![];
         let (numbers, ids, folders) = (those(&number), those(&id), those(&is_no_word));
-        if numbers.len() == names.len() {
+        if 2 * numbers.len() > names.len() {
             doubts.push(format!(
-                "all classes are called by numbers ({}; from {names_from}), which say nothing to a text encoder: {advice}",
+                "{} of {} classes are called by numbers ({}; from {names_from}), which say nothing to a text encoder: {advice}",
+                numbers.len(),
+                names.len(),
                 shown(&numbers)
             ));
         }
@@ -222,7 +224,7 @@ fn by_number(folders: &[String]) -> Option<Vec<usize>> {
     order.sort_by_key(|&i| parts[i].1);
     let same_letters = parts.iter().all(|(letters, _)| *letters == parts[0].0);
     let unique = order.windows(2).all(|pair| parts[pair[0]].1 < parts[pair[1]].1);
-    (same_letters && unique && !order.is_sorted()).then_some(order)
+    (folders.is_sorted() && same_letters && unique && !order.is_sorted()).then_some(order)
 }
 
 /// The first of `files` that lies in the folder of `spec` or in its parent.

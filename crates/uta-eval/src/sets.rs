@@ -388,6 +388,13 @@ fn guess(root: &Path) -> Result<Option<(NamedSet, PathBuf)>, EvalError> {
                 && files(&dir.join(&classes[0].0)).any(|name| name.starts_with("sketch_"));
             return Ok(Some((if drawn { NamedSet::ImageNetSketch } else { set }, dir)));
         }
+        if whole {
+            tracing::warn!(
+                "{} would be {set}, were it not for {}: move that elsewhere, or what it holds are classes too",
+                shown(&dir),
+                listed(&strays(&dir, set)?, "")
+            );
+        }
         if set == NamedSet::ImageNet && is_flat(&dir) {
             return Ok(Some((set, dir)));
         }

@@ -1057,10 +1057,10 @@ mod tests {
         let e = load(SMALL, &["train.stepz=3"]).unwrap_err().to_string();
         assert!(e.contains("train") && e.contains("did you mean `steps`"), "{e}");
         for (set, words) in [
-            ("model.image_size=15", ": model: image_size = 15: must be"),
-            ("model.preset=x", ": model.preset: no preset"),
-            ("model.init=7", ": model.init: 7 is no text"),
-            ("model.bogus=3", ": model: unknown field `bogus`"),
+            ("model.image_size=15", "model: image_size = 15: must be"),
+            ("model.preset=x", "model.preset: no preset"),
+            ("model.init=7", "model.init: 7 is no text"),
+            ("model.bogus=3", "unknown field `bogus`"),
         ] {
             let e = load(SMALL, &[set]).unwrap_err().to_string();
             assert!(e.contains(words) && !e.contains("model: model"), "{e}");

@@ -3,8 +3,6 @@
 //! A small net's operators take microseconds, after each of which all threads wait for the last one: where another program
 //! has a core, fewer threads are then faster, many times over.
 
-use std::time::Instant;
-
 use crate::TrainError;
 
 /// FLOPs of a step from which on all threads are taken for the fastest: half a second of a core's time, or more.
@@ -15,25 +13,21 @@ const ROUNDS: usize = 3;
 /// By how much fewer threads must be faster than all, so that chance doesn't choose.
 const FASTER: f64 = 0.85;
 
-/// The number of threads, `most` or fewer, with which `step` is fastest; it makes a step with so many.
+/// The number of threads, `most` or fewer, with which steps are fastest. `seconds` makes so many steps with so many threads and
+/// says how long they took.
 ///
 /// # Errors
-/// Those of `step`.
+/// Those of `seconds`.
 pub(crate) fn fastest(
     most: usize,
-    mut step: impl FnMut(usize) -> Result<(), TrainError>,
+    mut seconds: impl FnMut(usize, usize) -> Result<f64, TrainError>,
 ) -> Result<usize, TrainError> {
-    let mut seconds = |threads, steps: usize| {
-        let began = Instant::now();
-        (0..steps).try_for_each(|_| step(threads))?;
-        Ok::<f64, TrainError>(began.elapsed().as_secs_f64() / steps as f64)
-    };
     if most == 1 {
         return Ok(most);
     }
     // The first ones make what later ones have.
     seconds(most, 2)?;
-    let one = seconds(most, 2)?;
+    let one = seconds(most, 2)? / 2.0;
     let steps = ((ROUND / one) as usize).clamp(1, 8);
     let choices: Vec<usize> =
         std::iter::successors(Some(most), |&n| (n > 1).then_some(n / 2)).collect();
@@ -92,17 +86,13 @@ pub(crate) fn load() -> Option<f64> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::time::Duration;
-
     use super::*;
 
     /// The choice where a step takes so many milliseconds.
     fn choice(most: usize, milliseconds: impl Fn(usize) -> u64) -> usize {
-        let step = |threads| {
-            std::thread::sleep(Duration::from_millis(milliseconds(threads)));
-            Ok(())
-        };
-        fastest(most, step).unwrap()
+        let seconds =
+            |threads, steps: usize| Ok(1e-3 * (milliseconds(threads) * steps as u64) as f64);
+        fastest(most, seconds).unwrap()
     }
 
     #[test]

@@ -680,13 +680,17 @@ fn choose_threads(
     let params: Vec<Tensor> = task.parameters().iter().map(|p| p.tensor.shallow_clone()).collect();
     let precision = Precision::from(recipe.train.precision);
     let chosen = stream(recipe, micro_batch, train, task, group, 0).and_then(|mut stream| {
-        threads::fastest(most, |threads| {
+        threads::fastest(most, |threads, steps| {
             tch::set_num_threads(threads as i32);
-            let batch = stream.draw()?;
-            let output = autocast(Device::Cpu, precision, || task.forward(&batch, Mode::Train))?;
-            output.loss.backward();
-            torch_ext::drop_grads(&params);
-            Ok(())
+            let began = Instant::now();
+            for _ in 0..steps {
+                let batch = stream.draw()?;
+                let output =
+                    autocast(Device::Cpu, precision, || task.forward(&batch, Mode::Train))?;
+                output.loss.backward();
+                torch_ext::drop_grads(&params);
+            }
+            Ok(began.elapsed().as_secs_f64())
         })
     });
     // What is wrong with the data the run itself meets, and says.

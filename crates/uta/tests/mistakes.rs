@@ -86,6 +86,9 @@ const MISTAKES: &[(&str, &[&str])] = &[
     ("train align.toml --set train.steps=five", &["train.steps", "five"]),
     ("train align.toml --set train.steps=-5", &["train.steps", "-5"]),
     ("train align.toml --set train.batch=0", &["train.batch = 0", "must be"]),
+    ("train align.toml --set train.batch=10000000", &["train.batch"]),
+    ("train align.toml --set train.batch=many", &["train.batch", "whole number"]),
+    ("train align.toml --set data.workers=1000000", &["data.workers"]),
     ("train align.toml --set train.batch=99999999999999999999", &["train.batch"]),
     ("train align.toml --set train.accumulate=3", &["train.accumulate = 3", "divisor"]),
     ("train align.toml --set train.precision=fp8", &["fp8", "bf16"]),
@@ -120,11 +123,11 @@ const MISTAKES: &[(&str, &[&str])] = &[
     ("demo --out d --set train.steps=0.5", &["train.steps", "0.5"]),
     ("demo --out notes.txt/d", &["notes.txt/d"]),
     // Models: none, or something else.
-    ("train align.toml --set teacher.path=ViT-B-16.pt", &["ViT-B-16.pt"]),
+    ("train align.toml --set teacher.path=ViT-B-16.pt", &["ViT-B-16.pt", "openai"]),
     ("train align.toml --set teacher.path=README.md", &["README.md"]),
     ("train align.toml --set teacher.path=pictures", &["pictures"]),
     ("eval zeroshot --model nowhere --data classes", &["nowhere"]),
-    ("eval zeroshot --model README.md --data classes", &["README.md"]),
+    ("eval zeroshot --model README.md --data classes", &["README.md", "begins like text"]),
     ("eval zeroshot --model broken.safetensors --data classes", &["broken.safetensors"]),
     ("eval zeroshot --model teacher --data classes --arch nothing", &["nothing", "uta-b14"]),
     ("eval align --model teacher --data pictures", &["teacher", "give --teacher"]),
@@ -139,7 +142,7 @@ const MISTAKES: &[(&str, &[&str])] = &[
     ("train align.toml --set data.train=nowhere", &["nowhere"]),
     ("train align.toml --set data.train=nowhere/*.tar", &["nowhere/*.tar", "nothing matches"]),
     ("train align.toml --set data.train=empty", &["empty", "looked for images"]),
-    ("train align.toml --set data.train=notes.txt", &["notes.txt", "looked for rows"]),
+    ("train align.toml --set data.train=notes.txt", &["notes.txt", "no column image"]),
     ("eval zeroshot --model teacher --data nowhere", &["nowhere"]),
     ("eval zeroshot --model teacher --data empty", &["empty", "looked for images"]),
     ("eval zeroshot --model teacher --data classes --classnames none.txt", &["none.txt"]),
@@ -164,6 +167,12 @@ const MISTAKES: &[(&str, &[&str])] = &[
     ("embed --model teacher --images pictures --out pictures", &["pictures"]),
     ("embed --model teacher --texts none.txt --out e.safetensors", &["none.txt"]),
     ("embed --model teacher --texts pictures --out e.safetensors", &["pictures", "Is a directory"]),
+    ("embed --model teacher --texts void.txt --out e.safetensors", &["void.txt", "holds no text"]),
+    ("embed --model teacher --images pictures --out e.npy", &["e.npy", "e.safetensors"]),
+    ("embed --model teacher --images pictures --batch 100000000 --out e.safetensors", &["--batch"]),
+    ("eval zeroshot --model teacher --data classes --batch 100000000", &["--batch"]),
+    ("eval zeroshot --model teacher --data one", &["one", "two classes or more"]),
+    ("eval zeroshot --model teacher --data untested", &["a split to measure", "untested/train"]),
     ("data pack nowhere --out s", &["nowhere"]),
     ("data pack empty --out s", &["empty", "looked for images"]),
     ("data pack pictures --out notes.txt", &["notes.txt"]),
@@ -191,14 +200,17 @@ fn world() -> World {
         ("notes.txt", "buy milk\n"),
         ("README.md", "# Words\n\nand more of them\n"),
         ("empty.pt", ""),
+        ("void.txt", ""),
         ("broken.safetensors", &"garbage ".repeat(9)),
         ("pairs.csv", "filepath,title\npictures/p00.png,a picture\n"),
     ] {
         fs::write(world.path(name), text).unwrap();
     }
     fs::create_dir(world.path("empty")).unwrap();
-    for class in ["cat", "dog"] {
-        let folder = world.path("classes").join(class);
+    for class in
+        ["classes/cat", "classes/dog", "one/cat", "untested/train/cat", "untested/train/dog"]
+    {
+        let folder = world.path(class);
         fs::create_dir_all(&folder).unwrap();
         fs::copy(world.path("pictures/p00.png"), folder.join("0.png")).unwrap();
     }

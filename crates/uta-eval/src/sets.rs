@@ -255,7 +255,7 @@ impl ClassSet {
         };
         let source: Arc<dyn Source> = Arc::new(source);
         let prompts = Prompts::find(&dir.to_string_lossy(), source.as_ref(), names, templates)?;
-        let warnings = no_classes(&dir, &strays);
+        let warnings = no_classes(&dir, &strays).into_iter().collect();
         Ok(ClassSet { source, prompts, set: None, layout, missing: (0, vec![]), warnings })
     }
 
@@ -325,8 +325,11 @@ impl ClassSet {
             return Err(EvalError::Prompts { path: prompts.names_from, message });
         }
         let missing = (set.published().saturating_sub(folder.len()), named);
-        let strays = strays(dir, set)?;
-        let warnings = if set == NamedSet::ObjectNet { vec![] } else { no_classes(dir, &strays) };
+        let warnings = match set {
+            // It has classes that ImageNet lacks.
+            NamedSet::ObjectNet => vec![],
+            _ => no_classes(dir, &strays(dir, set)?).into_iter().collect(),
+        };
         let (source, set) = (Arc::new(folder), Some(set));
         Ok(ClassSet { source, prompts, set, layout, missing, warnings })
     }
@@ -380,9 +383,9 @@ fn guess(root: &Path) -> Result<Option<(NamedSet, PathBuf)>, EvalError> {
         let classes = set.classes();
         let whole = classes.iter().all(|(folder, _)| there.contains(folder));
         // Folders without pictures are no classes of another set.
-        let alone =
-            || strays(&dir, set).map(|all| !all.iter().any(|s| holds_pictures(&dir.join(s))));
-        if whole && (set == NamedSet::ObjectNet || alone()?) {
+        let mut others = if whole { strays(&dir, set)? } else { vec![] };
+        others.retain(|other| holds_pictures(&dir.join(other)));
+        if whole && (set == NamedSet::ObjectNet || others.is_empty()) {
             // Sketch has ImageNet's folders; its files are called sketch_0.JPEG.
             let drawn = set == NamedSet::ImageNet
                 && files(&dir.join(&classes[0].0)).any(|name| name.starts_with("sketch_"));
@@ -392,7 +395,7 @@ fn guess(root: &Path) -> Result<Option<(NamedSet, PathBuf)>, EvalError> {
             tracing::warn!(
                 "{} would be {set}, were it not for {}: move that elsewhere, or what it holds are classes too",
                 shown(&dir),
-                listed(&strays(&dir, set)?, "")
+                listed(&others, "")
             );
         }
         if set == NamedSet::ImageNet && is_flat(&dir) {
@@ -424,15 +427,15 @@ fn strays(dir: &Path, set: NamedSet) -> Result<Vec<String>, EvalError> {
     Ok(all.into_iter().filter(|name| any && !classes.contains(name)).collect())
 }
 
-/// That folders were taken for no classes.
-fn no_classes(dir: &Path, strays: &[String]) -> Vec<String> {
-    let told = |all: &[String]| {
-        format!("in {}, {} hold no picture and are no classes", shown(dir), listed(all, "folders"))
-    };
+/// A warning where folders without pictures were left out of the classes.
+fn no_classes(dir: &Path, strays: &[String]) -> Option<String> {
     match strays {
-        [] => vec![],
-        [one] => vec![format!("in {}, folder {one} holds no picture and is no class", shown(dir))],
-        all => vec![told(all)],
+        [] => None,
+        [one] => Some(format!("in {}, folder {one} holds no picture and is no class", shown(dir))),
+        all => {
+            let folders = listed(all, "folders");
+            Some(format!("in {}, {folders} hold no picture and are no classes", shown(dir)))
+        }
     }
 }
 

@@ -255,13 +255,7 @@ impl Clip {
         Ok(json!({
             "embed_dim": self.config.embed_dim,
             "vision_cfg": vision,
-            "text_cfg": {
-                "context_length": t.context_length,
-                "vocab_size": t.vocab_size,
-                "width": t.width,
-                "heads": t.heads,
-                "layers": t.layers,
-            },
+            "text_cfg": text_sizes(t),
             "quick_gelu": t.quick_gelu,
             "custom_text": true,
         }))
@@ -314,13 +308,7 @@ impl Clip {
         let mut model = json!({
             "embed_dim": self.config.embed_dim,
             "vision_cfg": vision,
-            "text_cfg": {
-                "context_length": t.context_length,
-                "vocab_size": t.vocab_size,
-                "width": t.width,
-                "heads": t.heads,
-                "layers": t.layers,
-            },
+            "text_cfg": text_sizes(t),
         });
         if self.wants_tokenizer(Layout::OpenClip) {
             // Whatever the name, open_clip then reads the tokeniser's files in the folder.
@@ -490,4 +478,15 @@ fn ratio(hidden: i64, width: i64) -> f64 {
         0 => (hidden / width) as f64,
         _ => (hidden as f64 + 0.5) / width as f64,
     }
+}
+
+/// A text tower's sizes as open_clip and EVA-CLIP name them.
+fn text_sizes(t: &TextConfig) -> Value {
+    json!({
+        "context_length": t.context_length,
+        "vocab_size": t.vocab_size,
+        "width": t.width,
+        "heads": t.heads,
+        "layers": t.layers,
+    })
 }

@@ -199,8 +199,9 @@ impl Drop for ShardWriter {
 
 /// A set of tar shards with random access to its samples.
 ///
-/// The headers are scanned once, and an index is left beside the shard where that can be written. What stays in memory is where each sample's run of
-/// members begins and how long it is, 16 bytes a sample, so that a read is one positioned read, from any thread.
+/// The headers are scanned once, and an index is left beside the shard where that can be written. What stays in memory is
+/// where each sample's run of members begins and how long it is, 16 bytes a sample, so that a read is one positioned read,
+/// from any thread.
 pub(crate) struct Shards {
     paths: Vec<PathBuf>,
     spans: Vec<Span>,

@@ -14,6 +14,7 @@ use crate::decode;
 use crate::listing::{Listing, is_passed_over};
 use crate::order::Part;
 use crate::pairs::{self, Captions, PairOptions, Pairs};
+use crate::progress::counted;
 use crate::shards::Shards;
 use crate::sizes::without_mark;
 use crate::{DataError, MAX_PIXELS};
@@ -534,10 +535,10 @@ impl Folder {
         let (beside, first) = files.beside_folders();
         let names = (2 * beside < files.len()).then(|| subfolders(root)).transpose()?;
         if let (Some(first), Some(_)) = (first, &names) {
-            let (s, has) = if beside == 1 { ("", "lies") } else { ("s", "lie") };
             tracing::warn!(
-                "{}: {beside} picture{s} {has} beside its class folders, and so in no class: {}",
+                "{}: {} beside its class folders, and so in no class: {}",
                 root.display(),
+                counted(beside, "picture"),
                 first.display()
             );
         }
@@ -549,8 +550,8 @@ impl Folder {
         let of_folders: Vec<Option<u32>> = files.folders.iter().map(class).collect();
         let classes = (0..files.len()).map(|i| of_folders[files.folder(i)]).collect();
         let problems = files.unread.as_ref().map(|(count, first)| {
-            let (s, first) = (if *count == 1 { "" } else { "s" }, root.join(first));
-            format!("{count} picture{s} of a kind that isn't read: {}", first.display())
+            let pictures = counted(*count, "picture");
+            format!("{pictures} of a kind that isn't read: {}", root.join(first).display())
         });
         let problems: Vec<String> = problems.into_iter().collect();
         problems.iter().for_each(|problem| tracing::warn!("left out: {problem}"));

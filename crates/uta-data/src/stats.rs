@@ -133,8 +133,8 @@ pub fn stats(source: &Arc<dyn Source>, progress: bool) -> Result<Stats, DataErro
     }
     bar.finish_and_clear();
     if let Some((count, first)) = odd {
-        let s = if count == 1 { "" } else { "s" };
-        stats.problems.push(format!("{count} .cls file{s} that give no class: {first}"));
+        let files = crate::progress::counted(count, ".cls file");
+        stats.problems.push(format!("{files} without a class in it: {first}"));
     }
     sizes.sort_by_key(|&(w, h)| (u64::from(w) * u64::from(h), w));
     if let (Some(&small), Some(&large)) = (sizes.first(), sizes.last()) {

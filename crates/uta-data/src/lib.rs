@@ -63,8 +63,8 @@ pub use resize::Filter;
 pub use sidecar::cache_folder;
 pub use sizes::without_mark;
 pub use source::{
-    Folder, OddClass, Sample, Set, Source, expand, is_table, is_url, open, open_all, open_files,
-    open_sets, open_with, subfolders, tars,
+    Folder, OddClass, Sample, Set, Source, expand, holds_images, is_table, is_url, open, open_all,
+    open_files, open_sets, open_with, subfolders, tars,
 };
 pub use stream::{
     Batch, Item, Rejected, Share, Stream, StreamOptions, Sweep, require_captions, sweep,

@@ -617,6 +617,27 @@ pub fn subfolders(dir: &Path) -> Result<Vec<String>, DataError> {
     Ok(listing(dir)?.into_iter().filter(|path| path.is_dir()).filter_map(name).collect())
 }
 
+/// Whether an image lies in `dir` or below it, hidden files and what systems leave behind left out; links are followed, but
+/// not in circles. A folder that can't be listed holds none.
+pub fn holds_images(dir: &Path) -> bool {
+    fn below(dir: &Path, above: &mut Vec<PathBuf>) -> bool {
+        let (Ok(paths), Ok(real)) = (listing(dir), dir.canonicalize()) else { return false };
+        if above.contains(&real) {
+            return false;
+        }
+        above.push(real);
+        let (folders, files): (Vec<PathBuf>, Vec<PathBuf>) =
+            paths.into_iter().partition(|path| path.is_dir());
+        let image = |path: &PathBuf| {
+            path.extension().and_then(std::ffi::OsStr::to_str).is_some_and(decode::is_image)
+        };
+        let found = files.iter().any(image) || folders.iter().any(|folder| below(folder, above));
+        above.pop();
+        found
+    }
+    below(dir, &mut vec![])
+}
+
 /// The bytes of an image file, of the sample `key`.
 pub(crate) fn image_file(path: &Path, key: impl FnOnce() -> String) -> Result<Vec<u8>, DataError> {
     let found = fs::metadata(path).map_err(DataError::io("read", path))?;

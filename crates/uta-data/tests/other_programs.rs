@@ -147,6 +147,38 @@ fn a_strange_label_costs_nothing_where_no_class_is_asked_for() {
 }
 
 #[test]
+fn marks_of_byte_order_are_no_part_of_captions_labels_and_tables() {
+    let world = World::new();
+    let marked = |text: &str| format!("\u{feff}{text}").into_bytes();
+    let shard = world.shard("marked", &[("txt", &marked("words")), ("cls", &marked("2"))]);
+    let sample = open(shard.to_str().unwrap()).unwrap().read(0).unwrap();
+    assert_eq!((&sample.captions[..], sample.class), (&["words".to_owned()][..], Some(2)));
+    for (name, text) in [
+        ("t.csv", "filepath,title\na.png,words\n"),
+        ("t.tsv", "filepath\ttitle\na.png\twords\n"),
+        ("t.jsonl", r#"{"filepath":"a.png","title":"words"}"#),
+        ("t.json", r#"[{"filepath":"a.png","title":"words"}]"#),
+        ("t.txt", "image,caption\na.png,words\n"),
+    ] {
+        world.write(name, marked(text));
+        assert_eq!(captions(&open(&world.spec(name)).unwrap()), [["words"]], "{name}");
+    }
+}
+
+#[test]
+fn a_list_of_sizes_that_cannot_be_parsed_stays_as_it_is() {
+    let world = World::new();
+    let shard = world.shard("s", &[]);
+    world.write("shards/sizes.json", "not a list");
+    assert_eq!(open(shard.to_str().unwrap()).unwrap().len(), 4);
+    // Adding to it would lose it.
+    let more = ShardWriter::create(world.path("shards"), "more", Limit::default());
+    let e = more.err().unwrap().to_string();
+    assert!(e.contains("sizes.json") && e.contains("no list of sizes"), "{e}");
+    assert_eq!(fs::read(world.path("shards/sizes.json")).unwrap(), b"not a list");
+}
+
+#[test]
 fn patterns_match_no_hidden_files_and_folders_are_no_shards() {
     let world = World::new();
     let shard = world.shard("s", &[]);

@@ -2,20 +2,17 @@
 //! pictures that lie in no class folder.
 
 use std::collections::{BTreeSet, HashMap};
-use std::ffi::OsStr;
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use uta_data::{Folder, subfolders};
+use uta_data::{Folder, holds_images, subfolders};
 
 use crate::EvalError;
 use crate::prompts::{read, shown};
-use crate::sets::synset_name;
 
-/// Folders of pictures to train on.
+/// Words for pictures to train on.
 const TRAINING: [&str; 2] = ["train", "training"];
 
-/// Folders of pictures to measure, the preferred ones first.
+/// Words for pictures to measure, the preferred ones first.
 const MEASURED: [&str; 8] =
     ["val", "validation", "valid", "dev", "eval", "evaluation", "test", "testing"];
 
@@ -23,67 +20,113 @@ const MEASURED: [&str; 8] =
 const CONTAINERS: [&str; 9] =
     ["images", "image", "img", "imgs", "pictures", "photos", "annotations", "labels", "data"];
 
-fn is_one_of(names: &[&str], name: &str) -> bool {
-    names.iter().any(|known| known.eq_ignore_ascii_case(name))
+/// Other words that stand beside a split's: `test_set`, `seg_train`.
+const BESIDE: [&str; 5] = ["set", "dataset", "split", "folder", "seg"];
+
+/// A folder that is called as splits are.
+struct Split<'a> {
+    folder: &'a str,
+    /// The place of its word in [`MEASURED`]; `None` for pictures to train on.
+    measured: Option<usize>,
+    /// The rest of its name, where that isn't the usual one: `asl` of `asl_train`.
+    rest: Vec<String>,
+}
+
+impl<'a> Split<'a> {
+    /// `None` where the name has no word of a split, or several.
+    fn of(folder: &'a str) -> Option<Split<'a>> {
+        let (words, mut rest): (Vec<String>, Vec<String>) = words(folder)
+            .into_iter()
+            .partition(|word| [&TRAINING[..], &MEASURED].concat().contains(&word.as_str()));
+        rest.retain(|word| ![&CONTAINERS[..], &BESIDE].concat().contains(&word.as_str()));
+        let [word] = words.as_slice() else { return None };
+        let measured = MEASURED.iter().position(|measured| measured == word);
+        Some(Split { folder, measured, rest })
+    }
+}
+
+/// The words of a name in lower case, without numbers: `train`, `set` of `TrainSet_2017`.
+fn words(name: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut before = ' ';
+    for c in name.chars() {
+        let begins = before.is_lowercase() && c.is_uppercase();
+        if begins || !c.is_alphabetic() {
+            words.push(String::new());
+        }
+        if c.is_alphabetic()
+            && let Some(word) = words.last_mut()
+        {
+            word.extend(c.to_lowercase());
+        }
+        before = c;
+    }
+    words.retain(|word| !word.is_empty());
+    words
 }
 
 /// Whether a name is one of a split or of a data set's folder, and so hardly one of a class.
 pub(crate) fn is_no_word(name: &str) -> bool {
-    [&TRAINING[..], &MEASURED, &CONTAINERS].iter().any(|names| is_one_of(names, name))
+    let container = CONTAINERS.iter().any(|known| known.eq_ignore_ascii_case(name));
+    container || Split::of(name).is_some_and(|split| split.rest.is_empty())
 }
 
 /// `root`, or the split in it to measure.
 ///
-/// Folders are splits where no others hold pictures. Since a class may be called `train`, other folders beside splits for
-/// both training and measuring don't count only if the split to measure has folders of its own.
+/// Two folders that are called as splits are (`train2017` and `val2017`, `asl_train` and `asl_test`) are splits. Since a class
+/// may be called `train`, one alone is a split only where no other folder holds pictures.
 ///
 /// # Errors
 /// Where there is nothing but pictures to train on.
 pub(crate) fn split_of(root: &Path) -> Result<PathBuf, EvalError> {
     let folders = subfolders(root)?;
-    let (splits, others): (Vec<&String>, Vec<&String>) =
-        folders.iter().partition(|name| is_one_of(&TRAINING, name) || is_one_of(&MEASURED, name));
-    if splits.is_empty() {
-        return Ok(root.to_owned());
-    }
-    let known = |split: &&str| splits.iter().find(|name| name.eq_ignore_ascii_case(split));
-    let there: Vec<PathBuf> = MEASURED.iter().filter_map(known).map(|s| root.join(s)).collect();
-    let measured = there.iter().find(|split| holds_pictures(split)).or(there.first());
-    let alone = !others.iter().any(|other| holds_pictures(&root.join(other)));
-    match measured {
-        Some(split) if alone => Ok(split.clone()),
-        Some(split) if there.len() < splits.len() && !subfolders(split)?.is_empty() => {
-            Ok(split.clone())
-        }
-        None if alone => Err(EvalError::Layout {
+    let splits: Vec<Split> = folders.iter().filter_map(|name| Split::of(name)).collect();
+    let has_sibling = |split: &Split| {
+        let differs = |other: &&Split| other.measured != split.measured;
+        splits.iter().filter(differs).any(|other| other.rest == split.rest)
+    };
+    let (paired, alone): (Vec<&Split>, Vec<&Split>) = splits.iter().partition(|s| has_sibling(s));
+    let lone = |split: &&Split| {
+        let others = folders.iter().filter(|other| *other != split.folder);
+        split.rest.is_empty() && !others.into_iter().any(|other| holds_images(&root.join(other)))
+    };
+    let splits: Vec<&Split> =
+        if paired.is_empty() { alone.into_iter().filter(lone).collect() } else { paired };
+    let Some(first) = splits.first() else { return Ok(root.to_owned()) };
+    let mut there: Vec<&&Split> = splits.iter().filter(|split| split.measured.is_some()).collect();
+    there.sort_by_key(|split| split.measured);
+    let holding = there.iter().find(|split| holds_images(&root.join(split.folder)));
+    match holding.or(there.first()) {
+        Some(split) => Ok(within(root.join(split.folder))),
+        None => Err(EvalError::Layout {
             path: shown(root),
             wanted: format!("a split to measure ({}), or class folders", MEASURED.join(", ")),
             found: format!(
-                "only {0}; to measure that, name it: {1}",
-                splits[0],
-                shown(&root.join(splits[0]))
+                "only {}; to measure that, name it: {}",
+                first.folder,
+                shown(&root.join(first.folder))
             ),
         }),
-        _ => Ok(root.to_owned()),
     }
 }
 
-/// Whether a picture lies in `dir` or below it; links are not followed.
-pub(crate) fn holds_pictures(dir: &Path) -> bool {
-    let entries: Vec<fs::DirEntry> = fs::read_dir(dir).into_iter().flatten().flatten().collect();
-    let is_picture = |entry: &fs::DirEntry| {
-        let path = entry.path();
-        path.extension().and_then(OsStr::to_str).is_some_and(uta_data::is_image) && path.is_file()
+/// The folder of class folders that a split means: itself, or below it the one folder that holds pictures, where that is
+/// called as no class is (`test_set/test_set`).
+fn within(split: PathBuf) -> PathBuf {
+    let holding = |dir: &Path| {
+        let folders = subfolders(dir).unwrap_or_default().into_iter().map(|name| dir.join(name));
+        folders.filter(|folder| holds_images(folder)).collect::<Vec<_>>()
     };
-    let is_folder = |entry: &&fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
-    entries.iter().any(is_picture)
-        || entries.iter().filter(is_folder).any(|entry| holds_pictures(&entry.path()))
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    match holding(&split).as_slice() {
+        [only] if is_no_word(&name(only)) && !holding(only).is_empty() => within(only.clone()),
+        _ => split,
+    }
 }
 
-/// Where all class folders that hold pictures are synsets of ImageNet-1K, the others are no classes: leaves them out and
-/// returns their names.
-pub(crate) fn without_strays(folder: &mut Folder) -> Vec<String> {
-    let Some(names) = folder.names.clone() else { return vec![] };
+/// Takes the folders that hold no picture out of the classes; returns their names.
+pub(crate) fn without_empty(folder: &mut Folder) -> Vec<String> {
+    let Some(names) = folder.names.take() else { return vec![] };
     let mut used = vec![false; names.len()];
     folder.relabel(|_, class| {
         if let Some(class) = *class {
@@ -91,20 +134,22 @@ pub(crate) fn without_strays(folder: &mut Folder) -> Vec<String> {
         }
         true
     });
-    let is_synset = |name: &String| synset_name(name).is_some();
-    let strays: Vec<String> = names.iter().filter(|name| !is_synset(name)).cloned().collect();
-    let synsets_only = names.iter().zip(&used).all(|(name, used)| !used || is_synset(name));
-    if strays.is_empty() || !synsets_only {
-        return vec![];
-    }
-    let kept: Vec<String> = names.iter().filter(|name| is_synset(name)).cloned().collect();
-    let place: HashMap<&str, u32> = kept.iter().map(String::as_str).zip(0..).collect();
+    // Places of the classes that stay.
+    let mut place = 0;
+    let places: Vec<u32> = used
+        .iter()
+        .map(|&used| {
+            place += u32::from(used);
+            place - u32::from(used)
+        })
+        .collect();
     folder.relabel(|_, class| {
-        *class = class.and_then(|class| place.get(names[class as usize].as_str()).copied());
+        *class = class.map(|class| places[class as usize]);
         true
     });
-    folder.names = Some(kept);
-    strays
+    let (kept, empty): (Vec<_>, Vec<_>) = names.into_iter().zip(used).partition(|(_, used)| *used);
+    folder.names = Some(kept.into_iter().map(|(name, _)| name).collect());
+    empty.into_iter().map(|(name, _)| name).collect()
 }
 
 /// The labels of Tiny ImageNet's validation pictures, which lie side by side.

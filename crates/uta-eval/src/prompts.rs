@@ -54,21 +54,18 @@ impl Prompts {
         given_templates: Option<&Path>,
     ) -> Result<Prompts, EvalError> {
         let folders = source.class_names();
-        let found = beside(spec, &NAMES);
-        let (mut names, mut names_from) =
-            match (given_names.map(Path::to_path_buf).or(found), folders) {
-                (Some(path), _) => (lines(&path)?, shown(&path)),
-                (None, Some(folders)) => (folders.to_vec(), "class folders".to_string()),
-                (None, None) => {
-                    return Err(EvalError::Prompts {
-                        path: spec.into(),
-                        message:
-                            "no classnames.txt in its folder or above it, and no class folders; \
+        let (mut names, mut names_from) = match (listed_names(spec, given_names)?, folders) {
+            (Some((names, path)), _) => (names, shown(&path)),
+            (None, Some(folders)) => (folders.to_vec(), "class folders".to_string()),
+            (None, None) => {
+                return Err(EvalError::Prompts {
+                    path: spec.into(),
+                    message: "no classnames.txt in its folder or above it, and no class folders; \
                               give --classnames, a name a line in label order"
-                                .into(),
-                    });
-                }
-            };
+                        .into(),
+                });
+            }
+        };
         if let Some(folders) = folders
             && folders.len() != names.len()
         {
@@ -210,21 +207,52 @@ impl Prompts {
     }
 }
 
-/// The folders in the order of their numbers, where that isn't the order of their names: all have a number, behind the same
-/// letters (`7`, `class_7`, `7-dogs`), and no number twice. Labels follow the sorted names, and people's lists the numbers.
+/// The class names of the file given, else of the `classnames.txt` in the folder of `spec` or in its parent, and that file.
+///
+/// # Errors
+/// A file that can't be read, or that has an empty line.
+pub(crate) fn listed_names(
+    spec: &str,
+    given: Option<&Path>,
+) -> Result<Option<(Vec<String>, PathBuf)>, EvalError> {
+    let path = given.map(Path::to_path_buf).or_else(|| beside(spec, &NAMES));
+    path.map(|path| Ok((lines(&path)?, path))).transpose()
+}
+
+/// The folders in the order of their numbers, where that isn't the order of their names: all differ first in a number (`7`,
+/// `class_7`, `7-dogs`, `v2_7`), and none has it twice. Labels follow the sorted names, and people's lists the numbers.
 fn by_number(folders: &[String]) -> Option<Vec<usize>> {
-    let parts = |name: &String| -> Option<(String, u64)> {
-        let start = name.find(|c: char| c.is_ascii_digit())?;
-        let digits = &name[start..];
-        let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
-        Some((name[..start].to_owned(), digits[..end].parse().ok()?))
+    let parts: Vec<Vec<Part>> = folders.iter().map(|name| parts(name)).collect();
+    let differ = |at: &usize| parts.iter().any(|name| name.get(*at) != parts[0].get(*at));
+    let at = (0..parts.first()?.len()).find(differ)?;
+    let number = |parts: &Vec<Part>| match parts.get(at) {
+        Some(Part::Number(number)) => Some(*number),
+        _ => None,
     };
-    let parts: Vec<(String, u64)> = folders.iter().map(parts).collect::<Option<_>>()?;
-    let mut order: Vec<usize> = (0..parts.len()).collect();
-    order.sort_by_key(|&i| parts[i].1);
-    let same_letters = parts.iter().all(|(letters, _)| *letters == parts[0].0);
-    let unique = order.windows(2).all(|pair| parts[pair[0]].1 < parts[pair[1]].1);
-    (folders.is_sorted() && same_letters && unique && !order.is_sorted()).then_some(order)
+    let numbers: Vec<u64> = parts.iter().map(number).collect::<Option<_>>()?;
+    let mut order: Vec<usize> = (0..numbers.len()).collect();
+    order.sort_by_key(|&i| numbers[i]);
+    let unique = order.windows(2).all(|pair| numbers[pair[0]] < numbers[pair[1]]);
+    (folders.is_sorted() && unique && !order.is_sorted()).then_some(order)
+}
+
+/// A part of a name.
+#[derive(PartialEq)]
+enum Part {
+    /// In lower case.
+    Text(String),
+    Number(u64),
+}
+
+/// A name's numbers and the text between them.
+fn parts(name: &str) -> Vec<Part> {
+    let chars: Vec<char> = name.to_lowercase().chars().collect();
+    let runs = chars.chunk_by(|a, b| a.is_ascii_digit() == b.is_ascii_digit());
+    let part = |run: &[char]| {
+        let text: String = run.iter().collect();
+        text.parse().map_or(Part::Text(text), Part::Number)
+    };
+    runs.map(part).collect()
 }
 
 /// The first of `files` that lies in the folder of `spec` or in its parent.

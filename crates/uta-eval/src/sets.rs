@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, LazyLock};
 
-use uta_data::{Folder, Source, subfolders};
+use uta_data::{Folder, Source, holds_images, subfolders};
 
-use crate::layout::{annotated, holds_pictures, split_of, without_strays};
-use crate::prompts::{read, shown};
+use crate::layout::{annotated, split_of, without_empty};
+use crate::prompts::{listed_names, read, shown};
 use crate::{EvalError, Prompts};
 
 /// A set of Table 1: which classes there are, what they are called, and how many pictures were published.
@@ -229,9 +229,10 @@ impl ClassSet {
             }
         };
         // Class folders first: beside them may lie the tar that they were unpacked from.
+        let mut warnings = vec![];
         let found = match set {
             Some(set) => place(root, set)?.map(|dir| (set, dir)),
-            None => guess(root)?,
+            None => guess(root, &mut warnings)?,
         };
         if let Some((set, dir)) = found {
             return ClassSet::named(set, &dir, names, templates);
@@ -244,18 +245,23 @@ impl ClassSet {
             return Err(set.not_in(root)?);
         }
         let dir = split_of(root)?;
-        let (source, layout, strays) = match annotated(&dir)? {
-            Some((folder, layout)) => (folder, layout, vec![]),
+        let spec = dir.to_string_lossy();
+        let (source, layout) = match annotated(&dir)? {
+            Some(found) => found,
             None => {
                 let mut folder = Folder::open(&dir)?;
-                let strays = without_strays(&mut folder);
+                let all = folder.names.as_ref().map_or(0, Vec::len);
+                // A list of names may have a line for an empty folder too.
+                let listed = listed_names(&spec, names)?.is_some_and(|(list, _)| list.len() == all);
+                if !listed {
+                    warnings.extend(no_classes(&dir, &without_empty(&mut folder)));
+                }
                 let classes = folder.names.as_ref().map_or(0, Vec::len);
-                (folder, format!("{classes} class folders in {}", shown(&dir)), strays)
+                (folder, format!("{classes} class folders in {}", shown(&dir)))
             }
         };
         let source: Arc<dyn Source> = Arc::new(source);
-        let prompts = Prompts::find(&dir.to_string_lossy(), source.as_ref(), names, templates)?;
-        let warnings = no_classes(&dir, &strays).into_iter().collect();
+        let prompts = Prompts::find(&spec, source.as_ref(), names, templates)?;
         Ok(ClassSet { source, prompts, set: None, layout, missing: (0, vec![]), warnings })
     }
 
@@ -376,7 +382,11 @@ fn place(root: &Path, set: NamedSet) -> Result<Option<PathBuf>, EvalError> {
 }
 
 /// The set that a folder is beyond doubt: by all of its class folders and no others, or by ILSVRC2012's file names.
-fn guess(root: &Path) -> Result<Option<(NamedSet, PathBuf)>, EvalError> {
+/// Where other folders with pictures stand in the way, `warnings` gets a sentence.
+fn guess(
+    root: &Path,
+    warnings: &mut Vec<String>,
+) -> Result<Option<(NamedSet, PathBuf)>, EvalError> {
     for set in NamedSet::ALL {
         let Some(dir) = place(root, set)? else { continue };
         let there: HashSet<String> = subfolders(&dir)?.into_iter().collect();
@@ -384,7 +394,7 @@ fn guess(root: &Path) -> Result<Option<(NamedSet, PathBuf)>, EvalError> {
         let whole = classes.iter().all(|(folder, _)| there.contains(folder));
         // Folders without pictures are no classes of another set.
         let mut others = if whole { strays(&dir, set)? } else { vec![] };
-        others.retain(|other| holds_pictures(&dir.join(other)));
+        others.retain(|other| holds_images(&dir.join(other)));
         if whole && (set == NamedSet::ObjectNet || others.is_empty()) {
             // Sketch has ImageNet's folders; its files are called sketch_0.JPEG.
             let drawn = set == NamedSet::ImageNet
@@ -392,11 +402,12 @@ fn guess(root: &Path) -> Result<Option<(NamedSet, PathBuf)>, EvalError> {
             return Ok(Some((if drawn { NamedSet::ImageNetSketch } else { set }, dir)));
         }
         if whole {
-            tracing::warn!(
-                "{} would be {set}, were it not for {}: move that elsewhere, or what it holds are classes too",
+            warnings.push(format!(
+                "{} has all class folders of {set} and {} besides, which was taken for a class too, and the whole for \
+                 no known set: move it elsewhere",
                 shown(&dir),
                 listed(&others, "")
-            );
+            ));
         }
         if set == NamedSet::ImageNet && is_flat(&dir) {
             return Ok(Some((set, dir)));
@@ -831,17 +842,69 @@ mod tests {
         for stray in ["backup", "@eaDir", "n02102040"] {
             fs::create_dir(root.path().join(stray)).unwrap();
         }
+        let classes = |found: &ClassSet| -> Vec<_> {
+            labels(found).into_iter().map(|(_, class)| class).collect()
+        };
         let found = open(root.path(), None).unwrap();
-        assert_eq!(found.prompts.names, ["tench", "English Springer Spaniel", "toilet paper"]);
+        assert_eq!(found.prompts.names, ["tench", "toilet paper"]);
         assert_eq!(found.prompts.templates.len(), 80);
-        let classes: Vec<_> = labels(&found).into_iter().map(|(_, class)| class).collect();
-        assert_eq!(classes, [Some(0), Some(2)]);
-        assert!(found.warnings[0].contains("folder backup"), "{:?}", found.warnings);
+        assert_eq!(classes(&found), [Some(0), Some(1)]);
+        let told = "2 folders: backup, n02102040 hold no picture and are no classes";
+        assert!(found.warnings[0].contains(told), "{:?}", found.warnings);
+        // A list that names the empty ones too makes them classes.
+        fs::write(root.path().join("classnames.txt"), "old\na\nb\nc\n").unwrap();
+        let found = open(root.path(), None).unwrap();
+        assert_eq!(found.prompts.names, ["old", "a", "b", "c"]);
+        assert_eq!(classes(&found), [Some(1), Some(3)]);
+        fs::write(root.path().join("classnames.txt"), "a\nc\n").unwrap();
+        let found = open(root.path(), None).unwrap();
+        assert_eq!(
+            (&found.prompts.names[..], classes(&found)),
+            (&["a".into(), "c".into()][..], vec![Some(0), Some(1)])
+        );
+    }
+
+    #[test]
+    fn a_folder_of_pictures_beside_all_classes_of_a_known_set_is_told() {
+        let root = tempfile::tempdir().unwrap();
+        folders(root.path(), NamedSet::ImageNetA, "a");
+        touch(root.path().join("extras/x.png"));
+        let found = open(root.path(), None).unwrap();
+        assert_eq!((found.set, found.prompts.names.len()), (None, 201));
+        let told = "has all class folders of imagenet-a and extras besides";
+        assert!(found.warnings[0].contains(told), "{:?}", found.warnings);
+    }
+
+    #[test]
+    fn a_set_whose_pictures_lie_in_one_class_folder_is_refused_whatever_lies_beside_it() {
+        for files in [
+            &["val/images/a.png", "val/labels/a.txt"][..],
+            &["cat/a.png", "dog/.hidden.png", "dog/notes.txt"],
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            files.iter().for_each(|file| touch(root.path().join(file)));
+            let e = open(root.path(), None).err().unwrap().to_string();
+            assert!(e.contains("looked for two classes or more; found one"), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_link_to_a_folder_of_pictures_is_a_class_and_a_circle_of_links_ends() {
+        let root = tempfile::tempdir().unwrap();
+        let set = root.path().join("set");
+        touch(root.path().join("elsewhere/a.png"));
+        touch(set.join("train/a.png"));
+        let link = |from: &Path, to: &str| std::os::unix::fs::symlink(from, set.join(to)).unwrap();
+        link(&root.path().join("elsewhere"), "bus");
+        link(&set, "train/again");
+        assert_eq!(open(&set, None).unwrap().prompts.names, ["bus", "train"]);
     }
 
     #[test]
     fn a_list_names_numbered_folders_in_the_order_of_their_numbers() {
-        for name in ["", "class_", "c"].map(|letters| move |i: usize| format!("{letters}{i}")) {
+        for name in ["", "class_", "c", "v2_", "set1_class"]
+            .map(|letters| move |i: usize| format!("{letters}{i}"))
+        {
             let root = tempfile::tempdir().unwrap();
             for i in 0..12 {
                 touch(root.path().join(name(i)).join("x.png"));
@@ -852,7 +915,7 @@ mod tests {
             let spec = [root.path().to_str().unwrap().to_owned()];
             let right = |found: ClassSet| {
                 for (folder, class) in labels(&found) {
-                    let number = folder.trim_start_matches(|c: char| !c.is_ascii_digit());
+                    let number = folder.rsplit(|c: char| !c.is_ascii_digit()).next().unwrap();
                     let wanted = format!("name{number}");
                     assert_eq!(found.prompts.names[class.unwrap() as usize], wanted);
                 }
@@ -896,6 +959,12 @@ mod tests {
             ("eval", &["train", "annotations"]),
             ("testing", &["train"]),
             ("validation", &["train", "extra"]),
+            ("val2017", &["train2017", "annotations"]),
+            ("seg_test", &["seg_train", "extra"]),
+            ("test_set", &["training_set"]),
+            ("asl_alphabet_test", &["asl_alphabet_train"]),
+            ("ValImages", &["TrainImages", "extra"]),
+            ("val", &["test", "extra"]),
         ] {
             let root = tempfile::tempdir().unwrap();
             for folder in others.iter().chain([&split]) {
@@ -911,6 +980,23 @@ mod tests {
             assert_eq!(found.prompts.names, ["cat", "dog"], "{split}");
             assert!(found.layout.ends_with(split), "{split}: {}", found.layout);
         }
+        // Archives that hold a folder of their own name.
+        let root = tempfile::tempdir().unwrap();
+        for path in
+            ["test_set/test_set/cats", "test_set/test_set/dogs", "training_set/training_set/cats"]
+        {
+            touch(root.path().join(path).join("a.png"));
+        }
+        let found = open(root.path(), None).unwrap();
+        assert_eq!(found.prompts.names, ["cats", "dogs"]);
+        assert!(found.layout.ends_with("test_set/test_set"), "{}", found.layout);
+        // Splits without class folders are no classes of another set.
+        let root = tempfile::tempdir().unwrap();
+        for path in ["train/a.png", "val/a.png", "extra/a.png"] {
+            touch(root.path().join(path));
+        }
+        let e = open(root.path(), None).err().unwrap().to_string();
+        assert!(e.contains("val: ") && e.contains("no class folders"), "{e}");
         // What is to be trained on isn't measured unless it is named.
         let root = tempfile::tempdir().unwrap();
         touch(root.path().join("train/cat/a.png"));
@@ -920,9 +1006,11 @@ mod tests {
         assert_eq!(open(&root.path().join("train"), None).unwrap().prompts.names.len(), 2);
         // A train is a class among others.
         let root = tempfile::tempdir().unwrap();
-        ["bus", "train", "tram"].iter().for_each(|c| touch(root.path().join(c).join("a.png")));
+        ["bus", "toy_train", "train", "tram"]
+            .iter()
+            .for_each(|c| touch(root.path().join(c).join("a.png")));
         let found = open(root.path(), None).unwrap();
-        assert_eq!(found.prompts.names, ["bus", "train", "tram"]);
+        assert_eq!(found.prompts.names, ["bus", "toy_train", "train", "tram"]);
         assert!(found.warnings[0].contains("train looks like a part of a data set"));
     }
 

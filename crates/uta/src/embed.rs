@@ -79,7 +79,7 @@ fn embed(args: &Args, group: &Rc<ProcessGroup>) -> anyhow::Result<()> {
                 .map_err(|e| Usage(format!("--texts {}: {e}", path.display())))?;
             let lines = uta_data::without_mark(&text).lines();
             let lines: Vec<String> = lines.map(str::to_owned).collect();
-            if lines.is_empty() {
+            if lines.iter().all(|line| line.trim().is_empty()) {
                 let path = path.display();
                 return Err(Usage(format!(
                     "--texts {path}: holds no text; a text a line is needed"

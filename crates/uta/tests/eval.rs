@@ -353,6 +353,82 @@ fn packed_sets_have_the_words_of_their_folders() {
 }
 
 #[test]
+fn all_or_none_of_many_pictures_named_rightly_is_doubted() {
+    let world = World::new();
+    let picture = fs::read(world.path("set/blue/0.png")).unwrap();
+    fs::create_dir_all(world.path("copies/a")).unwrap();
+    fs::create_dir_all(world.path("copies/b")).unwrap();
+    fs::write(world.path("copies/classnames.txt"), "a\nb\n").unwrap();
+    for (pictures, doubted) in [(50, false), (51, true)] {
+        (0..pictures).for_each(|i| {
+            fs::write(world.path(&format!("copies/a/{i}.png")), &picture).unwrap();
+        });
+        let found = world.json("eval zeroshot --model clip --data copies --json");
+        assert!([0.0, 1.0].contains(&share(&found["top1"])), "{found}");
+        let told = format!("of {pictures} images named rightly");
+        let warnings = found["warnings"].as_array().unwrap();
+        let told = warnings.iter().any(|warning| warning.as_str().unwrap().contains(&told));
+        assert_eq!(told, doubted, "{found}");
+    }
+}
+
+#[test]
+fn a_label_that_is_no_number_is_named_where_classes_are_asked_for() {
+    let world = World::new();
+    for i in 0..12 {
+        let class = ["blue", "green", "red"][i % 3];
+        fs::write(world.path(&format!("set/{class}/{i}.cls")), i.to_string()).unwrap();
+    }
+    world.json("data pack set --out shards --json");
+    // The same shards with a word in the place of a number, of the same length.
+    let shard = world.path("shards/set-000000.tar");
+    let shard = if shard.is_file() {
+        shard
+    } else {
+        uta_data::tars(&world.path("shards")).unwrap().remove(0)
+    };
+    let mut bytes = fs::read(&shard).unwrap();
+    let at = bytes.windows(4).position(|name| name == b".cls").unwrap();
+    let at = at - at % 512 + 512;
+    assert!(bytes[at].is_ascii_digit());
+    bytes[at] = b'x';
+    fs::write(&shard, bytes).unwrap();
+    let found = world.json("data stats shards --json");
+    assert_eq!(found["samples"], 12);
+    fs::write(world.path("shards/classnames.txt"), "a\nb\nc\n").unwrap();
+    let out = world.uta("eval zeroshot --model clip --data shards --json");
+    let log = String::from_utf8(out.stderr).unwrap();
+    assert!(log.contains("not a class index"), "{log}");
+}
+
+#[test]
+fn a_text_beside_a_picture_is_one_caption_or_one_a_line_as_is_asked_for() {
+    let world = World::new();
+    for (how, captions) in [("lines", 24), ("file", 12)] {
+        let found = world.json(&format!("data stats set --captions {how} --json"));
+        assert_eq!(found["captions"], captions, "{how}: {found}");
+        let found =
+            world.json(&format!("eval retrieval --model clip --data set --captions {how} --json"));
+        assert_eq!(found["captions"], captions, "{how}: {found}");
+    }
+    assert!(world.mistake("data stats set --captions words").contains("words"));
+}
+
+#[test]
+fn pictures_of_a_kind_that_is_not_read_are_told() {
+    let world = World::new();
+    for name in ["a.bmp", "b.tiff", "c.jpg_large", "d.jpg?width=400"] {
+        fs::write(world.path("set/red").join(name), b"BM").unwrap();
+    }
+    fs::copy(world.path("set/red/2.png"), world.path("set/red/unnamed")).unwrap();
+    let said = String::from_utf8(world.uta("data stats set").stderr).unwrap();
+    assert!(
+        said.contains("5 pictures of a kind that isn't read") && said.contains("a.bmp"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_broken_picture_is_counted_and_named() {
     let world = World::new();
     fs::write(world.path("set/red/broken.png"), b"\x89PNG but not really").unwrap();

@@ -115,6 +115,16 @@ fn embeddings_of_texts_come_in_the_order_of_their_lines() {
     let both = embed("a longer line of words\nshort\n");
     let names: Vec<String> = serde_json::from_str(&both.metadata["names"]).unwrap();
     assert_eq!(names, ["a longer line of words", "short"]);
+    // Nothing to embed, and endings of other formats, leave nothing behind.
+    for blank in ["", "\n", " \n\n"] {
+        fs::write(dir.path().join("lines"), blank).unwrap();
+        let args = ["embed", "--model", "run", "--texts", "lines", "--out", "n.safetensors"];
+        refused(dir.path(), &args, &["lines", "no text"]);
+        assert!(!dir.path().join("n.safetensors").exists());
+    }
+    fs::write(dir.path().join("lines"), "short\n").unwrap();
+    let args = ["embed", "--model", "run", "--texts", "lines", "--out", "n.npy"];
+    refused(dir.path(), &args, &["n.npy", ".safetensors"]);
     let long = "word ".repeat(20);
     fs::write(dir.path().join("long"), &long).unwrap();
     let args = ["embed", "--model", "run", "--texts", "long", "--out", "l.safetensors"];

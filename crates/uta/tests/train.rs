@@ -138,6 +138,23 @@ fn a_run_measures_a_set_of_table_1_by_its_name() {
 }
 
 #[test]
+fn a_run_says_what_may_be_a_mistake_in_a_set_that_it_measures() {
+    let world = World::new();
+    let picture = fs::read(world.path("pictures/p00.png")).unwrap();
+    for class in ["0", "1", "2"] {
+        let folder = world.path("numbers").join(class);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("a.png"), &picture).unwrap();
+    }
+    let set = "eval.sets=[{ name = \"digits\", kind = \"zeroshot\", data = \"numbers\" }]";
+    let args = ["train", "clip.toml", "--set", "train.steps=1", "--set", set, "--out", "run"];
+    let out = world.uta(&args);
+    let log = String::from_utf8(out.stderr).unwrap();
+    assert!(out.status.success(), "{log}");
+    assert!(log.contains("digits: 3 of 3 classes are called by numbers"), "{log}");
+}
+
+#[test]
 fn a_checkpoint_cut_short_is_passed_over_for_the_one_before() {
     let world = World::with_teacher();
     assert!(world.uta(&["train", "align.toml", "--out", "run"]).status.success());

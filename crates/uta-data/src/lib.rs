@@ -20,6 +20,7 @@ mod index;
 mod jpeg;
 mod listing;
 pub mod machine;
+pub mod mask;
 mod mix;
 mod order;
 mod orientation;

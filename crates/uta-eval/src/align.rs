@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use tch::{Kind, Tensor};
+use uta_data::mask::MaskGenerator;
 use uta_data::{Batch, Rejected, Source};
 use uta_model::{Clip, same_tokens, unit};
-use uta_train::mask::MaskGenerator;
 
 use crate::embed::{finite, sweep};
 use crate::ranking::{mean_std, to_vec};
@@ -214,7 +214,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::testing::{Pictures, clip, naive_pixels, options};
-    use uta_train::mask::MaskKind;
+    use uta_data::mask::MaskKind;
 
     #[test]
     fn a_model_agrees_with_itself_wholly() {

@@ -7,25 +7,19 @@
 //!
 //! The trainer knows no task by name: a new one implements [`Task`] and gets a [`recipe::TaskKind`].
 
-mod cache;
 mod error;
-pub mod mask;
 mod optim;
-mod paths;
-pub mod plan;
 pub mod recipe;
 mod run;
-mod schedule;
 mod task;
-pub mod tensorboard;
-mod threads;
 mod trainer;
 
-pub use cache::{CacheOptions, Made, cached_targets, decode as decode_targets, make as make_cache};
 pub use error::TrainError;
-pub use optim::{Ema, Optimizer, Parameter};
+pub use optim::{CosineSchedule, Ema, Optimizer, Parameter};
 pub use recipe::{Recipe, RecipeError};
-pub use run::RunDir;
-pub use schedule::CosineSchedule;
-pub use task::{Align, Contrastive, Mode, Output, Task, build, load, upload};
+pub use run::{RunDir, tensorboard};
+pub use task::align::{
+    Align, CacheOptions, Made, cached_targets, decode as decode_targets, make as make_cache, plan,
+};
+pub use task::{Contrastive, Mode, Output, Task, build, load, upload};
 pub use trainer::{Evaluator, Outcome, Trainer};

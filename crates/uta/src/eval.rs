@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use torch_ext::Precision;
 use torch_ext::distributed::ProcessGroup;
+use uta_data::mask::{MaskGenerator, MaskKind};
 use uta_data::{DataError, PairOptions, Rejected, Source};
 use uta_eval::ranking::{interval, wilson};
 use uta_eval::{
@@ -20,7 +21,6 @@ use uta_eval::{
 };
 use uta_model::{Clip, run_of};
 use uta_train::RunDir;
-use uta_train::mask::{MaskGenerator, MaskKind};
 
 use crate::compute::{ComputeArgs, ModelArgs, PairArgs, together};
 use crate::error::Usage;

@@ -6,8 +6,8 @@ use serde_json::json;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::str::FromStr;
+use uta_data::mask::{MaskGenerator, MaskKind, MaskStatistics};
 use uta_data::progress::counted;
-use uta_train::mask::{MaskGenerator, MaskKind, MaskStatistics};
 
 /// Show how often each patch of the grid is masked.
 #[derive(Debug, clap::Args)]

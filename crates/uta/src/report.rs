@@ -18,8 +18,8 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 use toml::Table;
+use uta_data::mask::{MaskGenerator, MaskKind};
 use uta_model::safetensors_io::write_atomically;
-use uta_train::mask::{MaskGenerator, MaskKind};
 
 /// Makes `RUN/report.html` of the run in `run_dir`.
 pub fn write(run_dir: &Path) -> anyhow::Result<()> {

@@ -1,18 +1,23 @@
 //! Unmasked Token Alignment (paper section 2.2): the student sees `[CLS]` and the kept patches, the frozen teacher sees
 //! the whole image, and every token of the student is pulled towards the same token of the teacher.
 
+mod cache;
+pub mod plan;
+
 use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor, no_grad};
+use uta_data::mask::{MaskGenerator, MaskKind};
 use uta_data::targets::{Replay, Wanted};
 use uta_data::{Batch, Source};
 use uta_model::{Clip, ClipConfig, VitConfig, same_tokens};
 
+use self::cache::Cache;
 use super::{Mode, Output, Task, initialise, load, parameters_of, to_device, upload};
-use crate::cache::Cache;
-use crate::mask::{MaskGenerator, MaskKind};
 use crate::recipe::{Recipe, Teacher};
 use crate::{Parameter, TrainError};
+
+pub use cache::{CacheOptions, Made, cached_targets, decode, make};
 
 /// Unmasked Token Alignment; with mask kind `none`, dense feature distillation (the FD rows of Table 6).
 pub struct Align {

@@ -1,6 +1,8 @@
 //! The run directory (`docs/src/formats.md`): recipe, environment, metrics, checkpoints. Files are written beside, synced and
 //! renamed, so that a run killed at any instant leaves whole ones only; logs are appended to, and synced with each checkpoint.
 
+pub mod tensorboard;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -12,8 +14,8 @@ use tch::{Device, Tensor};
 use uta_data::Rejected;
 use uta_model::{ModelError, safetensors_io};
 
+use self::tensorboard::EventWriter;
 use crate::recipe::device_name;
-use crate::tensorboard::EventWriter;
 use crate::{Recipe, TrainError};
 
 /// An open run directory; locked, so that two processes never write the same run.

@@ -1,12 +1,16 @@
 //! AdamW over groups of parameters, with clipping by global norm, and a moving average of the weights. Nothing here waits
 //! for the device: the norm and the count of skipped steps stay there until somebody reads them.
 
+mod schedule;
+
 use std::collections::BTreeMap;
 
 use tch::{Device, Kind, TchError, Tensor, no_grad};
 use torch_ext::AdamW;
 
 use crate::recipe::Optim;
+
+pub use schedule::CosineSchedule;
 
 /// A trainable tensor and its checkpoint key. Optimiser state is stored under the same key.
 #[derive(Debug)]

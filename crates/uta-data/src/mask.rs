@@ -9,10 +9,10 @@
 //! well unless the ratio is 0.5. Its cost table shows a fixed share, so the reversed half here
 //! draws blocks for the patches it *keeps*: the block structure and the count both survive.
 
+use crate::rng::{Purpose, Rng};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
-use uta_data::rng::{Purpose, Rng};
 
 /// How masked patches are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

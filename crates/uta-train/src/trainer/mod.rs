@@ -5,6 +5,8 @@
 //! alone has the run directory, and speaks. Where one rank may fail, `ProcessGroup::agree` makes all of them stop: a message
 //! between processors, for which no device is waited for.
 
+mod threads;
+
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,8 +24,8 @@ use uta_data::{
 };
 use uta_model::{Clip, RelPos};
 
+use self::threads::Pace;
 use crate::run::{RunDir, State};
-use crate::threads::{self, Pace};
 use crate::{CosineSchedule, Ema, Mode, Optimizer, Recipe, RecipeError, Task, TrainError};
 
 /// Measures a model; plugged into a run by name, and run from the command line.
@@ -618,7 +620,7 @@ impl Parts {
             .map_err(|message| RecipeError { origin: "train.device".into(), message })?;
         group.use_device(device)?;
         if device == Device::Cpu {
-            crate::plan::has_room(recipe, micro_batch)?;
+            crate::task::align::plan::has_room(recipe, micro_batch)?;
         }
         let (train, val) = recipe.data.open(group.is_first())?;
         recipe.settle(train.epoch());

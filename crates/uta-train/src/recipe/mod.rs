@@ -4,20 +4,22 @@
 //! `extends = "other.toml"` (relative to the file) lays this file over another one; `--set key.path=value` lays single
 //! values over both. Other paths are relative to the directory where a command is started, and absolute once it is read.
 
+mod paths;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use torch_ext::Precision;
+use uta_data::mask::MaskKind;
 use uta_data::{
     Captions, DataError, DecodeOptions, MAX_PIXELS, OrderKind, PairOptions, Set, Source,
     TrainTransform,
 };
 use uta_model::{ClipConfig, TextConfig, VitConfig};
 
-use crate::mask::MaskKind;
-use crate::paths::is_relative;
+use self::paths::is_relative;
 
 /// A recipe that can't be run: where, which key, and what is allowed.
 #[derive(Debug, thiserror::Error)]

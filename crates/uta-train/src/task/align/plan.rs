@@ -9,7 +9,7 @@ use torch_ext::{Precision, attends};
 use uta_data::targets::TargetKind;
 use uta_model::{ClipConfig, Ffn, RelPos, TextConfig, VitConfig};
 
-use crate::cache::cached_targets;
+use super::cache::cached_targets;
 use crate::recipe::{PrecisionName, Recipe, TaskKind};
 use crate::task::align;
 use crate::{RecipeError, TrainError};

@@ -191,24 +191,6 @@ impl Align {
     }
 }
 
-impl uta_train::Evaluator for Align {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn evaluate(
-        &mut self,
-        model: &Clip,
-    ) -> Result<Vec<(String, f64)>, Box<dyn std::error::Error + Send + Sync>> {
-        let report = self.run(model)?;
-        Ok(vec![
-            ("cosine".into(), report.cosine),
-            ("cosine_cls".into(), report.cosine_cls),
-            ("cosine_patches".into(), report.cosine_patches),
-        ])
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

@@ -1,5 +1,5 @@
-//! Evaluators: what a CLIP pair can do, as numbers. [`ZeroShot`] classification, image-text [`Retrieval`] and
-//! [`Align`]ment with a teacher run from the command line and, through [`uta_train::Evaluator`], inside training.
+//! Measurements of a CLIP pair: [`ZeroShot`] classification, image-text [`Retrieval`] and [`Align`]ment with a teacher. They
+//! run from the command line and, as an [`Evaluator`], inside training.
 //!
 //! Every evaluator sweeps its set once, in order, shared by the ranks of a process group where there are several; a sample
 //! that cannot be used is counted and named, never dropped in silence. Numbers don't depend on the batch size beyond
@@ -12,6 +12,7 @@ mod embed;
 mod layout;
 mod prompts;
 pub mod ranking;
+mod recipe;
 mod retrieval;
 mod sets;
 mod zeroshot;
@@ -21,8 +22,9 @@ mod testing;
 
 pub use align::{Align, AlignReport, ImageCosine};
 pub use classifier::classifier;
-pub use embed::{Embedded, EvalOptions, Progress, embed_images, embed_texts, encode_texts};
+pub use embed::{Embedded, EvalOptions, Progress, embed_images, embed_texts, encode_texts, upload};
 pub use prompts::Prompts;
+pub use recipe::{EvalKind, EvalSet, Evaluator, Numbers};
 pub use retrieval::{Recall, Retrieval, RetrievalReport};
 pub use sets::{ClassSet, NamedSet};
 pub use zeroshot::{ClassScore, Prediction, ZeroShot, ZeroShotReport};
@@ -82,6 +84,14 @@ pub enum EvalError {
     Set {
         /// The name.
         name: String,
+    },
+    /// A set of a recipe can't be measured as it is written.
+    #[error("eval.sets {set:?}: {message}")]
+    Recipe {
+        /// The set's name.
+        set: String,
+        /// The key, what is wrong with it, and what to do.
+        message: String,
     },
     /// A set does not lie on disk as it should.
     #[error("{path}: looked for {wanted}; found {found}")]

@@ -12,7 +12,7 @@ use uta_model::Clip;
 use crate::embed::{encode_images, encode_texts, sweep};
 use crate::ranking::{Candidates, expected_hit, standings};
 use crate::zeroshot::same_space;
-use crate::{EvalError, EvalOptions};
+use crate::{EvalError, EvalOptions, Numbers};
 
 /// Retrieval between the images of a set and all of their captions.
 pub struct Retrieval {
@@ -123,24 +123,15 @@ impl Retrieval {
     }
 }
 
-impl uta_train::Evaluator for Retrieval {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn evaluate(
-        &mut self,
-        model: &Clip,
-    ) -> Result<Vec<(String, f64)>, Box<dyn std::error::Error + Send + Sync>> {
-        let report = self.run(model)?;
-        let ways =
-            [("text_to_image", report.text_to_image), ("image_to_text", report.image_to_text)];
-        Ok(ways
-            .into_iter()
+impl RetrievalReport {
+    /// The numbers that a run logs.
+    pub fn numbers(&self) -> Numbers {
+        let ways = [("text_to_image", self.text_to_image), ("image_to_text", self.image_to_text)];
+        ways.into_iter()
             .flat_map(|(way, Recall { r1, r5, r10 })| {
                 [("r1", r1), ("r5", r5), ("r10", r10)].map(|(k, r)| (format!("{way}/{k}"), r))
             })
-            .collect())
+            .collect()
     }
 }
 

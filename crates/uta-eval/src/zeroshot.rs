@@ -15,7 +15,7 @@ use uta_model::Clip;
 
 use crate::embed::{encode_images, name_of, sweep};
 use crate::ranking::{Candidates, expected_hit, standings, to_vec, wilson};
-use crate::{EvalError, EvalOptions, Prompts, classifier};
+use crate::{EvalError, EvalOptions, Numbers, Prompts, classifier};
 
 /// Zero-shot classification of one set.
 pub struct ZeroShot {
@@ -231,17 +231,10 @@ impl ZeroShot {
     }
 }
 
-impl uta_train::Evaluator for ZeroShot {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn evaluate(
-        &mut self,
-        model: &Clip,
-    ) -> Result<Vec<(String, f64)>, Box<dyn std::error::Error + Send + Sync>> {
-        let report = self.run(model)?;
-        Ok(vec![("top1".into(), report.top1), ("top5".into(), report.top5)])
+impl ZeroShotReport {
+    /// The numbers that a run logs.
+    pub fn numbers(&self) -> Numbers {
+        vec![("top1".into(), self.top1), ("top5".into(), self.top5)]
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::RecipeError;
 use torch_ext::distributed::DistError;
 use uta_data::DataError;
+use uta_eval::EvalError;
 use uta_model::ModelError;
 
 /// What can end a run early.
@@ -56,13 +57,16 @@ pub enum TrainError {
         /// The newest checkpoint.
         last: String,
     },
+    /// A set that is to be evaluated can't be used.
+    #[error(transparent)]
+    Eval(#[from] EvalError),
     /// An evaluator failed.
     #[error("evaluation {name}: {source}")]
     Evaluation {
         /// The evaluator's name.
         name: String,
         /// Its reason.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: EvalError,
     },
 }
 

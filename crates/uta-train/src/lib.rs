@@ -21,5 +21,5 @@ pub use run::{RunDir, tensorboard};
 pub use task::align::{
     Align, CacheOptions, Made, cached_targets, decode as decode_targets, make as make_cache, plan,
 };
-pub use task::{Contrastive, Mode, Output, Task, build, load, upload};
-pub use trainer::{Evaluator, Outcome, Trainer};
+pub use task::{Contrastive, Mode, Output, Task, build, load};
+pub use trainer::{Outcome, Trainer};

@@ -144,7 +144,8 @@ fn is_users(error: &(dyn Error + 'static)) -> bool {
             TrainError::Recipe(error) => is_users(error),
             TrainError::Data(error) => is_users(error),
             TrainError::Model(error) => is_users(error),
-            TrainError::Evaluation { source, .. } => is_users(source.as_ref()),
+            TrainError::Eval(error) => is_users(error),
+            TrainError::Evaluation { source, .. } => is_users(source),
             TrainError::Run { .. } => true,
             TrainError::Io { source, .. } => is_input(source),
             _ => false,
@@ -182,10 +183,8 @@ mod tests {
     #[test]
     fn mistakes_of_the_user_exit_with_2_however_deep_they_lie() {
         let absent = || of(ErrorKind::NotFound);
-        let nested = TrainError::Evaluation {
-            name: "zeroshot".into(),
-            source: Box::new(EvalError::Data(absent())),
-        };
+        let nested =
+            TrainError::Evaluation { name: "zeroshot".into(), source: EvalError::Data(absent()) };
         let mistakes = [
             anyhow::Error::new(Usage("--batch 0: must be 1 or more".into())),
             anyhow::Error::new(absent()).context("opening the set"),

@@ -14,13 +14,12 @@ use serde::{Deserialize, Serialize};
 use torch_ext::distributed::ProcessGroup;
 use uta_data::{DataError, EvalTransform, Sample, Share, Source};
 use uta_eval::{
-    ClassSet, EvalOptions, Prediction, Prompts, Recall, Retrieval, RetrievalReport, ZeroShot,
-    ZeroShotReport,
+    ClassSet, EvalKind, EvalOptions, Prediction, Prompts, Recall, Retrieval, RetrievalReport,
+    ZeroShot, ZeroShotReport,
 };
 use uta_model::Clip;
 use uta_model::safetensors_io::write_atomically;
 use uta_train::Recipe;
-use uta_train::recipe::EvalKind;
 
 /// The file in a run directory.
 pub const FILE: &str = "reference.json";
@@ -238,10 +237,7 @@ pub fn of_run(run: &Path, recipe: &Recipe) -> anyhow::Result<()> {
         };
         let numbers = match set.kind {
             EvalKind::Zeroshot => {
-                let (names, templates) = (set.classnames.as_deref(), set.templates.as_deref());
-                let named = set.set.as_deref().map(str::parse).transpose()?;
-                let ClassSet { source, prompts, .. } =
-                    ClassSet::open(std::slice::from_ref(&set.data), named, names, templates)?;
+                let ClassSet { source, prompts, .. } = set.class_set(false)?;
                 (about.images, about.classes) = (source.len(), prompts.names.len());
                 let numbers = match measured(source.len()) {
                     Some(teacher) => about.classified(

@@ -8,9 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use torch_ext::distributed::ProcessGroup;
-use uta_eval::{ClassSet, EvalOptions, Retrieval, ZeroShot};
-use uta_train::recipe::{EvalKind, EvalSet};
-use uta_train::{Evaluator, Outcome, Recipe, RunDir, Trainer};
+use uta_train::{Outcome, Recipe, RunDir, Trainer};
 
 use crate::compute::warn_of_bf16;
 use crate::error::{Usage, one_line};
@@ -153,11 +151,7 @@ pub fn train(
     group: Rc<ProcessGroup>,
     stop: Arc<AtomicBool>,
 ) -> anyhow::Result<Outcome> {
-    let evaluators = group.agree(evaluators(&recipe, &group))?;
-    let mut trainer = Trainer::new(recipe, out, resume, group.clone(), stop)?;
-    for evaluator in evaluators {
-        trainer.add_evaluator(evaluator);
-    }
+    let trainer = Trainer::new(recipe, out, resume, group.clone(), stop)?;
     if !group.is_first() {
         return Ok(trainer.run()?);
     }
@@ -191,54 +185,6 @@ pub fn train(
     let outcome = trainer.run()?;
     report::write(out).with_context(|| format!("writing {}", out.join("report.html").display()))?;
     Ok(outcome)
-}
-
-/// The evaluators that a recipe names.
-fn evaluators(
-    recipe: &Recipe,
-    group: &Rc<ProcessGroup>,
-) -> anyhow::Result<Vec<Box<dyn Evaluator>>> {
-    recipe.eval.sets.iter().map(|set| evaluator(set, recipe, group)).collect()
-}
-
-fn evaluator(
-    set: &EvalSet,
-    recipe: &Recipe,
-    group: &Rc<ProcessGroup>,
-) -> anyhow::Result<Box<dyn Evaluator>> {
-    let options = EvalOptions {
-        workers: recipe.data.workers,
-        precision: recipe.train.precision.into(),
-        decode: recipe.data.decode(),
-        border: set.border,
-        group: group.clone(),
-        ..EvalOptions::default()
-    };
-    Ok(match set.kind {
-        EvalKind::Zeroshot => {
-            let (names, templates) = (set.classnames.as_deref(), set.templates.as_deref());
-            let named = set.set.as_deref().map(str::parse).transpose()?;
-            let ClassSet { source, prompts, warnings, .. } =
-                ClassSet::open(std::slice::from_ref(&set.data), named, names, templates)?;
-            if group.is_first() {
-                warnings.iter().for_each(|warning| tracing::warn!("{}: {warning}", set.name));
-            }
-            Box::new(ZeroShot::new(&set.name, source, prompts, options))
-        }
-        EvalKind::Retrieval => {
-            let words = [
-                ("set", set.set.is_some()),
-                ("classnames", set.classnames.is_some()),
-                ("templates", set.templates.is_some()),
-            ];
-            if let Some((key, _)) = words.into_iter().find(|&(_, given)| given) {
-                let message = "retrieval has no classes; leave it out";
-                return Err(Usage(format!("eval.sets {:?}: {key}: {message}", set.name)).into());
-            }
-            let source = uta_data::open_with(std::slice::from_ref(&set.data), &set.pairs)?;
-            Box::new(Retrieval::new(&set.name, source, options))
-        }
-    })
 }
 
 /// A flag that the first Ctrl-C (or SIGTERM, or SIGHUP of a terminal that closes) raises; the second ends the process at once.

@@ -17,6 +17,7 @@ use uta_data::{
     Captions, DataError, DecodeOptions, MAX_PIXELS, OrderKind, PairOptions, Set, Source,
     TrainTransform,
 };
+use uta_eval::EvalSet;
 use uta_model::{ClipConfig, TextConfig, VitConfig};
 
 use self::paths::is_relative;
@@ -484,46 +485,6 @@ pub struct Eval {
     pub sets: Vec<EvalSet>,
 }
 
-/// One `[[eval.sets]]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EvalSet {
-    /// Its name in metrics and reports.
-    pub name: String,
-    /// What is measured.
-    pub kind: EvalKind,
-    /// Shards, folder or table of pairs.
-    pub data: String,
-    /// Which set of the paper's Table 1 it is, as `uta eval zeroshot --set`; what the layout says when left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub set: Option<String>,
-    /// Pixels cut from each side of an image: 2 for ObjectNet's frame.
-    #[serde(default, skip_serializing_if = "none")]
-    pub border: u32,
-    /// A class name a line; beside the data when left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub classnames: Option<PathBuf>,
-    /// A template with `{}` a line; beside the data when left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub templates: Option<PathBuf>,
-    /// How a table of pairs is read.
-    #[serde(default, skip_serializing_if = "PairOptions::is_plain")]
-    pub pairs: PairOptions,
-}
-
-/// The evaluators there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum EvalKind {
-    /// Zero-shot classification.
-    Zeroshot,
-    /// Image-text retrieval.
-    Retrieval,
-}
-
-fn none(pixels: &u32) -> bool {
-    *pixels == 0
-}
 fn one() -> usize {
     1
 }

@@ -7,10 +7,11 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 use torch_ext::distributed::ProcessGroup;
 use uta_data::targets::Replay;
 use uta_data::{Batch, Source};
+use uta_eval::{EvalOptions, EvalSet, Evaluator};
 use uta_model::{Clip, ModelError, Origin};
 
 pub use align::Align;
@@ -81,13 +82,27 @@ pub trait Task {
     }
 
     /// Multiply-accumulates of the image encoders' products in a step, for one image that is seen whole.
-    fn macs(&self) -> u64 {
-        let vision = &self.clip().config.vision;
-        3 * vision.macs(vision.num_patches())
-    }
+    fn macs(&self) -> u64;
 
-    /// What is evaluated and exported: image and text encoder of one space.
-    fn clip(&self) -> &Clip;
+    /// Writes into the recipe what its keys left to the task, such as the width of the net's output.
+    fn complete(&self, _recipe: &mut Recipe) {}
+
+    /// Saves the net as a `--model` in `dir`: its configuration, and its weights in the type of `weights` unless that is
+    /// `None`.
+    ///
+    /// # Errors
+    /// When a file can't be written.
+    fn save(&self, dir: &Path, weights: Option<Kind>) -> Result<(), ModelError>;
+
+    /// The measurements of `sets`, which hold the net in training.
+    ///
+    /// # Errors
+    /// When a set can't be opened, or this task's net has no answer to its kind.
+    fn evaluators(
+        &self,
+        sets: &[EvalSet],
+        options: &EvalOptions,
+    ) -> Result<Vec<Evaluator>, TrainError>;
 
     /// Called after each optimiser step, for constraints on parameters.
     fn constrain(&self) {}
@@ -151,10 +166,21 @@ fn parameters_of(clip: &Clip, prefixes: &[&str]) -> Vec<Parameter> {
     parameters
 }
 
-/// The pixels of a batch as u8 [B, S, S, 3] on `device`; to a GPU through pinned memory, without waiting.
-pub fn upload(batch: &Batch, device: Device) -> Tensor {
-    let (b, s) = (batch.len() as i64, batch.size as i64);
-    to_device(Tensor::from_slice(&batch.pixels), device).view([b, s, s, 3])
+/// Saves a CLIP in training as [`Task::save`] asks.
+fn save_clip(clip: &Clip, dir: &Path, weights: Option<Kind>) -> Result<(), ModelError> {
+    match weights {
+        Some(kind) => clip.save(dir, kind),
+        None => clip.save_config(dir),
+    }
+}
+
+/// The measurements of a CLIP in training.
+fn clip_evaluators(
+    clip: &Rc<Clip>,
+    sets: &[EvalSet],
+    options: &EvalOptions,
+) -> Result<Vec<Evaluator>, TrainError> {
+    sets.iter().map(|set| Ok(set.of_clip(clip.clone(), options)?)).collect()
 }
 
 pub(crate) fn to_device(tensor: Tensor, device: Device) -> Tensor {

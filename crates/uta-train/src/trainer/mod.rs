@@ -22,26 +22,12 @@ use uta_data::rng::{Purpose, Rng};
 use uta_data::{
     Batch, DataError, EvalTransform, Rejected, Share, Source, Stream, StreamOptions, progress,
 };
-use uta_model::{Clip, RelPos};
+use uta_eval::{EvalOptions, Evaluator};
+use uta_model::RelPos;
 
 use self::threads::Pace;
 use crate::run::{RunDir, State};
 use crate::{CosineSchedule, Ema, Mode, Optimizer, Recipe, RecipeError, Task, TrainError};
-
-/// Measures a model; plugged into a run by name, and run from the command line.
-pub trait Evaluator {
-    /// Its name in metrics and reports.
-    fn name(&self) -> &str;
-
-    /// Named numbers.
-    ///
-    /// # Errors
-    /// When its data can't be read.
-    fn evaluate(
-        &mut self,
-        model: &Clip,
-    ) -> Result<Vec<(String, f64)>, Box<dyn std::error::Error + Send + Sync>>;
-}
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -71,7 +57,7 @@ pub struct Trainer {
     schedule: CosineSchedule,
     train: Arc<dyn Source>,
     val: Option<Arc<dyn Source>>,
-    evaluators: Vec<Box<dyn Evaluator>>,
+    evaluators: Vec<Evaluator>,
     /// Rank 0's.
     run: Option<RunDir>,
     step: u64,
@@ -115,7 +101,7 @@ impl Trainer {
         };
         let begun = group.any(group.agree(begun)?)?;
         let parts = Parts::new(&mut recipe, micro_batch, begun, &group);
-        let Parts { device, train, val, task } = group.agree(parts)?;
+        let Parts { device, train, val, task, evaluators } = group.agree(parts)?;
         same_data(train.as_ref(), val.as_deref(), &group)?;
         if recipe.train.threads > 0 {
             use_threads(recipe.train.threads, device, &group);
@@ -158,7 +144,7 @@ impl Trainer {
         };
         // From the start: a checkpoint is a model too.
         group.agree(match &run {
-            Some(_) => task.clip().save_config(out).map_err(TrainError::from),
+            Some(_) => task.save(out, None).map_err(TrainError::from),
             None => Ok(()),
         })?;
         // Rank 0's step, weights and moments are everyone's.
@@ -188,7 +174,7 @@ impl Trainer {
             schedule,
             train,
             val,
-            evaluators: vec![],
+            evaluators,
             run,
             step,
             saved: (step > 0).then_some(step),
@@ -196,11 +182,6 @@ impl Trainer {
             pace: Pace::default(),
             stop,
         })
-    }
-
-    /// Adds an evaluator to the run. With several ranks it is called on all of them alike.
-    pub fn add_evaluator(&mut self, evaluator: Box<dyn Evaluator>) {
-        self.evaluators.push(evaluator);
     }
 
     /// The resolved recipe.
@@ -480,11 +461,11 @@ impl Trainer {
         }
         let mut evaluators = std::mem::take(&mut self.evaluators);
         let result = evaluators.iter_mut().try_for_each(|evaluator| {
-            let name = evaluator.name().to_owned();
-            let numbers = evaluator
-                .evaluate(self.task.clip())
-                .map_err(|source| TrainError::Evaluation { name: name.clone(), source })?;
-            self.log_evaluation(&name, numbers)
+            let numbers = evaluator.measure().map_err(|source| TrainError::Evaluation {
+                name: evaluator.name.clone(),
+                source,
+            })?;
+            self.log_evaluation(&evaluator.name, numbers)
         });
         self.evaluators = evaluators;
         result
@@ -592,7 +573,7 @@ impl Trainer {
     fn export(&mut self) -> Result<(), TrainError> {
         let kind = self.recipe.checkpoint.export.into();
         let saved = self.averaged(|trainer| match &trainer.run {
-            Some(run) => Ok(trainer.task.clip().save(run.path(), kind)?),
+            Some(run) => Ok(trainer.task.save(run.path(), Some(kind))?),
             None => Ok(()),
         });
         self.group.agree(saved)
@@ -605,11 +586,12 @@ struct Parts {
     train: Arc<dyn Source>,
     val: Option<Arc<dyn Source>>,
     task: Box<dyn Task>,
+    evaluators: Vec<Evaluator>,
 }
 
 impl Parts {
-    /// Opens the data, which settles the length of `recipe`, and makes the task on this rank's device; of a run that has
-    /// `begun`, without `model.init`.
+    /// Opens the data, which settles the length of `recipe`, and makes the task on this rank's device (of a run that has
+    /// `begun`, without `model.init`) and its evaluators.
     fn new(
         recipe: &mut Recipe,
         micro_batch: usize,
@@ -633,8 +615,16 @@ impl Parts {
             false => crate::task::build(recipe, device, group)?,
         };
         task.check_data(train.as_ref(), val.as_deref())?;
-        recipe.model.follow(task.clip().config.vision.out);
-        Ok(Parts { device, train, val, task })
+        task.complete(recipe);
+        let options = EvalOptions {
+            workers: recipe.data.workers,
+            precision: recipe.train.precision.into(),
+            decode: recipe.data.decode(),
+            group: group.clone(),
+            ..EvalOptions::default()
+        };
+        let evaluators = task.evaluators(&recipe.eval.sets, &options)?;
+        Ok(Parts { device, train, val, task, evaluators })
     }
 }
 

@@ -4,16 +4,21 @@
 mod cache;
 pub mod plan;
 
+use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor, no_grad};
 use uta_data::mask::{MaskGenerator, MaskKind};
 use uta_data::targets::{Replay, Wanted};
 use uta_data::{Batch, Source};
-use uta_model::{Clip, ClipConfig, VitConfig, same_tokens};
+use uta_eval::{EvalOptions, EvalSet, Evaluator, upload};
+use uta_model::{Clip, ClipConfig, ModelError, VitConfig, same_tokens};
 
 use self::cache::Cache;
-use super::{Mode, Output, Task, initialise, load, parameters_of, to_device, upload};
+use super::{
+    Mode, Output, Task, clip_evaluators, initialise, load, parameters_of, save_clip, to_device,
+};
 use crate::recipe::{Recipe, Teacher};
 use crate::{Parameter, TrainError};
 
@@ -22,7 +27,7 @@ pub use cache::{CacheOptions, Made, cached_targets, decode, make};
 /// Unmasked Token Alignment; with mask kind `none`, dense feature distillation (the FD rows of Table 6).
 pub struct Align {
     /// The student's vision transformer with the teacher's text tower, so that it is a CLIP at any time.
-    student: Clip,
+    student: Rc<Clip>,
     targets: Targets,
     masks: MaskGenerator,
     /// Random at ratio 0.5 whatever the recipe trains with (paper A.3).
@@ -98,7 +103,7 @@ impl Align {
         seed: u64,
     ) -> Align {
         freeze_text(&mut student);
-        Align { student, targets, masks, validation_masks, seed }
+        Align { student: Rc::new(student), targets, masks, validation_masks, seed }
     }
 
     /// The pixels of a batch as both nets see them: f32 [B, 3, S, S].
@@ -202,8 +207,20 @@ impl Task for Align {
         3 * whole(&self.student) + teacher
     }
 
-    fn clip(&self) -> &Clip {
-        &self.student
+    fn complete(&self, recipe: &mut Recipe) {
+        recipe.model.follow(self.student.config.vision.out);
+    }
+
+    fn save(&self, dir: &Path, weights: Option<Kind>) -> Result<(), ModelError> {
+        save_clip(&self.student, dir, weights)
+    }
+
+    fn evaluators(
+        &self,
+        sets: &[EvalSet],
+        options: &EvalOptions,
+    ) -> Result<Vec<Evaluator>, TrainError> {
+        clip_evaluators(&self.student, sets, options)
     }
 }
 

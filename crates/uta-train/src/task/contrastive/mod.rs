@@ -1,14 +1,16 @@
 //! Image-text contrastive learning: CLIP's symmetric cross-entropy over the pairs of a batch, the global one where several
 //! ranks share it.
 
+use std::path::Path;
 use std::rc::Rc;
 
 use tch::{Device, Kind, Reduction, Tensor, no_grad};
 use torch_ext::distributed::ProcessGroup;
 use uta_data::{Batch, Source, Tokenizer, require_captions};
-use uta_model::{ByLength, Clip, ClipConfig, unit};
+use uta_eval::{EvalOptions, EvalSet, Evaluator, upload};
+use uta_model::{ByLength, Clip, ClipConfig, ModelError, unit};
 
-use super::{Mode, Output, Task, initialise, parameters_of, to_device, upload};
+use super::{Mode, Output, Task, clip_evaluators, initialise, parameters_of, save_clip, to_device};
 use crate::recipe::{self, Recipe};
 use crate::{Parameter, TrainError};
 
@@ -20,7 +22,7 @@ const TEXT_PARTS: usize = 4;
 
 /// Contrastive training of a vision transformer and a text tower.
 pub struct Contrastive {
-    clip: Clip,
+    clip: Rc<Clip>,
     tokenizer: Tokenizer,
     options: recipe::Contrastive,
     group: Rc<ProcessGroup>,
@@ -53,6 +55,7 @@ impl Contrastive {
             let _ = no_grad(|| scale.shallow_clone().fill_(start));
             let _ = scale.set_requires_grad(recipe.contrastive.learn_temperature);
         }
+        let clip = Rc::new(clip);
         let (options, group) = (recipe.contrastive.clone(), group.clone());
         Ok(Contrastive { clip, tokenizer, options, group })
     }
@@ -179,8 +182,21 @@ impl Task for Contrastive {
         self.group.world() > 1
     }
 
-    fn clip(&self) -> &Clip {
-        &self.clip
+    fn macs(&self) -> u64 {
+        let vision = &self.clip.config.vision;
+        3 * vision.macs(vision.num_patches())
+    }
+
+    fn save(&self, dir: &Path, weights: Option<Kind>) -> Result<(), ModelError> {
+        save_clip(&self.clip, dir, weights)
+    }
+
+    fn evaluators(
+        &self,
+        sets: &[EvalSet],
+        options: &EvalOptions,
+    ) -> Result<Vec<Evaluator>, TrainError> {
+        clip_evaluators(&self.clip, sets, options)
     }
 
     fn constrain(&self) {

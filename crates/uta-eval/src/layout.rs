@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use uta_data::{Folder, holds_images, subfolders};
 
 use crate::EvalError;
-use crate::prompts::{read, shown};
+use crate::lines::{read, shown};
 
 /// Words for pictures to train on.
 const TRAINING: [&str; 2] = ["train", "training"];

@@ -9,7 +9,11 @@
 mod align;
 mod classifier;
 mod embed;
+mod evaluator;
+mod ilsvrc;
 mod layout;
+mod lines;
+mod named;
 mod prompts;
 pub mod ranking;
 mod recipe;
@@ -23,10 +27,12 @@ mod testing;
 pub use align::{Align, AlignReport, ImageCosine};
 pub use classifier::classifier;
 pub use embed::{Embedded, EvalOptions, Progress, embed_images, embed_texts, encode_texts, upload};
+pub use evaluator::{Evaluator, Numbers};
+pub use named::NamedSet;
 pub use prompts::Prompts;
-pub use recipe::{EvalKind, EvalSet, Evaluator, Numbers};
+pub use recipe::{EvalKind, EvalSet};
 pub use retrieval::{Recall, Retrieval, RetrievalReport};
-pub use sets::{ClassSet, NamedSet};
+pub use sets::ClassSet;
 pub use zeroshot::{ClassScore, Prediction, ZeroShot, ZeroShotReport};
 
 use std::path::PathBuf;

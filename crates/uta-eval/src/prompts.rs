@@ -1,14 +1,13 @@
 //! Class names and templates: the words a zero-shot classifier is made of, as data beside the set.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use uta_data::{Source, without_mark};
+use uta_data::Source;
 
 use crate::layout::is_no_word;
-use crate::sets::{imagenet_templates, synset_name};
+use crate::lines::{lines, shown};
+use crate::named::{imagenet_templates, synset_name};
 use crate::{EvalError, NamedSet};
 
 /// Class names in label order, and templates with a hole for the name.
@@ -274,34 +273,6 @@ fn given_or_imagenets(templates: Option<&Path>) -> Result<(Vec<String>, String),
         Some(path) => (lines(path)?, shown(path)),
         None => (imagenet_templates(), "ImageNet".to_string()),
     })
-}
-
-/// A path as a person would write it: below the working directory, relative to it.
-pub(crate) fn shown(path: &Path) -> String {
-    let here = std::env::current_dir().unwrap_or_default();
-    path.strip_prefix(here).unwrap_or(path).display().to_string()
-}
-
-/// The lines of a list; blank ones at the end don't count, a blank one between is refused, as it would shift labels.
-fn lines(path: &Path) -> Result<Vec<String>, EvalError> {
-    let text = read(path)?;
-    let lines: Vec<String> = text.trim_end().lines().map(|line| line.trim().to_string()).collect();
-    match lines.iter().position(String::is_empty) {
-        Some(at) => Err(EvalError::Prompts {
-            path: path.display().to_string(),
-            message: format!("line {} is empty; one entry a line is needed", at + 1),
-        }),
-        None => Ok(lines),
-    }
-}
-
-/// A text of a size that lists have, without a byte order mark.
-pub(crate) fn read(path: &Path) -> Result<String, EvalError> {
-    const LONGEST: u64 = 1 << 26;
-    let mut text = String::new();
-    let file = File::open(path).and_then(|file| file.take(LONGEST).read_to_string(&mut text));
-    file.map_err(|source| EvalError::Read { path: path.to_path_buf(), source })?;
-    Ok(without_mark(&text).to_owned())
 }
 
 #[cfg(test)]

@@ -2,175 +2,16 @@
 //! user has to samples with the right labels, and to words.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use uta_data::{Folder, Source, holds_images, subfolders};
 
+use crate::ilsvrc::{files, is_flat, label_flat};
 use crate::layout::{annotated, split_of, without_empty};
-use crate::prompts::{listed_names, read, shown};
-use crate::{EvalError, Prompts};
-
-/// A set of Table 1: which classes there are, what they are called, and how many pictures were published.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NamedSet {
-    /// ImageNet-1K's validation set.
-    ImageNet,
-    /// Pictures that ResNet-50 gets wrong: 200 of the classes.
-    ImageNetA,
-    /// Renditions: another 200 of the classes.
-    ImageNetR,
-    /// The validation set made anew (matched frequency); its folders are called by the label.
-    ImageNetV2,
-    /// Drawings.
-    ImageNetSketch,
-    /// Objects in odd places: the 113 of its 313 classes that ImageNet has too, under its own names.
-    ObjectNet,
-}
-
-/// A synset of ImageNet-1K.
-pub(crate) struct Synset {
-    wnid: &'static str,
-    /// Its number in the devkit of ILSVRC2012, which is not its place among the wnids.
-    devkit: u32,
-    name: &'static str,
-}
-
-/// The 1000 synsets by wnid, so in label order.
-static SYNSETS: LazyLock<Vec<Synset>> = LazyLock::new(|| {
-    let lines = include_str!("../data/imagenet.tsv").lines();
-    let synset = |line: &'static str| {
-        let mut fields = line.split('\t');
-        let (wnid, devkit, name) = (fields.next()?, fields.next()?.parse().ok()?, fields.next()?);
-        Some(Synset { wnid, devkit, name })
-    };
-    lines.map(|line| synset(line).expect("imagenet.tsv has three columns")).collect()
-});
-
-/// The place of a wnid among the sorted ones.
-fn synset(wnid: &str) -> Option<usize> {
-    SYNSETS.binary_search_by(|synset| synset.wnid.cmp(wnid)).ok()
-}
-
-/// What ImageNet-1K calls a wnid.
-pub(crate) fn synset_name(wnid: &str) -> Option<&'static str> {
-    synset(wnid).map(|i| SYNSETS[i].name)
-}
-
-/// The 80 templates of ImageNet, which all sets of Table 1 use.
-pub(crate) fn imagenet_templates() -> Vec<String> {
-    include_str!("../data/imagenet-templates.txt").lines().map(str::to_owned).collect()
-}
-
-impl NamedSet {
-    /// All, those that a layout tells apart first.
-    pub const ALL: [NamedSet; 6] = {
-        use NamedSet::{ImageNet, ImageNetA, ImageNetR, ImageNetSketch, ImageNetV2, ObjectNet};
-        [ImageNet, ImageNetA, ImageNetR, ImageNetV2, ImageNetSketch, ObjectNet]
-    };
-
-    /// What users call it.
-    pub fn name(self) -> &'static str {
-        match self {
-            NamedSet::ImageNet => "imagenet",
-            NamedSet::ImageNetA => "imagenet-a",
-            NamedSet::ImageNetR => "imagenet-r",
-            NamedSet::ImageNetV2 => "imagenet-v2",
-            NamedSet::ImageNetSketch => "imagenet-sketch",
-            NamedSet::ObjectNet => "objectnet",
-        }
-    }
-
-    /// How many pictures were published, those of ObjectNet's other classes left out.
-    pub fn published(self) -> usize {
-        match self {
-            NamedSet::ImageNet => 50_000,
-            NamedSet::ImageNetA => 7_500,
-            NamedSet::ImageNetR => 30_000,
-            NamedSet::ImageNetV2 => 10_000,
-            NamedSet::ImageNetSketch => 50_889,
-            NamedSet::ObjectNet => 18_574,
-        }
-    }
-
-    /// The folder and the name of every class, in label order.
-    pub fn classes(self) -> Vec<(String, String)> {
-        let named = |synset: &Synset| (synset.wnid.to_owned(), synset.name.to_owned());
-        let some = |wnids: &str| {
-            wnids.lines().filter_map(synset).map(|i| named(&SYNSETS[i])).collect::<Vec<_>>()
-        };
-        match self {
-            NamedSet::ImageNet | NamedSet::ImageNetSketch => SYNSETS.iter().map(named).collect(),
-            NamedSet::ImageNetA => some(include_str!("../data/imagenet-a.txt")),
-            NamedSet::ImageNetR => some(include_str!("../data/imagenet-r.txt")),
-            NamedSet::ImageNetV2 => (0..)
-                .zip(SYNSETS.iter())
-                .map(|(i, s): (u32, _)| (i.to_string(), s.name.to_owned()))
-                .collect(),
-            NamedSet::ObjectNet => {
-                let lines = include_str!("../data/objectnet.tsv").lines();
-                let split = |line: &str| line.split_once('\t').map(|(f, n)| (f.into(), n.into()));
-                lines.filter_map(split).collect()
-            }
-        }
-    }
-
-    /// Where its class folders lie in what people download, below what they name.
-    fn places(self) -> &'static [&'static str] {
-        match self {
-            NamedSet::ImageNet => {
-                &["", "val", "validation", "ILSVRC2012_img_val", "ILSVRC/Data/CLS-LOC/val"]
-            }
-            NamedSet::ImageNetA => &["", "imagenet-a"],
-            NamedSet::ImageNetR => &["", "imagenet-r"],
-            NamedSet::ImageNetV2 => {
-                &["", "imagenetv2-matched-frequency-format-val", "ImageNetV2-matched-frequency"]
-            }
-            NamedSet::ImageNetSketch => &["", "sketch"],
-            NamedSet::ObjectNet => &["", "images", "objectnet-1.0/images"],
-        }
-    }
-
-    /// That nothing of it is in `root`.
-    fn not_in(self, root: &Path) -> Result<EvalError, EvalError> {
-        let flat = match self {
-            NamedSet::ImageNet => ", or pictures ILSVRC2012_val_*.JPEG",
-            _ => "",
-        };
-        let (first, places) = (self.folders(), self.places()[1..].join(", "));
-        Ok(EvalError::Layout {
-            path: shown(root),
-            wanted: format!("{self}'s {} {first}{flat}, here or in {places}", self.classes().len()),
-            found: listed(&subfolders(root)?, "folders"),
-        })
-    }
-
-    /// What its class folders are, for messages.
-    fn folders(self) -> &'static str {
-        match self {
-            NamedSet::ImageNetV2 => "folders 0 to 999",
-            NamedSet::ObjectNet => "folders of classes that ImageNet has too",
-            _ => "synset folders (n01440764, ...)",
-        }
-    }
-}
-
-impl fmt::Display for NamedSet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for NamedSet {
-    type Err = EvalError;
-
-    fn from_str(name: &str) -> Result<NamedSet, EvalError> {
-        let found = NamedSet::ALL.into_iter().find(|set| set.name() == name);
-        found.ok_or_else(|| EvalError::Set { name: name.to_owned() })
-    }
-}
+use crate::lines::{listed, read, shown};
+use crate::prompts::listed_names;
+use crate::{EvalError, NamedSet, Prompts};
 
 /// A classification set that was opened: pictures with labels, and words for the labels.
 pub struct ClassSet {
@@ -242,7 +83,7 @@ impl ClassSet {
             return ClassSet::shards(&[spec.into_owned()], set, names, templates, layout);
         }
         if let Some(set) = set {
-            return Err(set.not_in(root)?);
+            return Err(not_in(set, root)?);
         }
         let dir = split_of(root)?;
         let spec = dir.to_string_lossy();
@@ -339,6 +180,20 @@ impl ClassSet {
         let (source, set) = (Arc::new(folder), Some(set));
         Ok(ClassSet { source, prompts, set, layout, missing, warnings })
     }
+}
+
+/// The error that nothing of `set` lies in `root`.
+fn not_in(set: NamedSet, root: &Path) -> Result<EvalError, EvalError> {
+    let flat = match set {
+        NamedSet::ImageNet => ", or pictures ILSVRC2012_val_*.JPEG",
+        _ => "",
+    };
+    let (first, places) = (set.folders(), set.places()[1..].join(", "));
+    Ok(EvalError::Layout {
+        path: shown(root),
+        wanted: format!("{set}'s {} {first}{flat}, here or in {places}", set.classes().len()),
+        found: listed(&subfolders(root)?, "folders"),
+    })
 }
 
 /// The folder of shards that `root` means: its own, or CLIP_benchmark's `test`, checked against what lies beside them.
@@ -488,134 +343,11 @@ fn label_folders(folder: &mut Folder, set: NamedSet) -> Result<usize, EvalError>
     Err(EvalError::Layout { path: shown(&folder.root), wanted, found })
 }
 
-/// Lists of the labels of ILSVRC2012's validation pictures: the devkit's, Kaggle's, TensorFlow's, Caffe's.
-const LABEL_LISTS: [&str; 4] = [
-    "ILSVRC2012_validation_ground_truth.txt",
-    "LOC_val_solution.csv",
-    "imagenet_2012_validation_synset_labels.txt",
-    "val.txt",
-];
-
-/// Where such a list lies, from the pictures or from one of the folders above them.
-const LIST_PLACES: [&str; 3] = ["", "ILSVRC2012_devkit_t12/data", "data"];
-
-/// How far above: Kaggle's list is four folders above its pictures.
-const LIST_ABOVE: usize = 5;
-
-/// Whether a folder has validation pictures of ILSVRC2012 side by side.
-fn is_flat(dir: &Path) -> bool {
-    files(dir).any(|name| number(&name).is_some())
-}
-
-/// The names of what a folder holds.
-fn files(dir: &Path) -> impl Iterator<Item = String> {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name().to_string_lossy().into_owned())
-}
-
-/// The number in `ILSVRC2012_val_00000001.JPEG`, from 1; its extension may be missing, folders may stand before it.
-fn number(name: &str) -> Option<usize> {
-    let digits = name.rsplit('/').next()?.strip_prefix("ILSVRC2012_val_")?;
-    digits.get(..8)?.parse().ok().filter(|_| matches!(digits.as_bytes().get(8), None | Some(b'.')))
-}
-
-/// A `val.txt` may be anybody's; it is Caffe's where it names the pictures.
-fn is_label_list(path: &Path) -> bool {
-    let names_pictures = || read(path).is_ok_and(|text| text.contains("ILSVRC2012_val_"));
-    path.is_file() && (!path.ends_with("val.txt") || names_pictures())
-}
-
-/// Labels ILSVRC2012's validation pictures by the first list near them; returns the list, and the pictures that it has
-/// and the folder lacks.
-fn label_flat(folder: &mut Folder) -> Result<(PathBuf, Vec<String>), EvalError> {
-    let root = std::path::absolute(&folder.root).unwrap_or_else(|_| folder.root.clone());
-    let near = root.ancestors().take(LIST_ABOVE);
-    let near = near.flat_map(|dir| LIST_PLACES.iter().map(move |place| dir.join(place)));
-    let mut lists = near.flat_map(|dir| LABEL_LISTS.map(|name| dir.join(name)));
-    let Some(list) = lists.find(|list| is_label_list(list)) else {
-        return Err(EvalError::Layout {
-            path: shown(&folder.root),
-            wanted: format!(
-                "the labels of the pictures in one of {}, here, in {} or up to {} folders above",
-                LABEL_LISTS.join(", "),
-                LIST_PLACES[1],
-                LIST_ABOVE - 1
-            ),
-            found: format!("{} pictures and no such list", folder.len()),
-        });
-    };
-    let labels = read_labels(&list)?;
-    let mut absent: BTreeSet<usize> = labels.keys().copied().collect();
-    let mut unlabelled = None;
-    folder.relabel(|path, class| {
-        let name = path.to_string_lossy();
-        let Some(number) = number(&name) else { return true };
-        absent.remove(&number);
-        *class = labels.get(&number).copied();
-        if class.is_none() {
-            unlabelled.get_or_insert(name.into_owned());
-        }
-        true
-    });
-    if let Some(name) = unlabelled {
-        let message = format!("has no label for {name}; it is another set's list");
-        return Err(EvalError::Prompts { path: shown(&list), message });
-    }
-    let name = |number: usize| format!("ILSVRC2012_val_{number:08}");
-    Ok((list, absent.into_iter().map(name).collect()))
-}
-
-/// Labels (places among the sorted wnids) by the number of the picture. A line is a label, or a file and a label; a label
-/// is a wnid, or alone on its line the devkit's number, or after a file the place among the sorted wnids.
-fn read_labels(list: &Path) -> Result<HashMap<usize, u32>, EvalError> {
-    let text = read(list)?;
-    let devkit: HashMap<u32, u32> = SYNSETS.iter().map(|synset| synset.devkit).zip(0..).collect();
-    let label = |line: &str, at: usize| {
-        let mut words = line.split([' ', '\t', ',']).filter(|word| !word.is_empty());
-        let first = words.next()?;
-        let synset = |wnid: &str| synset(wnid).map(|i| i as u32);
-        match words.next() {
-            None => {
-                Some((at, synset(first).or_else(|| devkit.get(&first.parse().ok()?).copied())?))
-            }
-            Some(second) => {
-                let place = || second.parse().ok().filter(|&i| (i as usize) < SYNSETS.len());
-                Some((number(first)?, synset(second).or_else(place)?))
-            }
-        }
-    };
-    let lines = text.lines().filter(|line| !line.starts_with("ImageId,"));
-    (1..)
-        .zip(lines)
-        .map(|(at, line)| {
-            label(line.trim(), at).ok_or_else(|| EvalError::Prompts {
-                path: shown(list),
-                message: format!(
-                    "line {at}, {:?}, is neither a wnid or a number of the devkit, nor a file of ILSVRC2012's \
-                     validation set and its label",
-                    line.chars().take(60).collect::<String>()
-                ),
-            })
-        })
-        .collect()
-}
-
-/// "3 folders: a, b, c", with the first few only.
-fn listed(names: &[String], what: &str) -> String {
-    const SHOWN: usize = 5;
-    let what = if what.is_empty() { String::new() } else { format!("{} {what}: ", names.len()) };
-    let more =
-        if names.len() > SHOWN { format!(", ... ({} in all)", names.len()) } else { String::new() };
-    match names {
-        [] => format!("no {}", what.trim_start_matches("0 ").trim_end_matches(": ")),
-        _ => format!("{what}{}{more}", names[..names.len().min(SHOWN)].join(", ")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::named::SYNSETS;
     use std::fs;
 
     /// Files without contents: opening reads names only.
@@ -644,24 +376,6 @@ mod tests {
     fn labels(set: &ClassSet) -> Vec<(String, Option<u32>)> {
         let folder = |i| set.source.name(i).unwrap().split('/').next().unwrap().to_owned();
         (0..set.source.len()).map(|i| (folder(i), set.source.read(i).unwrap().class)).collect()
-    }
-
-    #[test]
-    fn the_lists_are_those_of_the_sets() {
-        let count = |set: NamedSet| set.classes().len();
-        assert_eq!(NamedSet::ALL.map(count), [1000, 200, 200, 1000, 1000, 113]);
-        for set in NamedSet::ALL {
-            assert_eq!(set.name().parse::<NamedSet>().unwrap(), set);
-        }
-        let names = |set| Prompts::of(set, None, None).unwrap();
-        let imagenet = names(NamedSet::ImageNet);
-        assert_eq!(imagenet.templates.len(), 80);
-        assert_eq!(imagenet.duplicates(), [("missile", 2), ("sunglasses", 2)]);
-        assert_eq!((&*imagenet.names[0], &*imagenet.names[999]), ("tench", "toilet paper"));
-        assert_eq!(names(NamedSet::ImageNetA).names[0], "stingray");
-        assert_eq!(names(NamedSet::ObjectNet).names[..2], ["alarm clock", "backpack"]);
-        let e = "imagenet-x".parse::<NamedSet>().unwrap_err().to_string();
-        assert!(e.contains("imagenet-sketch, objectnet"), "{e}");
     }
 
     #[test]

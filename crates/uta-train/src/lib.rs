@@ -5,8 +5,9 @@
 //!                                                   \-> Evaluators, every so many steps
 //! ```
 //!
-//! The trainer knows no task by name: a new one implements [`Task`] and gets a [`recipe::TaskKind`].
+//! The trainer knows no task by name: a new one implements [`Task`] and gets a [`recipe::TaskRecipe`].
 
+mod device;
 mod error;
 mod optim;
 pub mod recipe;
@@ -14,6 +15,7 @@ mod run;
 mod task;
 mod trainer;
 
+pub use device::{device, device_name};
 pub use error::TrainError;
 pub use optim::{CosineSchedule, Ema, Optimizer, Parameter};
 pub use recipe::{Recipe, RecipeError};
@@ -21,5 +23,8 @@ pub use run::{RunDir, tensorboard};
 pub use task::align::{
     Align, CacheOptions, Made, cached_targets, decode as decode_targets, make as make_cache, plan,
 };
-pub use task::{Contrastive, Mode, Output, Task, build, load};
+pub use task::contrastive::Contrastive;
+pub use task::kinds::{build, has_room};
+pub use task::parts::load;
+pub use task::{Mode, Output, Task};
 pub use trainer::{Outcome, Trainer};

@@ -28,7 +28,7 @@ impl Run {
             let teacher = teacher(1, device);
             teacher.copy_from(&small::teacher(1, Device::Cpu), "visual.").unwrap();
             tch::manual_seed(1);
-            Align::with_teacher(&recipe, teacher, device).unwrap()
+            small::task(&recipe, teacher, device)
         });
         no_grad(|| {
             for (from, to) in cpu.parameters().iter().zip(task.parameters()) {

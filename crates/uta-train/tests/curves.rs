@@ -10,7 +10,7 @@ use small::{batch, recipe, teacher};
 use tch::{Device, Kind, Tensor, no_grad};
 use torch_ext::{Precision, autocast};
 use uta_model::{Ffn, VitConfig, same_tokens};
-use uta_train::{Align, Mode, Optimizer, Parameter, Task};
+use uta_train::{Mode, Optimizer, Parameter, Task};
 
 const STEPS: usize = 60;
 
@@ -119,7 +119,7 @@ fn curves(precision: &str, seed: i64, checkpointed: bool, steps: usize) -> [Vec<
     let teacher = teacher(seed, Device::Cpu);
     let plain_teacher = Plain::of(&teacher.config.vision, teacher.variables());
     tch::manual_seed(seed);
-    let task = Align::with_teacher(&recipe, teacher, Device::Cpu).unwrap();
+    let task = small::task(&recipe, teacher, Device::Cpu);
     let start = task.parameters().into_iter().map(|p| (p.name, p.tensor));
     let student = Plain::of(&recipe.model.vision, start);
     let parameters: Vec<Parameter> = student

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 use uta_data::progress::counted;
 use uta_data::targets::TargetKind;
-use uta_train::recipe::{MOST_IMAGES, TaskKind};
+use uta_train::recipe::MAX_IMAGES;
 use uta_train::{CacheOptions, Made, Recipe, TrainError, make_cache};
 
 use crate::data::print;
@@ -44,7 +44,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     shard_samples: u64,
     /// Images a forward pass of the teacher [default: the recipe's micro-batch]
-    #[arg(long, value_name = "B", value_parser = clap::value_parser!(u32).range(1..=MOST_IMAGES as i64))]
+    #[arg(long, value_name = "B", value_parser = clap::value_parser!(u32).range(1..=MAX_IMAGES as i64))]
     batch: Option<u32>,
     /// Read every row that is there already, and make damaged shards anew
     #[arg(long)]
@@ -107,8 +107,8 @@ impl Display for Report {
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let recipe = Recipe::load(&args.recipe, &args.sets)?;
-    if recipe.task != TaskKind::Align {
-        let message = format!("task = \"{}\": only \"align\" has a teacher", recipe.task);
+    if recipe.task.teacher().is_none() {
+        let message = format!("task \"{}\" has no teacher whose targets could be kept", recipe.task.kind());
         return Err(Usage(format!("{}: {message}", args.recipe.display())).into());
     }
     let options = CacheOptions {

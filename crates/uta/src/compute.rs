@@ -11,7 +11,7 @@ use torch_ext::distributed::ProcessGroup;
 use uta_data::{Captions, DecodeOptions, MAX_PIXELS, PairOptions};
 use uta_eval::{EvalOptions, Progress};
 use uta_model::Clip;
-use uta_train::recipe::{MOST_IMAGES, MOST_THREADS};
+use uta_train::recipe::{MAX_IMAGES, MAX_THREADS};
 
 use crate::error::Usage;
 
@@ -130,13 +130,13 @@ impl ComputeArgs {
     /// The device and the options that were asked for, this process being one of `group`. Its first shows progress.
     pub fn options(&self, group: &Rc<ProcessGroup>) -> anyhow::Result<(Device, EvalOptions)> {
         for (name, n, most) in
-            [("--batch", Some(self.batch), MOST_IMAGES), ("--workers", self.workers, MOST_THREADS)]
+            [("--batch", Some(self.batch), MAX_IMAGES), ("--workers", self.workers, MAX_THREADS)]
         {
             if let Some(n) = n.filter(|n| !(1..=most).contains(n)) {
                 return Err(Usage(format!("{name} {n}: must be from 1 to {most}")).into());
             }
         }
-        let device = uta_train::recipe::device(&self.device, group.local_rank())
+        let device = uta_train::device(&self.device, group.local_rank())
             .map_err(|message| Usage(format!("--device {message}")))?;
         group.use_device(device)?;
         let precision = match self.precision {

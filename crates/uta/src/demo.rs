@@ -112,7 +112,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
     let data = emoji::get(&emoji::Options { out: account.data.clone(), ..Default::default() })?;
     eprintln!("{data}");
-    let teacher_path = recipe.teacher.as_ref().and_then(|teacher| teacher.path.clone());
+    let teacher_path = recipe.task.teacher().and_then(|teacher| teacher.path.clone());
     let teacher_path =
         teacher_path.ok_or_else(|| Usage("the demo's recipe needs teacher.path".into()))?;
     let teacher = uta_train::load(&teacher_path, None, Device::Cpu)?;
@@ -249,7 +249,7 @@ fn prepare(args: &Args) -> anyhow::Result<Recipe> {
         fs::remove_dir_all(&args.out)
             .with_context(|| format!("cannot remove {}", args.out.display()))?;
     }
-    if recipe.teacher.as_ref().is_some_and(|named| named.path.as_ref() == Some(&teacher)) {
+    if recipe.task.teacher().is_some_and(|named| named.path.as_ref() == Some(&teacher)) {
         lay_out(&teacher)?;
     }
     Ok(recipe)
@@ -399,7 +399,7 @@ mod tests {
         let out = dir.path().join("run");
         let recipe = prepare(&args(out.clone(), false, &["train.steps=7"])).unwrap();
         assert_eq!(recipe.steps(), 7);
-        let teacher = |recipe: &Recipe| recipe.teacher.clone().unwrap().path.unwrap();
+        let teacher = |recipe: &Recipe| recipe.task.teacher().unwrap().path.clone().unwrap();
         assert_eq!(teacher(&recipe), out.join("clip-emoji"));
         let clip = uta_train::load(&teacher(&recipe), None, Device::Cpu).unwrap();
         assert!(clip.config.text.is_some());

@@ -462,8 +462,9 @@ impl<'a> Setup<'a> {
         if !run.join("recipe.toml").is_file() {
             return Ok(None);
         }
-        let teacher = RunDir::recipe(run)?.teacher;
-        Ok(teacher.and_then(|teacher| Some((teacher.path?, teacher.arch))))
+        let recipe = RunDir::recipe(run)?;
+        let teacher = recipe.task.teacher();
+        Ok(teacher.and_then(|teacher| Some((teacher.path.clone()?, teacher.arch.clone()))))
     }
 
     /// The text tower to use and where it is from; `None` where the model's own serves.

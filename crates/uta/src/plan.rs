@@ -11,7 +11,7 @@ use torch_ext::Precision;
 use uta_model::{ClipConfig, Origin, TextConfig, VitConfig};
 use uta_train::Recipe;
 use uta_train::plan::{Kernels, Memory, Shapes};
-use uta_train::recipe::{PrecisionName, TaskKind};
+use uta_train::recipe::{AlignRecipe, PrecisionName, TaskRecipe};
 
 use crate::bench::Product;
 use crate::data::print;
@@ -204,17 +204,17 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     let mut recipe = Recipe::load(&args.recipe, &args.sets)?;
-    if recipe.task != TaskKind::Align {
+    let TaskRecipe::Align(own) = recipe.task.clone() else {
         let path = args.recipe.display();
         return Err(Usage(format!("{path}: only runs of task \"align\" are planned yet")).into());
-    }
-    let teacher = teacher(args, &recipe)?;
+    };
+    let teacher = teacher(&own)?;
     recipe.model.follow(teacher.vision.out);
-    let shapes = Shapes::new(&recipe, &teacher)?.on_devices(args.count);
+    let shapes = Shapes::new(&recipe, &own, &teacher)?.on_devices(args.count);
     let (batch, repeats) = (recipe.train.batch as u64, recipe.data.repeats as u64);
     let micro_batch = recipe.micro_batch(args.count as usize)?;
     let epoch = Epoch::of(args, &recipe);
-    recipe.settle(epoch.samples as usize);
+    recipe.resolve_length(epoch.samples as usize);
     let device = Device::find(&args.device, recipe.train.precision)?;
 
     let samples = recipe.steps() * batch;
@@ -281,9 +281,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// The teacher's sizes: those of the cache's, of a preset, or of the net at its path.
-fn teacher(args: &Args, recipe: &Recipe) -> anyhow::Result<ClipConfig> {
-    let missing = || Usage(format!("{}: has no [teacher]", args.recipe.display()));
-    let teacher = recipe.teacher.as_ref().ok_or_else(missing)?;
+fn teacher(own: &AlignRecipe) -> anyhow::Result<ClipConfig> {
+    let teacher = &own.teacher;
     if let Some(dir) = teacher.cache.as_ref().filter(|dir| dir.exists()) {
         return Ok(uta_train::cached_targets(dir)?.0);
     }

@@ -195,7 +195,7 @@ pub fn save_pictures(
 /// Measures the teacher of the run in `run` on the sets that `recipe` evaluates, and has pictures of them named; of a run
 /// without such sets, pictures that it was trained on.
 pub fn of_run(run: &Path, recipe: &Recipe) -> anyhow::Result<()> {
-    let device = uta_train::recipe::device(&recipe.train.device, 0).map_err(anyhow::Error::msg)?;
+    let device = uta_train::device(&recipe.train.device, 0).map_err(anyhow::Error::msg)?;
     let options = EvalOptions {
         workers: recipe.data.workers,
         precision: recipe.train.precision.into(),
@@ -204,7 +204,7 @@ pub fn of_run(run: &Path, recipe: &Recipe) -> anyhow::Result<()> {
         ..EvalOptions::default()
     };
     let student = uta_train::load(run, None, device)?;
-    let teacher = recipe.teacher.as_ref().and_then(|teacher| {
+    let teacher = recipe.task.teacher().and_then(|teacher| {
         Some(uta_train::load(teacher.path.as_deref()?, teacher.arch.as_deref(), device))
     });
     let teacher = teacher.transpose()?.map(Rc::new);

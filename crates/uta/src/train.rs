@@ -156,7 +156,7 @@ pub fn train(
         return Ok(trainer.run()?);
     }
     let r = trainer.recipe();
-    let device = uta_train::recipe::device(&r.train.device, group.local_rank()).map_err(Usage)?;
+    let device = uta_train::device(&r.train.device, group.local_rank()).map_err(Usage)?;
     if r.train.device == "auto" && !device.is_cuda() {
         tracing::info!("no GPU was found; the CPU computes");
     }
@@ -174,8 +174,8 @@ pub fn train(
     };
     tracing::info!(
         "{} on {}{ranks}: {:.2} M parameters, steps {}..{}, batch {}, into {}",
-        r.task,
-        uta_train::recipe::device_name(device),
+        r.task.kind(),
+        uta_train::device_name(device),
         trainer.parameters() as f64 / 1e6,
         trainer.step(),
         r.steps(),
@@ -237,7 +237,7 @@ fn same_stream(begun: &Recipe, resumed: &Recipe) -> anyhow::Result<()> {
 
 /// The recipe given beside --resume must be the run's own; how many threads read for it is the machine's affair.
 fn same_run(mut given: Recipe, run: &Recipe, path: &Path) -> anyhow::Result<()> {
-    given.settle(uta_data::open_sets(&given.data.train, &given.data.pairs)?.epoch());
+    given.resolve_length(uta_data::open_sets(&given.data.train, &given.data.pairs)?.epoch());
     (given.data.workers, given.data.prefetch) = (run.data.workers, run.data.prefetch);
     given.train.threads = run.train.threads;
     given.model.follow(run.model.vision.out);

@@ -185,7 +185,7 @@ fn a_cache_of_another_teacher_other_crops_or_data_is_refused_by_what_differs() {
     // Another order, other masks: seeds of their own. And two views of a picture are two crops.
     does(&world, &format!("{train} --set train.seed=77 --set data.repeats=2"));
     let bad = mistake(world.dir.path(), "cache clip.toml --out none");
-    assert!(bad.contains("only \"align\" has a teacher"), "{bad}");
+    assert!(bad.contains("task \"contrastive\" has no teacher"), "{bad}");
 }
 
 #[test]

@@ -8,9 +8,52 @@ use std::collections::BTreeMap;
 use tch::{Device, Kind, TchError, Tensor, no_grad};
 use torch_ext::AdamW;
 
-use crate::recipe::Optim;
+use serde::{Deserialize, Serialize};
 
-pub use schedule::CosineSchedule;
+pub use schedule::{CosineSchedule, Schedule};
+
+/// `[optim]`: AdamW.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Optim {
+    /// Only `adamw`.
+    pub name: OptimName,
+    /// Peak learning rate, as it is: not scaled by the batch.
+    pub lr: f64,
+    /// Decay rates of the two moments.
+    pub betas: (f64, f64),
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay of matrices; vectors, biases, position embedding and `[CLS]` have none.
+    pub weight_decay: f64,
+    /// Each block's rate is this share of the next one's; 1 gives all the same.
+    pub layer_decay: f64,
+    /// Largest global norm of the gradient; 0 doesn't clip.
+    pub clip: f64,
+}
+
+/// The optimisers there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimName {
+    /// Adam with decoupled weight decay.
+    AdamW,
+}
+
+impl Default for Optim {
+    /// EVA-02's pre-training (baaivision/EVA, `EVA-02/asuka`), which the paper builds on.
+    fn default() -> Optim {
+        Optim {
+            name: OptimName::AdamW,
+            lr: 1.5e-3,
+            betas: (0.9, 0.98),
+            eps: 1e-6,
+            weight_decay: 0.05,
+            layer_decay: 1.0,
+            clip: 3.0,
+        }
+    }
+}
 
 /// A trainable tensor and its checkpoint key. Optimiser state is stored under the same key.
 #[derive(Debug)]

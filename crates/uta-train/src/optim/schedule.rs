@@ -3,6 +3,27 @@
 
 use std::f64::consts::PI;
 
+use serde::{Deserialize, Serialize};
+
+/// `[schedule]`: linear from 0 to the peak, then half a cosine down to the minimum.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Schedule {
+    /// Warm-up, in steps.
+    pub warmup: u64,
+    /// Warm-up in epochs instead; `warmup` is worked out from it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warmup_epochs: Option<f64>,
+    /// Where the cosine ends.
+    pub min_lr: f64,
+}
+
+impl Default for Schedule {
+    fn default() -> Schedule {
+        Schedule { warmup: 0, warmup_epochs: None, min_lr: 1e-5 }
+    }
+}
+
 /// Warm-up and cosine, as a pure function of the step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CosineSchedule {

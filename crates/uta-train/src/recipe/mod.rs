@@ -4,507 +4,119 @@
 //! `extends = "other.toml"` (relative to the file) lays this file over another one; `--set key.path=value` lays single
 //! values over both. Other paths are relative to the directory where a command is started, and absolute once it is read.
 
+pub(crate) mod check;
+mod data;
+pub(crate) mod model;
+mod overlay;
 mod paths;
+mod task;
+pub(crate) mod train;
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
-use torch_ext::Precision;
-use uta_data::mask::MaskKind;
-use uta_data::{
-    Captions, DataError, DecodeOptions, MAX_PIXELS, OrderKind, PairOptions, Set, Source,
-    TrainTransform,
-};
-use uta_eval::EvalSet;
-use uta_model::{ClipConfig, TextConfig, VitConfig};
+use uta_model::ClipConfig;
 
+pub use self::check::{MAX_IMAGES, MAX_THREADS, RecipeError};
+pub use self::data::Data;
+pub use self::model::Model;
+pub use self::task::{TaskKind, TaskRecipe};
+pub use self::train::{Checkpoint, Eval, ExportKind, PrecisionName, Train};
+pub use crate::optim::{Optim, OptimName, Schedule};
+pub use crate::task::align::recipe::{AlignRecipe, Mask, Teacher};
+pub use crate::task::contrastive::recipe::ContrastiveRecipe;
+
+use self::check::{MAX_PREFETCH, MAX_STEPS, brief, in_range, require, within};
+use self::overlay::{blamed, table};
 use self::paths::is_relative;
-
-/// A recipe that can't be run: where, which key, and what is allowed.
-#[derive(Debug, thiserror::Error)]
-#[error("{origin}: {message}")]
-pub struct RecipeError {
-    /// The file, or what was being read.
-    pub origin: String,
-    /// Key, value, and what is allowed.
-    pub message: String,
-}
-
-/// Images in a step, at most: thirty times what the largest runs take.
-pub const MOST_IMAGES: usize = 1 << 20;
-/// Threads of a kind, at most.
-pub const MOST_THREADS: usize = 1024;
-/// Batches decoded ahead, at most.
-const MOST_AHEAD: usize = 1024;
-/// Steps, or samples, of a run, at most: their products with a batch are counted too.
-const MOST_STEPS: u64 = 1 << 40;
-
-/// What a run trains; each is a [`crate::Task`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TaskKind {
-    /// Unmasked Token Alignment to a frozen CLIP.
-    Align,
-    /// Image-text contrastive learning.
-    Contrastive,
-}
-
-impl std::fmt::Display for TaskKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            TaskKind::Align => "align",
-            TaskKind::Contrastive => "contrastive",
-        })
-    }
-}
+use self::task::Sections;
+use crate::device::gpu_named;
 
 /// A whole run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Recipe {
-    /// What is trained.
-    pub task: TaskKind,
-    /// The network that is trained.
+    /// The task, with the sections that it alone reads.
+    pub task: TaskRecipe,
+    /// The net that is trained.
     pub model: Model,
-    /// The frozen CLIP (align).
-    pub teacher: Option<Teacher>,
     /// Pictures.
     pub data: Data,
-    /// Which patches the student sees (align).
-    #[serde(default)]
-    pub mask: Mask,
-    /// The contrastive loss (contrastive).
-    #[serde(default)]
-    pub contrastive: Contrastive,
     /// The optimiser.
-    #[serde(default)]
     pub optim: Optim,
     /// The learning rate over time.
-    #[serde(default)]
     pub schedule: Schedule,
     /// Length, batch, precision, seed.
     pub train: Train,
     /// How often the run is saved.
-    #[serde(default)]
     pub checkpoint: Checkpoint,
     /// Evaluations from inside the run.
-    #[serde(default)]
     pub eval: Eval,
     /// Results to expect, with their source; for people.
-    #[serde(default, skip_serializing_if = "Table::is_empty")]
     pub expected: Table,
 }
 
-/// `[model]`: a preset, or every size, or a preset with some sizes changed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Table", into = "Table")]
-pub struct Model {
-    /// `"random"`, or a checkpoint (anything that `--model` takes) to start from.
-    pub init: String,
-    /// The vision transformer.
-    pub vision: VitConfig,
-    /// The text tower (contrastive).
-    pub text: Option<TextConfig>,
-    /// Whether `vision.out` isn't written, so that it is the width of what the model is trained to agree with.
-    out_follows: bool,
-}
-
-impl Model {
-    /// Takes `out`, the width of a teacher or a text tower, unless another was written.
-    pub fn follow(&mut self, out: i64) {
-        if self.out_follows {
-            (self.vision.out, self.out_follows) = (out, false);
-        }
-    }
-}
-
-impl TryFrom<Table> for Model {
-    type Error = String;
-
-    fn try_from(mut table: Table) -> Result<Model, String> {
-        let init = match table.remove("init") {
-            None => "random".to_owned(),
-            Some(Value::String(init)) => init,
-            Some(other) => return Err(format!("model.init: {other} is no text")),
-        };
-        let out_follows = !table.contains_key("out");
-        let text: Option<TextConfig> = table
-            .remove("text")
-            .map(|text| text.try_into().map_err(|e| format!("model.text: {}", brief(&e))))
-            .transpose()?;
-        if let Some(text) = &text {
-            text.check().map_err(|e| format!("model.text: {e}"))?;
-        }
-        let mut sizes = match table.remove("preset") {
-            None => Table::new(),
-            Some(Value::String(name)) => {
-                let preset = VitConfig::preset(&name).map_err(|e| format!("model.preset: {e}"))?;
-                Table::try_from(preset).map_err(|e| e.to_string())?
-            }
-            Some(other) => return Err(format!("model.preset: {other} is no text")),
-        };
-        sizes.extend(table);
-        if let (false, Some(width)) = (sizes.contains_key("out"), sizes.get("width")) {
-            sizes.insert("out".into(), width.clone());
-        }
-        let vision: VitConfig = sizes.try_into().map_err(|e| brief(&e))?;
-        vision.check().map_err(|e| e.to_string())?;
-        Ok(Model { init, vision, text, out_follows })
-    }
-}
-
-impl From<Model> for Table {
-    fn from(model: Model) -> Table {
-        let plain = "sizes are plain numbers and words";
-        let mut table = Table::try_from(model.vision).expect(plain);
-        if model.out_follows {
-            table.remove("out");
-        }
-        table.insert("init".into(), model.init.into());
-        if let Some(text) = model.text {
-            table.insert("text".into(), Value::try_from(text).expect(plain));
-        }
-        table
-    }
-}
-
-/// `[teacher]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// A recipe as its file has it, with the sections of all tasks.
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Teacher {
-    /// Anything that `--model` takes.
-    pub path: Option<PathBuf>,
-    /// What the net is, where the file alone can't tell: a preset or a configuration file. Without a path it gets random
-    /// weights, to measure speed.
-    pub arch: Option<String>,
-    /// A folder of `uta cache`: targets that were computed once, so that no teacher is needed. Where `path` names one that is
-    /// there all the same, the targets must be its own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cache: Option<PathBuf>,
-}
-
-/// `[data]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Data {
-    /// Shards (globs and brace lists too), folders or tables of pairs to train on; with a weight as
-    /// `{ data = "a.tar", weight = 2.0 }`.
-    pub train: Vec<Set>,
-    /// The same, for the validation loss.
-    #[serde(default)]
-    pub val: Vec<String>,
-    /// Side of the images, in pixels; the model's own when left out.
-    #[serde(default)]
-    pub image_size: u32,
-    /// Threads that decode and augment; 0 means one a core.
-    #[serde(default)]
-    pub workers: usize,
-    /// Batches decoded ahead.
-    #[serde(default = "two")]
-    pub prefetch: usize,
-    /// Whether a sample may lie anywhere (`indexed`), or shards are read one after the other (`streaming`).
-    #[serde(default)]
-    pub order: OrderKind,
-    /// Samples of a process that the streaming order shuffles among each other.
-    #[serde(default = "buffer")]
-    pub shuffle_buffer: usize,
-    /// Views of each sample in a batch: it is read and decoded once for all of them. An epoch then has as many times more
-    /// images.
-    #[serde(default = "one")]
-    pub repeats: usize,
-    /// Images of more pixels are refused by their header.
-    #[serde(default = "max_pixels")]
-    pub max_pixels: u64,
-    /// Whether images are turned as their EXIF orientation says; CLIP's pipelines leave them as they are.
-    #[serde(default)]
-    pub orient: bool,
-    /// The run stops when more than this share of recent samples can't be read.
-    #[serde(default = "tenth")]
-    pub max_rejected: f64,
-    /// Crops, flips, colours.
-    #[serde(default)]
-    pub transforms: TrainTransform,
-    /// How tables of pairs in `train` are read, and the `.txt` beside its images: each one caption if nothing is said.
-    #[serde(default, skip_serializing_if = "PairOptions::is_plain")]
-    pub pairs: PairOptions,
-    /// How those in `val` are; as in `train` when left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub val_pairs: Option<PairOptions>,
-}
-
-/// What a run trains on, and what it validates on.
-type Sources = (Arc<dyn Source>, Option<Arc<dyn Source>>);
-
-impl Data {
-    /// How images are decoded.
-    pub fn decode(&self) -> DecodeOptions {
-        DecodeOptions { max_pixels: self.max_pixels, orient: self.orient }
-    }
-
-    /// The sets to train on and those to validate on, where there are any. What is wrong with them is said in the log where
-    /// `tell` says so.
-    ///
-    /// # Errors
-    /// When one can't be opened.
-    pub(crate) fn open(&self, tell: bool) -> Result<Sources, DataError> {
-        let told = |source: Arc<dyn Source>| {
-            source
-                .problems()
-                .iter()
-                .filter(|_| tell)
-                .for_each(|problem| tracing::warn!("{problem}"));
-            source
-        };
-        // As open_clip trains, unless the recipe says otherwise.
-        let whole = |pairs: &PairOptions| pairs.or_captions(Captions::File);
-        let set = |set: &Set| Set { pairs: set.pairs.as_ref().map(whole), ..set.clone() };
-        let sets: Vec<Set> = self.train.iter().map(set).collect();
-        let train = told(uta_data::open_sets(&sets, &whole(&self.pairs))?);
-        let val = match self.val.as_slice() {
-            [] => None,
-            val => {
-                let pairs = self.val_pairs.as_ref().unwrap_or(&self.pairs);
-                Some(told(uta_data::open_with(val, &whole(pairs))?))
-            }
-        };
-        Ok((train, val))
-    }
-}
-
-/// `[mask]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Mask {
-    /// The shape of the hidden part.
-    pub kind: MaskKind,
-    /// The share of patches hidden from the student.
-    pub ratio: f64,
-}
-
-impl Default for Mask {
-    /// The paper's choice for ViT-L (section 3).
-    fn default() -> Mask {
-        Mask { kind: MaskKind::BlockReversed, ratio: 0.5 }
-    }
-}
-
-/// `[contrastive]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Contrastive {
-    /// The softmax temperature at the start.
-    pub temperature: f64,
-    /// Whether the temperature is learned (never below 0.01) or stays.
-    pub learn_temperature: bool,
-    /// Share of the target spread over all pairs of the batch.
-    pub label_smoothing: f64,
-}
-
-impl Default for Contrastive {
-    /// CLIP's: 0.07, learned.
-    fn default() -> Contrastive {
-        Contrastive { temperature: 0.07, learn_temperature: true, label_smoothing: 0.0 }
-    }
-}
-
-/// `[optim]`: AdamW.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Optim {
-    /// Only `adamw`.
-    pub name: OptimName,
-    /// Peak learning rate, as it is: not scaled by the batch.
-    pub lr: f64,
-    /// Decay rates of the two moments.
-    pub betas: (f64, f64),
-    /// Added to the root of the second moment.
-    pub eps: f64,
-    /// Decoupled weight decay of matrices; vectors, biases, position embedding and `[CLS]` have none.
-    pub weight_decay: f64,
-    /// Each block's rate is this share of the next one's; 1 gives all the same.
-    pub layer_decay: f64,
-    /// Largest global norm of the gradient; 0 doesn't clip.
-    pub clip: f64,
-}
-
-/// The optimisers there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OptimName {
-    /// Adam with decoupled weight decay.
-    AdamW,
-}
-
-impl Default for Optim {
-    /// EVA-02's pre-training (baaivision/EVA, `EVA-02/asuka`), which the paper builds on.
-    fn default() -> Optim {
-        Optim {
-            name: OptimName::AdamW,
-            lr: 1.5e-3,
-            betas: (0.9, 0.98),
-            eps: 1e-6,
-            weight_decay: 0.05,
-            layer_decay: 1.0,
-            clip: 3.0,
-        }
-    }
-}
-
-/// `[schedule]`: linear from 0 to the peak, then half a cosine down to the minimum.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Schedule {
-    /// Warm-up, in steps.
-    pub warmup: u64,
-    /// Warm-up in epochs instead; `warmup` is worked out from it.
+struct Written {
+    task: TaskKind,
+    model: Model,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub warmup_epochs: Option<f64>,
-    /// Where the cosine ends.
-    pub min_lr: f64,
+    teacher: Option<Teacher>,
+    data: Data,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mask: Option<Mask>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    contrastive: Option<ContrastiveRecipe>,
+    #[serde(default)]
+    optim: Optim,
+    #[serde(default)]
+    schedule: Schedule,
+    train: Train,
+    #[serde(default)]
+    checkpoint: Checkpoint,
+    #[serde(default)]
+    eval: Eval,
+    #[serde(default, skip_serializing_if = "Table::is_empty")]
+    expected: Table,
 }
 
-impl Default for Schedule {
-    fn default() -> Schedule {
-        Schedule { warmup: 0, warmup_epochs: None, min_lr: 1e-5 }
-    }
-}
-
-/// `[train]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Train {
-    /// Optimiser steps; or `epochs`, or `samples`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub steps: Option<u64>,
-    /// Passes over the training data.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub epochs: Option<f64>,
-    /// Training images seen.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub samples: Option<u64>,
-    /// Images in one optimiser step, over all ranks and micro-batches.
-    pub batch: usize,
-    /// Micro-batches in a step; the gradient is the whole batch's.
-    #[serde(default = "one")]
-    pub accumulate: usize,
-    /// Whether each block of the vision transformer keeps its input alone for the backward pass, and runs again there: a
-    /// third more work for less memory.
-    #[serde(default)]
-    pub checkpoint_blocks: bool,
-    /// Type of matrix products.
-    #[serde(default)]
-    pub precision: PrecisionName,
-    /// `auto` (CUDA when there is one), `cpu`, `cuda` (with several ranks, each its own) or `cuda:N`.
-    #[serde(default = "auto")]
-    pub device: String,
-    /// Threads that a CPU computes with. 0 has a run try, before its first step, how many are fastest, unless
-    /// `OMP_NUM_THREADS` or a launcher of several processes says; the resolved recipe has their number.
-    #[serde(default)]
-    pub threads: usize,
-    /// Of everything random in the run.
-    #[serde(default)]
-    pub seed: u64,
-    /// Steps between lines of metrics.jsonl.
-    #[serde(default = "ten")]
-    pub log_every: u64,
-    /// Decay of a moving average of the weights, which is then evaluated and exported; 0 keeps none.
-    #[serde(default)]
-    pub ema: f64,
-    /// Steps in a row with a non-finite loss or gradient (each is skipped) after which the run stops.
-    #[serde(default = "ten")]
-    pub max_skipped: u64,
-}
-
-/// Precision as recipes spell it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PrecisionName {
-    /// bfloat16 products under autocast; weights, norms and losses in f32.
-    Bf16,
-    /// Everything in f32.
-    #[default]
-    F32,
-}
-
-impl From<PrecisionName> for Precision {
-    fn from(name: PrecisionName) -> Precision {
-        match name {
-            PrecisionName::Bf16 => Precision::Bf16,
-            PrecisionName::F32 => Precision::F32,
+impl From<Written> for Recipe {
+    fn from(written: Written) -> Recipe {
+        let Written { teacher, mask, contrastive, .. } = written;
+        Recipe {
+            task: TaskRecipe::new(written.task, Sections { teacher, mask, contrastive }),
+            model: written.model,
+            data: written.data,
+            optim: written.optim,
+            schedule: written.schedule,
+            train: written.train,
+            checkpoint: written.checkpoint,
+            eval: written.eval,
+            expected: written.expected,
         }
     }
 }
 
-/// `[checkpoint]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Checkpoint {
-    /// Steps between checkpoints.
-    pub every: u64,
-    /// How many are kept, the newest.
-    pub keep: usize,
-    /// Type of the weights in the final RUN/model.safetensors.
-    pub export: ExportKind,
-}
-
-/// How final weights are stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ExportKind {
-    /// As they were trained.
-    #[default]
-    F32,
-    /// Half the size; products in bf16 or f32 notice little of it.
-    F16,
-}
-
-impl From<ExportKind> for tch::Kind {
-    fn from(kind: ExportKind) -> tch::Kind {
-        match kind {
-            ExportKind::F32 => tch::Kind::Float,
-            ExportKind::F16 => tch::Kind::Half,
+impl From<Recipe> for Written {
+    fn from(recipe: Recipe) -> Written {
+        let (task, Sections { teacher, mask, contrastive }) = recipe.task.written();
+        Written {
+            task,
+            model: recipe.model,
+            teacher,
+            data: recipe.data,
+            mask,
+            contrastive,
+            optim: recipe.optim,
+            schedule: recipe.schedule,
+            train: recipe.train,
+            checkpoint: recipe.checkpoint,
+            eval: recipe.eval,
+            expected: recipe.expected,
         }
     }
-}
-
-impl Default for Checkpoint {
-    fn default() -> Checkpoint {
-        Checkpoint { every: 1000, keep: 2, export: ExportKind::F32 }
-    }
-}
-
-/// `[eval]`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Eval {
-    /// Steps between evaluations; 0 evaluates before the first step and after the last only.
-    pub every: u64,
-    /// What is evaluated.
-    pub sets: Vec<EvalSet>,
-}
-
-fn one() -> usize {
-    1
-}
-fn two() -> usize {
-    2
-}
-fn buffer() -> usize {
-    50_000
-}
-fn ten() -> u64 {
-    10
-}
-fn max_pixels() -> u64 {
-    MAX_PIXELS
-}
-fn tenth() -> f64 {
-    0.1
-}
-fn auto() -> String {
-    "auto".into()
 }
 
 impl Recipe {
@@ -523,11 +135,14 @@ impl Recipe {
     /// # Errors
     /// As [`load`](Recipe::load); when such a path means nothing here.
     pub(crate) fn load_begun(path: &Path, sets: &[String]) -> Result<Recipe, RecipeError> {
-        let table = table(path, sets)?;
         let fail = |message| blamed(path, sets, message);
+        let mut table = table(path, sets)?;
+        if let Some(task) = task_of(&table) {
+            task.drop_foreign(&mut table);
+        }
         let mut written = Recipe::parse(table.clone()).map_err(fail)?;
         let recipe = Recipe::from_table(table).map_err(fail)?;
-        let cached = recipe.teacher.as_ref().is_some_and(|teacher| teacher.cache.is_some());
+        let cached = recipe.task.teacher().is_some_and(|teacher| teacher.cache.is_some());
         let relative = written.paths().into_iter().filter(|(_, place)| is_relative(place.get()));
         // Neither of these is needed any more.
         let mut needed = relative.filter(|(key, _)| {
@@ -557,16 +172,18 @@ impl Recipe {
 
     /// As it is written.
     fn parse(table: Table) -> Result<Recipe, String> {
-        serde_path_to_error::deserialize(Value::Table(table)).map_err(|e| {
-            let path = e.path().to_string();
-            let message = brief(e.inner());
-            // A table's own message may name the key within it.
-            let named = message.strip_prefix(&path).is_some_and(|rest| rest.starts_with('.'));
-            match path == "." || named {
-                true => message,
-                false => format!("{path}: {message}"),
-            }
-        })
+        if let Some(task) = task_of(&table) {
+            task.refuse_foreign(&table)?;
+        }
+        let written: Written =
+            serde_path_to_error::deserialize(Value::Table(table)).map_err(|e| {
+                let path = e.path().to_string();
+                let message = brief(e.inner());
+                // A table's own message may name the key within it.
+                let named = message.strip_prefix(&path).is_some_and(|rest| rest.starts_with('.'));
+                if path == "." || named { message } else { format!("{path}: {message}") }
+            })?;
+        Ok(written.into())
     }
 
     /// Works out what follows from other keys, and checks what types can't.
@@ -593,31 +210,26 @@ impl Recipe {
         let pixels = self.data.max_pixels;
         require("data.max_pixels", pixels, (1..=1 << 32).contains(&pixels), "from 1 to 2^32")?;
         let t = &self.train;
-        within("train.batch", t.batch, 1, MOST_IMAGES)?;
+        within("train.batch", t.batch, 1, MAX_IMAGES)?;
         require("train.accumulate", t.accumulate, t.accumulate > 0, "1 or more")?;
         let (repeats, part) = (self.data.repeats, self.train.batch / self.train.accumulate.max(1));
         let allowed = format!("1, or another divisor of the {part} images of a micro-batch");
         let divides = repeats > 0 && part.is_multiple_of(repeats);
         require("data.repeats", repeats, divides, &allowed)?;
-        within("data.prefetch", self.data.prefetch, 1, MOST_AHEAD)?;
+        within("data.prefetch", self.data.prefetch, 1, MAX_PREFETCH)?;
         within("data.shuffle_buffer", self.data.shuffle_buffer, 1, 1 << 40)?;
-        within("data.workers", self.data.workers, 0, MOST_THREADS)?;
-        within("train.threads", self.train.threads, 0, MOST_THREADS)?;
+        within("data.workers", self.data.workers, 0, MAX_THREADS)?;
+        within("train.threads", self.train.threads, 0, MAX_THREADS)?;
         if self.data.workers == 0 {
             self.data.workers = std::thread::available_parallelism().map_or(1, usize::from);
         }
 
-        // Neither task reads classes.
-        if self.data.transforms.mixes() {
-            let task = self.task;
+        if self.data.transforms.mixes() && !self.task.has_classes() {
+            let task = self.task.kind();
             return Err(format!(
                 "data.transforms: task \"{task}\" has no classes to mix: leave mixup and cutmix out"
             ));
         }
-
-        in_range("mask.ratio", self.mask.ratio, 0.0, 0.95)?;
-        in_range("contrastive.temperature", self.contrastive.temperature, 0.01, 10.0)?;
-        in_range("contrastive.label_smoothing", self.contrastive.label_smoothing, 0.0, 0.9)?;
 
         let o = &self.optim;
         require("optim.lr", o.lr, o.lr > 0.0 && o.lr.is_finite(), "a number above 0")?;
@@ -655,41 +267,20 @@ impl Recipe {
         let epochs = t.epochs.unwrap_or(1.0);
         let allowed = "a number above 0, and at most a million";
         require("train.epochs", epochs, epochs > 0.0 && epochs <= 1e6, allowed)?;
-        within("train.steps", t.steps.unwrap_or(0), 0, MOST_STEPS)?;
-        within("train.samples", t.samples.unwrap_or(0), 0, MOST_STEPS)?;
+        within("train.steps", t.steps.unwrap_or(0), 0, MAX_STEPS)?;
+        within("train.samples", t.samples.unwrap_or(0), 0, MAX_STEPS)?;
         // Whether the machine has it is asked when it computes: a recipe is planned and read on others too.
         gpu_named(&t.device, 0).map_err(|e| format!("train.device: {e}"))?;
 
         require("checkpoint.every", 0, self.checkpoint.every > 0, "1 or more")?;
         require("checkpoint.keep", 0, self.checkpoint.keep > 0, "1 or more")?;
 
-        match self.task {
-            TaskKind::Align => match &self.teacher {
-                None | Some(Teacher { path: None, arch: None, cache: None }) => {
-                    return Err(
-                        "teacher: task \"align\" needs teacher.path or teacher.cache".into()
-                    );
-                }
-                Some(_) => {}
-            },
-            TaskKind::Contrastive => {
-                let none = "model.text: task \"contrastive\" needs a text tower";
-                let out = self.model.text.as_ref().ok_or(none)?.out;
-                self.model.follow(out);
-                require(
-                    "train.accumulate",
-                    t.accumulate,
-                    t.accumulate == 1,
-                    "1 for task \"contrastive\": each pair is compared with the whole batch",
-                )?;
-            }
-        }
-        Ok(())
+        self.task.check(&mut self.model, &self.train)
     }
 
     /// Turns epochs and samples into steps, once the size of the training data is known. An epoch is each sample once, in
     /// all its views.
-    pub fn settle(&mut self, samples: usize) {
+    pub fn resolve_length(&mut self, samples: usize) {
         let batch = self.train.batch as f64;
         let per_epoch = (samples * self.data.repeats) as f64 / batch;
         let steps = match (self.train.steps, self.train.epochs, self.train.samples) {
@@ -723,250 +314,29 @@ impl Recipe {
         Ok(batch / accumulate / world)
     }
 
-    /// Optimiser steps of the whole run; 0 before [`Recipe::settle`] where the recipe counts otherwise.
+    /// Optimiser steps of the whole run; 0 before [`Recipe::resolve_length`] where the recipe counts otherwise.
     pub fn steps(&self) -> u64 {
         self.train.steps.unwrap_or(0)
     }
 
     /// The resolved recipe as TOML, every default written out.
     pub fn to_toml(&self) -> String {
-        toml::to_string_pretty(self).expect("a recipe is plain data")
+        toml::to_string_pretty(&Written::from(self.clone())).expect("a recipe is plain data")
     }
 }
 
-/// A device by the name that recipes have for it.
-pub fn device_name(device: tch::Device) -> String {
-    match device {
-        tch::Device::Cuda(index) => format!("cuda:{index}"),
-        other => format!("{other:?}").to_lowercase(),
-    }
-}
-
-/// The device a name stands for; `cuda` alone is the GPU of this process's number on its machine, or the only one it sees.
-///
-/// # Errors
-/// When the name is none, or there is no such device.
-pub fn device(name: &str, local_rank: usize) -> Result<tch::Device, String> {
-    let count = tch::Cuda::device_count();
-    let own = if count == 1 { 0 } else { local_rank };
-    match gpu_named(name, own)? {
-        None => Ok(tch::Device::Cpu),
-        Some(_) if name == "auto" && !tch::Cuda::is_available() => Ok(tch::Device::Cpu),
-        Some(n) if (n as i64) < count => Ok(tch::Device::Cuda(n)),
-        Some(n) => Err(format!("{name:?} stands for GPU {n} here, but {count} GPUs were found")),
-    }
-}
-
-/// The number of the GPU that a device's name asks for, `own` where it has none; `None` for the CPU.
-fn gpu_named(name: &str, own: usize) -> Result<Option<usize>, String> {
-    let number = match name {
-        "cpu" => return Ok(None),
-        "auto" | "cuda" => Some(own),
-        _ => name.strip_prefix("cuda:").and_then(|n| n.parse().ok()),
-    };
-    number.map(Some).ok_or_else(|| format!("{name:?} is none of auto, cpu, cuda, cuda:N"))
-}
-
-fn require(
-    key: &str,
-    value: impl std::fmt::Display,
-    ok: bool,
-    allowed: &str,
-) -> Result<(), String> {
-    if ok { Ok(()) } else { Err(format!("{key} = {value}: must be {allowed}")) }
-}
-
-fn within<T: std::fmt::Display + PartialOrd>(
-    key: &str,
-    value: T,
-    least: T,
-    most: T,
-) -> Result<(), String> {
-    let allowed = format!("from {least} to {most}");
-    require(key, &value, (&least..=&most).contains(&&value), &allowed)
-}
-
-fn in_range(key: &str, value: f64, lo: f64, hi: f64) -> Result<(), String> {
-    let allowed = match hi {
-        f64::MAX => format!("{lo} or more"),
-        _ => format!("from {lo} to {hi}"),
-    };
-    require(key, value, (lo..=hi).contains(&value), &allowed)
-}
-
-/// What serde calls types, and what people do.
-const TYPES: [(&str, &[&str]); 6] = [
-    ("a whole number, 0 or more", &["u8", "u16", "u32", "u64", "usize"]),
-    ("a whole number", &["i8", "i16", "i32", "i64", "isize"]),
-    ("a number", &["f32", "f64"]),
-    ("true or false", &["a boolean"]),
-    ("a list", &["a sequence"]),
-    ("two numbers, [a, b]", &["a tuple of size 2"]),
-];
-
-/// serde's words on one line, with the nearest known key where an unknown one was given.
-fn brief(error: &toml::de::Error) -> String {
-    let mut message = error.message().trim().replace('\n', " ");
-    if let Some((before, expected)) = message.split_once(", expected ") {
-        let known = TYPES.iter().find(|(_, types)| types.contains(&expected));
-        let section = expected.starts_with("struct ").then_some("a table of keys");
-        if let Some(words) = known.map(|(words, _)| *words).or(section) {
-            message = format!("{before}, expected {words}");
-        }
-    }
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    if let (true, Some(unknown)) = (message.starts_with("unknown "), quoted.next()) {
-        let nearest = quoted
-            .map(|known| (strsim::jaro_winkler(unknown, known), known))
-            .filter(|&(likeness, _)| likeness > 0.7)
-            .max_by(|a, b| a.0.total_cmp(&b.0));
-        if let Some((_, known)) = nearest {
-            return format!("{message}; did you mean `{known}`?");
-        }
-    }
-    message
-}
-
-/// A recipe with what it extends, and `sets` laid over both.
-fn table(path: &Path, sets: &[String]) -> Result<Table, RecipeError> {
-    let mut table = read_extended(path, 0)?;
-    // First what takes others back: those that are set beside it count, in whatever order they were given.
-    let first = |set: &&String| TAKING.iter().any(|(key, _)| key_of(set) == Some(key));
-    let (taking, others): (Vec<&String>, Vec<&String>) = sets.iter().partition(first);
-    for set in taking.into_iter().chain(others) {
-        let fail = |message| RecipeError { origin: format!("--set {set}"), message };
-        apply_set(&mut table, set).map_err(fail)?;
-    }
-    Ok(table)
-}
-
-/// The key of a `--set`.
-fn key_of(set: &str) -> Option<&str> {
-    set.split_once('=').map(|(key, _)| key)
-}
-
-/// What is wrong, `message`, with the `--set` that brought it about, where one did, or else with the file.
-fn blamed(path: &Path, sets: &[String], message: String) -> RecipeError {
-    let starts =
-        |key: &str| message.strip_prefix(key).is_some_and(|rest| rest.starts_with([':', '.', ' ']));
-    let named = |set: &&String| key_of(set).is_some_and(starts);
-    // What a section says of one of its keys.
-    let within = |set: &&String| {
-        let (section, key) = key_of(set)?.rsplit_once('.')?;
-        let unknown = message.contains(&format!("`{section}`"));
-        Some(starts(section) && (unknown || message.contains(key)))
-    };
-    let mentioned = |set: &&String| key_of(set).is_some_and(|key| message.contains(key));
-    let set = sets.iter().rev().find(named);
-    if let (Some(_), Some((what, why))) = (set, message.split_once(": ")) {
-        return RecipeError { origin: format!("--set {what}"), message: why.to_owned() };
-    }
-    let set = sets.iter().rev().find(|set| within(set) == Some(true));
-    let set = set.or_else(|| sets.iter().rev().find(mentioned));
-    let origin = match set {
-        Some(set) => format!("--set {set}"),
-        None => path.display().to_string(),
-    };
-    RecipeError { origin, message }
-}
-
-/// Reads a file and lays it over the one that it extends.
-fn read_extended(path: &Path, depth: usize) -> Result<Table, RecipeError> {
-    let fail = |message: String| RecipeError { origin: path.display().to_string(), message };
-    if depth > 8 {
-        return Err(fail("extends more than eight files; is there a circle?".into()));
-    }
-    let text = std::fs::read_to_string(path).map_err(|e| fail(format!("can't be read: {e}")))?;
-    let mut table: Table = text.parse().map_err(|e: toml::de::Error| {
-        let line =
-            e.span().map_or(0, |s| text[..s.start.min(text.len())].matches('\n').count() + 1);
-        fail(format!("line {line}: {}", e.message().trim().replace('\n', " ")))
-    })?;
-    match table.remove("extends") {
-        None => Ok(table),
-        Some(Value::String(base)) => {
-            let base = path.parent().unwrap_or(Path::new("")).join(base);
-            let mut under = read_extended(&base, depth + 1)?;
-            lay_over(&mut under, table);
-            Ok(under)
-        }
-        Some(other) => Err(fail(format!("extends = {other}: must be the path of a recipe"))),
-    }
-}
-
-/// Keys of a section that say one thing in several ways: who says it in one way takes back what was said below in another.
-const ALTERNATIVES: [(&str, &[&str]); 2] =
-    [("train", &["steps", "epochs", "samples"]), ("schedule", &["warmup", "warmup_epochs"])];
-
-/// Keys that describe anew what others of their section described: what of it then stays. Of `[model]`, what is no size of the
-/// vision transformer, and `out`, which is the teacher's; of `[teacher]` nothing.
-const TAKING: [(&str, &[&str]); 2] =
-    [("model.preset", &["init", "text", "out", "drop_path", "patch_grad"]), ("teacher.path", &[])];
-
-/// Drops from `section` of `recipe` what setting `key` there takes back: its alternatives, and what described another preset
-/// or teacher.
-fn take_back(recipe: &mut Table, section: &str, key: &str) {
-    let Some(Value::Table(table)) = recipe.get_mut(section) else { return };
-    for (_, keys) in ALTERNATIVES.iter().filter(|(s, keys)| *s == section && keys.contains(&key)) {
-        table.retain(|key, _| !keys.contains(&key));
-    }
-    let taking = TAKING.iter().find(|(path, _)| path.split_once('.') == Some((section, key)));
-    if let Some((_, kept)) = taking {
-        table.retain(|key, _| kept.contains(&key));
-    }
-}
-
-/// `over` on `under`: tables merge key by key, and anything else replaces, as do keys that take others back.
-fn lay_over(under: &mut Table, over: Table) {
-    for (section, table) in &over {
-        let keys = table.as_table().into_iter().flat_map(Table::keys);
-        keys.for_each(|key| take_back(under, section, key));
-    }
-    merge(under, over);
-}
-
-fn merge(under: &mut Table, over: Table) {
-    for (key, value) in over {
-        match (under.get_mut(&key), value) {
-            (Some(Value::Table(under)), Value::Table(over)) => merge(under, over),
-            (_, value) => {
-                under.insert(key, value);
-            }
-        }
-    }
-}
-
-/// Sets one value: `train.steps=60`, `data.train=a,b` is one string, `data.train=["a","b"]` a list, text needs no quotes.
-fn apply_set(table: &mut Table, set: &str) -> Result<(), String> {
-    let (path, text) = set.split_once('=').ok_or("must look like key.path=value")?;
-    let value = match format!("v = {text}").parse::<Table>() {
-        Ok(mut parsed) => parsed.remove("v").ok_or("has no value")?,
-        Err(_) if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) => {
-            return Err("is too large a number".into());
-        }
-        Err(_) => Value::String(text.to_owned()),
-    };
-    let (parents, last) = path.rsplit_once('.').map_or((None, path), |(p, l)| (Some(p), l));
-    if let Some(section) = parents {
-        take_back(table, section, last);
-    }
-    let mut at = table;
-    for part in parents.into_iter().flat_map(|p| p.split('.')) {
-        at = at
-            .entry(part)
-            .or_insert_with(|| Value::Table(Table::new()))
-            .as_table_mut()
-            .ok_or_else(|| format!("{part} is a value, not a table"))?;
-    }
-    // A single path given for a list of paths means a list of one.
-    let list = matches!(path, "data.train" | "data.val") && value.is_str();
-    at.insert(last.to_owned(), if list { Value::Array(vec![value]) } else { value });
-    Ok(())
+/// The task that a recipe names, if it is one that there is.
+fn task_of(table: &Table) -> Option<TaskKind> {
+    table.get("task").cloned().and_then(|task| task.try_into().ok())
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::path::PathBuf;
+
+    use uta_model::VitConfig;
+
     use super::*;
 
     const SMALL: &str = r#"
@@ -1001,7 +371,7 @@ mod tests {
     #[test]
     fn the_resolved_recipe_reads_back_as_itself() {
         let mut recipe = load(SMALL, &["train.epochs=2", "schedule.warmup_epochs=0.5"]).unwrap();
-        recipe.settle(80);
+        recipe.resolve_length(80);
         assert_eq!((recipe.steps(), recipe.schedule.warmup), (20, 5));
         let again = Recipe::from_table(recipe.to_toml().parse().unwrap()).unwrap();
         assert_eq!(again, recipe);
@@ -1011,7 +381,7 @@ mod tests {
         assert_eq!(load(SMALL, &back).unwrap().schedule.warmup, 0);
         let twice = ["data.repeats=2", "train.epochs=2", "schedule.warmup_epochs=0.5"];
         let mut twice = load(SMALL, &twice).unwrap();
-        twice.settle(80);
+        twice.resolve_length(80);
         assert_eq!((twice.steps(), twice.schedule.warmup), (40, 10));
     }
 
@@ -1051,8 +421,12 @@ mod tests {
             ("data.val=3", "--set data.val: invalid type: integer `3`, expected a list"),
             ("data.train=", "--set data.train = \"\": must be a path"),
             (
-                "model.text={context_length=9000000000000000000,vocab_size=9,width=8,heads=1,layers=1,out=8}",
-                "--set model.text: context_length = 9000000000000000000: must be from 1 to 65536",
+                "model.text={context_length=12,vocab_size=9,width=8,heads=1,layers=1,out=8}",
+                "--set model.text: task \"align\" has no section `model.text`, only contrastive has",
+            ),
+            (
+                "contrastive.temperature=0.1",
+                "--set contrastive.temperature=0.1: contrastive: task \"align\" has no section",
             ),
             ("train=4", "--set train: invalid type: integer `4`, expected a table of keys"),
             ("foo.bar=4", "--set foo.bar=4: foo: unknown field `foo`"),
@@ -1073,12 +447,33 @@ mod tests {
             ("mask.kind=blocks", "block-reversed"),
             ("train.device=tpu", "none of auto, cpu, cuda, cuda:N"),
             ("data.image_size=64", "the model's image_size, 48"),
-            ("task=contrastive", "needs a text tower"),
+            ("task=contrastive", "has no section `teacher`, only align has: leave it out"),
             ("train.steps=many", "train.steps"),
         ] {
             let e = load(SMALL, &[set]).unwrap_err().to_string();
             assert!(e.contains(words), "{set}: {e}");
         }
+    }
+
+    #[test]
+    fn sections_of_other_tasks_are_refused_except_in_runs_that_former_versions_began() {
+        let text = "model.text={context_length=12,vocab_size=600,width=8,heads=1,layers=1,out=32}";
+        let pair = SMALL.split("[teacher]").next().unwrap().replace("align", "contrastive");
+        let rest = SMALL.split_once("[data]").unwrap().1;
+        let pair = format!("{pair}[data]{rest}");
+        assert!(matches!(load(&pair, &[text]).unwrap().task, TaskRecipe::Contrastive(_)));
+        let e = load(&pair, &[text, "mask.ratio=0.5"]).unwrap_err().to_string();
+        assert!(e.contains("task \"contrastive\" has no section `mask`, only align has"), "{e}");
+        let e = load(&pair, &[&text.replace("12,", "9000000000000000000,")]).unwrap_err();
+        let words =
+            "--set model.text: context_length = 9000000000000000000: must be from 1 to 65536";
+        assert_eq!(e.to_string(), words);
+        // Every task's sections once stood in the resolved recipe.
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("recipe.toml");
+        let begun = load(&pair, &[text]).unwrap();
+        std::fs::write(&path, format!("{}\n[mask]\nratio = 0.5\n", begun.to_toml())).unwrap();
+        assert_eq!(Recipe::load_begun(&path, &[]).unwrap(), begun);
     }
 
     #[test]
@@ -1162,7 +557,8 @@ mod tests {
     fn another_teacher_takes_the_place_of_what_described_the_old_one() {
         let described =
             SMALL.replace("path = \"teacher\"", "path = \"t\"\narch = \"vit-l-14\"\ncache = \"c\"");
-        let teacher = |sets: &[&str]| load(&described, sets).unwrap().teacher.unwrap();
+        let teacher =
+            |sets: &[&str]| load(&described, sets).unwrap().task.teacher().unwrap().clone();
         let parts = |teacher: Teacher| {
             let name = |path: PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
             (teacher.path.map(name), teacher.arch, teacher.cache.map(name))
@@ -1180,7 +576,7 @@ mod tests {
         std::fs::write(dir.path().join("base.toml"), described).unwrap();
         let path = dir.path().join("r.toml");
         std::fs::write(&path, "extends = \"base.toml\"\n[teacher]\npath = \"other\"\n").unwrap();
-        let teacher = Recipe::load(&path, &[]).unwrap().teacher.unwrap();
+        let teacher = Recipe::load(&path, &[]).unwrap().task.teacher().unwrap().clone();
         assert_eq!(parts(teacher), (some("other"), None, None));
     }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use uta_data::{PairOptions, is_url};
 use uta_model::VitConfig;
 
-use crate::Recipe;
+use super::Recipe;
 
 /// Where a path stands in a recipe.
 pub(crate) enum Place<'a> {
@@ -65,7 +65,7 @@ impl Recipe {
                     .filter_map(|(key, list)| Some((key, Place::Path(list.as_mut()?)))),
             );
         }
-        if let Some(teacher) = &mut self.teacher {
+        if let Some(teacher) = self.task.teacher_mut() {
             all.extend(teacher.path.iter_mut().map(|path| ("teacher.path", Place::Path(path))));
             all.extend(teacher.cache.iter_mut().map(|path| ("teacher.cache", Place::Path(path))));
             // A preset, or a configuration file.

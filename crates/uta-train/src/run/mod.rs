@@ -15,7 +15,7 @@ use uta_data::Rejected;
 use uta_model::{ModelError, safetensors_io};
 
 use self::tensorboard::EventWriter;
-use crate::recipe::device_name;
+use crate::device::device_name;
 use crate::{Recipe, TrainError};
 
 /// An open run directory; locked, so that two processes never write the same run.

@@ -1,25 +1,20 @@
 //! The seam between a model and the loop: a task owns the trainable model, the frozen teacher and the loss.
 
 pub(crate) mod align;
-mod contrastive;
+pub(crate) mod contrastive;
+pub(crate) mod kinds;
+pub(crate) mod parts;
 
 use std::path::Path;
-use std::rc::Rc;
 use std::sync::Arc;
 
-use tch::{Device, Kind, Tensor};
-use torch_ext::distributed::ProcessGroup;
+use tch::{Kind, Tensor};
 use uta_data::targets::Replay;
 use uta_data::{Batch, Source};
 use uta_eval::{EvalOptions, EvalSet, Evaluator};
-use uta_model::{Clip, ModelError, Origin};
+use uta_model::ModelError;
 
-pub use align::Align;
-pub(crate) use align::load_teacher;
-pub use contrastive::Contrastive;
-
-use crate::recipe::{Recipe, TaskKind};
-use crate::{Parameter, TrainError};
+use crate::{Parameter, Recipe, TrainError};
 
 /// Whether a forward pass is for learning or for measuring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,83 +101,4 @@ pub trait Task {
 
     /// Called after each optimiser step, for constraints on parameters.
     fn constrain(&self) {}
-}
-
-/// The task of a recipe on `device`, for this rank of `group`, its model at its initial weights. Reseeds libtorch's generator.
-///
-/// # Errors
-/// When a checkpoint can't be loaded or doesn't fit.
-pub fn build(
-    recipe: &Recipe,
-    device: Device,
-    group: &Rc<ProcessGroup>,
-) -> Result<Box<dyn Task>, TrainError> {
-    tch::manual_seed(recipe.train.seed as i64);
-    Ok(match recipe.task {
-        TaskKind::Align => Box::new(Align::new(recipe, device)?),
-        TaskKind::Contrastive => Box::new(Contrastive::new(recipe, device, group)?),
-    })
-}
-
-/// The CLIP at `path` (its net named by `arch` where the file can't tell). What was assumed about it is said in the log.
-///
-/// # Errors
-/// When there is no such model.
-pub fn load(path: &Path, arch: Option<&str>, device: Device) -> Result<Clip, ModelError> {
-    let clip = Origin::open(path, arch)?.into_clip(device)?;
-    for note in &clip.notes {
-        tracing::warn!("{}: {note}", path.display());
-    }
-    Ok(clip)
-}
-
-/// Copies `towers` (`visual.`, `text.`) of what `init` names into the model; `"random"` leaves it as it is. A text tower stays
-/// too where `init` has none, and `false` says so.
-fn initialise(clip: &Clip, init: &str, towers: &[&str]) -> Result<bool, TrainError> {
-    if init == "random" {
-        return Ok(true);
-    }
-    let source = load(Path::new(init), None, clip.store.device())?;
-    let mut whole = true;
-    for &tower in towers {
-        match tower == "text." && source.text.is_none() {
-            true => whole = false,
-            false => clip.copy_from(&source, tower)?,
-        }
-    }
-    Ok(whole)
-}
-
-/// The trainable parameters of a store whose key starts with one of `prefixes`.
-fn parameters_of(clip: &Clip, prefixes: &[&str]) -> Vec<Parameter> {
-    let mut parameters: Vec<Parameter> = clip
-        .store
-        .variables()
-        .into_iter()
-        .filter(|(name, _)| prefixes.iter().any(|prefix| name.starts_with(prefix)))
-        .map(|(name, tensor)| Parameter { name, tensor })
-        .collect();
-    parameters.sort_by(|a, b| a.name.cmp(&b.name));
-    parameters
-}
-
-/// Saves a CLIP in training as [`Task::save`] asks.
-fn save_clip(clip: &Clip, dir: &Path, weights: Option<Kind>) -> Result<(), ModelError> {
-    match weights {
-        Some(kind) => clip.save(dir, kind),
-        None => clip.save_config(dir),
-    }
-}
-
-/// The measurements of a CLIP in training.
-fn clip_evaluators(
-    clip: &Rc<Clip>,
-    sets: &[EvalSet],
-    options: &EvalOptions,
-) -> Result<Vec<Evaluator>, TrainError> {
-    sets.iter().map(|set| Ok(set.of_clip(clip.clone(), options)?)).collect()
-}
-
-pub(crate) fn to_device(tensor: Tensor, device: Device) -> Tensor {
-    torch_ext::upload(tensor, device).expect("a batch has room on its device")
 }

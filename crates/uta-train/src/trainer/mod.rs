@@ -598,21 +598,21 @@ impl Parts {
         begun: bool,
         group: &Rc<ProcessGroup>,
     ) -> Result<Parts, TrainError> {
-        let device = crate::recipe::device(&recipe.train.device, group.local_rank())
+        let device = crate::device::device(&recipe.train.device, group.local_rank())
             .map_err(|message| RecipeError { origin: "train.device".into(), message })?;
         group.use_device(device)?;
         if device == Device::Cpu {
-            crate::task::align::plan::has_room(recipe, micro_batch)?;
+            crate::task::kinds::has_room(recipe, micro_batch)?;
         }
         let (train, val) = recipe.data.open(group.is_first())?;
-        recipe.settle(train.epoch());
+        recipe.resolve_length(train.epoch());
         let task = match begun {
             true => {
                 let mut anew = recipe.clone();
                 anew.model.init = "random".into();
-                crate::task::build(&anew, device, group)?
+                crate::task::kinds::build(&anew, device, group)?
             }
-            false => crate::task::build(recipe, device, group)?,
+            false => crate::task::kinds::build(recipe, device, group)?,
         };
         task.check_data(train.as_ref(), val.as_deref())?;
         task.complete(recipe);

@@ -3,7 +3,8 @@
 use tch::Device;
 use uta_data::{Batch, Item};
 use uta_model::{Clip, ClipConfig, Ffn, VitConfig};
-use uta_train::Recipe;
+use uta_train::recipe::TaskRecipe;
+use uta_train::{Align, Recipe};
 
 /// A student of three blocks.
 pub fn recipe(precision: &str, seed: i64, checkpointed: bool) -> Recipe {
@@ -31,6 +32,12 @@ pub fn teacher(seed: i64, device: Device) -> Clip {
     };
     assert_eq!(vision.ffn, Ffn::Gelu);
     Clip::new(&ClipConfig::new(vision, None), device)
+}
+
+/// The task of `recipe` under `teacher`.
+pub fn task(recipe: &Recipe, teacher: Clip, device: Device) -> Align {
+    let TaskRecipe::Align(own) = &recipe.task else { unreachable!() };
+    Align::with_teacher(recipe, own, teacher, device).unwrap()
 }
 
 /// Eight pictures of `step`, from a set of 64.

@@ -13,7 +13,7 @@ use torch_ext::{OperatorTime, Precision, autocast, profile};
 use uta_data::targets::{TargetKind, TargetSet, TargetWriter, Targets, View};
 use uta_data::{Batch, Item};
 use uta_model::{Clip, ClipConfig, VitConfig};
-use uta_train::recipe::{MOST_IMAGES, TaskKind};
+use uta_train::recipe::{AlignRecipe, MAX_IMAGES, TaskRecipe};
 use uta_train::{Align, Mode, Optimizer, Recipe, Task, decode_targets};
 
 use crate::compute::warn_of_bf16;
@@ -36,7 +36,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Part::All)]
     part: Part,
     /// Images a step [default: the recipe's micro-batch, 256 of it at most on a GPU and 8 on a CPU]
-    #[arg(long, value_name = "B", value_parser = clap::value_parser!(u32).range(1..=MOST_IMAGES as i64))]
+    #[arg(long, value_name = "B", value_parser = clap::value_parser!(u32).range(1..=MAX_IMAGES as i64))]
     batch: Option<u32>,
     /// Threads of the products [default: the recipe's, or one a core]
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -150,38 +150,44 @@ impl Display for Report {
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let recipe = Recipe::load(&args.recipe, &args.sets)?;
-    if recipe.task != TaskKind::Align {
+    let TaskRecipe::Align(own) = &recipe.task else {
         let path = args.recipe.display();
         return Err(
             Usage(format!("{path}: only the steps of task \"align\" are measured yet")).into()
         );
-    }
+    };
     let threads = args.threads.map_or(recipe.train.threads, usize::from);
     if threads > 0 {
         tch::set_num_threads(threads as i32);
     }
-    let device = uta_train::recipe::device(&recipe.train.device, 0).map_err(Usage)?;
+    let device = uta_train::device(&recipe.train.device, 0).map_err(Usage)?;
     let most = if device.is_cuda() { 256 } else { 8 };
     let batch = match args.batch {
         Some(batch) => batch as usize,
         None => (recipe.train.batch / recipe.train.accumulate).min(most),
     };
     if device == Device::Cpu {
-        uta_train::plan::has_room(&recipe, batch)?;
+        uta_train::has_room(&recipe, batch)?;
     }
-    print(args.json, &measure(args, &recipe, device, batch)?)
+    print(args.json, &measure(args, &recipe, own, device, batch)?)
 }
 
-fn measure(args: &Args, recipe: &Recipe, device: Device, batch: usize) -> anyhow::Result<Report> {
+fn measure(
+    args: &Args,
+    recipe: &Recipe,
+    own: &AlignRecipe,
+    device: Device,
+    batch: usize,
+) -> anyhow::Result<Report> {
     tch::manual_seed(recipe.train.seed as i64);
-    let teacher = teacher(args, recipe, device)?;
+    let teacher = teacher(args, recipe, own, device)?;
     let mut recipe = recipe.clone();
     recipe.model.follow(teacher.config.vision.out);
     let (student, target) = (recipe.model.vision.clone(), teacher.config.vision.clone());
     if args.part == Part::Teacher {
         recipe.model.vision.depth = 1; // no step of it is taken, and its memory isn't the teacher's
     }
-    let task = Align::with_teacher(&recipe, teacher, device)?;
+    let task = Align::with_teacher(&recipe, own, teacher, device)?;
     let mut optimizer = match args.part {
         Part::Teacher => None,
         _ => Some(Optimizer::new(&task.parameters(), &recipe.optim)),
@@ -267,7 +273,7 @@ fn measure(args: &Args, recipe: &Recipe, device: Device, batch: usize) -> anyhow
         batch,
         kept: kept as usize,
         precision: if precision == Precision::Bf16 { "bf16" } else { "f32" },
-        device: uta_train::recipe::device_name(device),
+        device: uta_train::device_name(device),
         threads: tch::get_num_threads(),
         seconds,
         gflops: rate / 1e9,
@@ -279,9 +285,13 @@ fn measure(args: &Args, recipe: &Recipe, device: Device, batch: usize) -> anyhow
 }
 
 /// The recipe's teacher, without its text tower; for the student alone, one block of it, that gives targets of the right shape.
-fn teacher(args: &Args, recipe: &Recipe, device: Device) -> anyhow::Result<Clip> {
-    let missing = || Usage(format!("{}: has no [teacher]", args.recipe.display()));
-    let teacher = recipe.teacher.as_ref().ok_or_else(missing)?;
+fn teacher(
+    args: &Args,
+    recipe: &Recipe,
+    own: &AlignRecipe,
+    device: Device,
+) -> anyhow::Result<Clip> {
+    let teacher = &own.teacher;
     let random = |vision| Clip::new(&ClipConfig::new(vision, None), device);
     let path = teacher.path.as_ref();
     match (&teacher.arch, path.filter(|path| path.exists())) {

@@ -24,9 +24,11 @@ use uta_data::targets::{
 use uta_data::{Batch, DecodeOptions, EvalTransform, Source, TrainTransform, progress};
 use uta_model::{Clip, ClipConfig, Origin, safetensors_io};
 
-use crate::recipe::{PrecisionName, Recipe, Teacher, device};
+use super::teacher::load_teacher;
+use crate::device::device;
+use crate::recipe::{PrecisionName, Recipe, Teacher};
 use crate::run::write_atomically;
-use crate::task::{load_teacher, to_device};
+use crate::task::parts::to_device;
 use crate::{RecipeError, TrainError};
 
 const MANIFEST: &str = "cache.json";
@@ -142,9 +144,9 @@ pub fn make(recipe: &Recipe, dir: &Path, options: &CacheOptions) -> Result<Made,
     let device =
         device(&recipe.train.device, 0).map_err(|message| wrong("train.device", message))?;
     let (train, val) = recipe.data.open(true)?;
-    let teacher = match &recipe.teacher {
-        Some(teacher) => teacher,
-        None => return Err(wrong("recipe", "teacher: needs teacher.path".into())),
+    let Some(teacher) = recipe.task.teacher() else {
+        let message = format!("task = \"{}\": has no teacher", recipe.task.kind());
+        return Err(wrong("recipe", message));
     };
     let mark = TeacherMark::new(recipe, teacher)?;
     let manifest = Manifest {
@@ -450,7 +452,7 @@ impl Cache {
             orient: recipe.data.orient,
             transforms: recipe.data.transforms.clone(),
         };
-        if let Some(teacher) = &recipe.teacher
+        if let Some(teacher) = recipe.task.teacher()
             && teacher.path.as_ref().is_none_or(|path| path.exists())
             && (teacher.path.is_some() || teacher.arch.is_some())
         {

@@ -3,26 +3,29 @@
 
 mod cache;
 pub mod plan;
+pub(crate) mod recipe;
+mod teacher;
 
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor, no_grad};
-use uta_data::mask::{MaskGenerator, MaskKind};
+use uta_data::mask::MaskGenerator;
 use uta_data::targets::{Replay, Wanted};
 use uta_data::{Batch, Source};
 use uta_eval::{EvalOptions, EvalSet, Evaluator, upload};
-use uta_model::{Clip, ClipConfig, ModelError, VitConfig, same_tokens};
+use uta_model::{Clip, ClipConfig, ModelError, same_tokens};
 
 use self::cache::Cache;
-use super::{
-    Mode, Output, Task, clip_evaluators, initialise, load, parameters_of, save_clip, to_device,
-};
-use crate::recipe::{Recipe, Teacher};
+use self::teacher::{load_teacher, student_config};
+use super::parts::{clip_evaluators, initialise, parameters_of, save_clip, to_device};
+use super::{Mode, Output, Task};
+use crate::recipe::{AlignRecipe, Recipe};
 use crate::{Parameter, TrainError};
 
 pub use cache::{CacheOptions, Made, cached_targets, decode, make};
+pub(crate) use teacher::masks;
 
 /// Unmasked Token Alignment; with mask kind `none`, dense feature distillation (the FD rows of Table 6).
 pub struct Align {
@@ -41,28 +44,15 @@ enum Targets {
     Cached(Box<Cache>),
 }
 
-/// The teacher of a recipe: at its path, or of random weights.
-///
-/// # Errors
-/// When there is none, or it can't be loaded.
-pub(crate) fn load_teacher(teacher: &Teacher, device: Device) -> Result<Clip, TrainError> {
-    match (&teacher.path, &teacher.arch) {
-        (Some(path), arch) => Ok(load(path, arch.as_deref(), device)?),
-        (None, Some(arch)) => Ok(Clip::new(&ClipConfig::preset(arch)?, device)),
-        (None, None) => Err(TrainError::recipe("teacher: needs teacher.path or teacher.arch")),
-    }
-}
-
 impl Align {
     /// # Errors
     /// When the teacher can't be loaded, or its patches or width don't fit the student's.
-    pub fn new(recipe: &Recipe, device: Device) -> Result<Align, TrainError> {
-        let none = || TrainError::recipe("teacher: task \"align\" needs one");
-        let teacher = recipe.teacher.as_ref().ok_or_else(none)?;
-        let Some(dir) = &teacher.cache else {
-            return Align::with_teacher(recipe, load_teacher(teacher, device)?, device);
+    pub fn new(recipe: &Recipe, own: &AlignRecipe, device: Device) -> Result<Align, TrainError> {
+        let Some(dir) = &own.teacher.cache else {
+            let teacher = load_teacher(&own.teacher, device)?;
+            return Align::with_teacher(recipe, own, teacher, device);
         };
-        let (masks, validation_masks) = masks(recipe)?;
+        let (masks, validation_masks) = masks(recipe, own)?;
         let stream_masks = masks.clone();
         let seed = recipe.train.seed;
         let cache = Cache::open(recipe, dir, |teacher| {
@@ -81,6 +71,7 @@ impl Align {
     /// When its patches or width don't fit the student's.
     pub fn with_teacher(
         recipe: &Recipe,
+        own: &AlignRecipe,
         mut teacher: Clip,
         device: Device,
     ) -> Result<Align, TrainError> {
@@ -93,7 +84,7 @@ impl Align {
         }
         teacher.freeze(recipe.train.precision.into());
         let targets = Targets::Live(Box::new(teacher));
-        Ok(Align::assemble(student, targets, masks(recipe)?, recipe.train.seed))
+        Ok(Align::assemble(student, targets, masks(recipe, own)?, recipe.train.seed))
     }
 
     fn assemble(
@@ -234,16 +225,6 @@ fn student(recipe: &Recipe, teacher: &ClipConfig, device: Device) -> Result<Clip
     Ok(student)
 }
 
-/// For training, and for validation.
-pub(crate) fn masks(recipe: &Recipe) -> Result<(MaskGenerator, MaskGenerator), TrainError> {
-    let side = recipe.model.vision.grid() as usize;
-    let generator = |kind, ratio| {
-        MaskGenerator::new(kind, ratio, (side, side))
-            .map_err(|e| TrainError::recipe(format!("mask: {e}")))
-    };
-    Ok((generator(recipe.mask.kind, recipe.mask.ratio)?, generator(MaskKind::Random, 0.5)?))
-}
-
 /// The tokens that the student has of the image at a position: `[CLS]`, and the kept patches.
 fn wanted(masks: MaskGenerator, seed: u64) -> Box<Wanted> {
     Box::new(move |position| {
@@ -258,32 +239,6 @@ fn wanted(masks: MaskGenerator, seed: u64) -> Box<Wanted> {
 /// Cosine of each pair of tokens, in f32 whatever the precision: [B, T, E] x [B, T, E] -> [B, T].
 fn cosine(a: &Tensor, b: &Tensor) -> Tensor {
     Tensor::cosine_similarity(&a.to_kind(Kind::Float), &b.to_kind(Kind::Float), -1, 1e-8)
-}
-
-/// The student's sizes, with a token and a channel for each of the teacher's.
-///
-/// # Errors
-/// When the recipe wants others.
-pub(crate) fn student_config(
-    recipe: &Recipe,
-    teacher: &ClipConfig,
-) -> Result<VitConfig, TrainError> {
-    let mut model = recipe.model.clone();
-    model.follow(teacher.vision.out);
-    let (student, teacher) = (model.vision, &teacher.vision);
-    for (what, ours, theirs) in [
-        ("image_size", student.image_size, teacher.image_size),
-        ("patch_size", student.patch_size, teacher.patch_size),
-        ("out", student.out, teacher.out),
-    ] {
-        if ours != theirs {
-            let hint = if what == "out" { ", which it is where it isn't written" } else { "" };
-            return Err(TrainError::recipe(format!(
-                "model.{what} = {ours}: must be the teacher's, {theirs}{hint}"
-            )));
-        }
-    }
-    Ok(student)
 }
 
 /// The text tower and the temperature are the teacher's, for good.

@@ -10,8 +10,9 @@ use uta_data::targets::TargetKind;
 use uta_model::{ClipConfig, Ffn, RelPos, TextConfig, VitConfig};
 
 use super::cache::cached_targets;
-use crate::recipe::{PrecisionName, Recipe, TaskKind};
-use crate::task::align;
+use super::recipe::AlignRecipe;
+use super::teacher::{masks, student_config};
+use crate::recipe::{PrecisionName, Recipe};
 use crate::{RecipeError, TrainError};
 
 /// Bytes of an f32: weights, gradients, moments, the residual stream, the loss.
@@ -108,25 +109,40 @@ impl Shapes {
     ///
     /// # Errors
     /// When the two nets don't fit.
-    pub fn new(recipe: &Recipe, teacher: &ClipConfig) -> Result<Shapes, TrainError> {
-        let student = align::student_config(recipe, teacher)?;
-        let (masks, _) = align::masks(recipe)?;
+    pub fn new(
+        recipe: &Recipe,
+        own: &AlignRecipe,
+        teacher: &ClipConfig,
+    ) -> Result<Shapes, TrainError> {
+        let (masks, _) = masks(recipe, own)?;
         Ok(Shapes {
-            student,
+            student: student_config(recipe, teacher)?,
             teacher: teacher.vision.clone(),
             text: teacher.text.clone(),
-            kept: masks.kept_count() as i64,
+            // A cache that isn't there yet is made with the default.
+            cached: own
+                .teacher
+                .cache
+                .as_ref()
+                .map(|dir| cached_targets(dir).map_or(TargetKind::I8, |(_, kind)| kind)),
+            ..Shapes::of_model(recipe, masks.kept_count() as i64)
+        })
+    }
+
+    /// The shapes of the net alone that a recipe trains, on `kept` patches of each image.
+    fn of_model(recipe: &Recipe, kept: i64) -> Shapes {
+        Shapes {
+            student: recipe.model.vision.clone(),
+            teacher: recipe.model.vision.clone(),
+            text: recipe.model.text.clone(),
+            kept,
             precision: recipe.train.precision,
             ema: recipe.train.ema > 0.0,
             checkpointed: recipe.train.checkpoint_blocks,
             prefetch: recipe.data.prefetch as i64,
-            cached: recipe.teacher.as_ref().and_then(|teacher| {
-                let dir = teacher.cache.as_ref()?;
-                // One that isn't there yet is made with the default.
-                Some(cached_targets(dir).map_or(TargetKind::I8, |(_, kind)| kind))
-            }),
+            cached: Some(TargetKind::I8),
             gradients_stay: recipe.train.accumulate > 1,
-        })
+        }
     }
 
     /// The same for each of `count` devices.
@@ -395,14 +411,9 @@ impl Shapes {
 ///
 /// # Errors
 /// When it has none.
-pub fn has_room(recipe: &Recipe, batch: usize) -> Result<(), TrainError> {
+pub(crate) fn has_room(recipe: &Recipe, kept: i64, batch: usize) -> Result<(), TrainError> {
     let Some(machine) = uta_data::machine::memory() else { return Ok(()) };
-    let own = ClipConfig::new(recipe.model.vision.clone(), recipe.model.text.clone());
-    let mut shapes = Shapes::new(recipe, &own)?;
-    shapes.cached = Some(TargetKind::I8);
-    if recipe.task == TaskKind::Contrastive {
-        shapes.kept = shapes.student.num_patches();
-    }
+    let shapes = Shapes::of_model(recipe, kept);
     let memory = shapes.memory(batch as i64, Kernels::of_this_cpu(recipe.train.precision));
     let fixed = memory.weights + memory.gradients + memory.moments + memory.average + memory.text;
     let [step, fixed, machine] =
@@ -438,6 +449,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use uta_model::Head;
 
+    use crate::recipe::TaskRecipe;
+
     use super::*;
 
     fn shapes(model: &str, mask: &str, precision: &str) -> Shapes {
@@ -446,7 +459,8 @@ mod tests {
              [data]\ntrain = [\"none\"]\n[train]\nsteps = 1\nbatch = 8\nprecision = \"{precision}\"\n"
         );
         let recipe = Recipe::from_table(text.parse().unwrap()).unwrap();
-        Shapes::new(&recipe, &ClipConfig::preset("eva01-g-14-plus").unwrap()).unwrap()
+        let TaskRecipe::Align(own) = &recipe.task else { unreachable!() };
+        Shapes::new(&recipe, own, &ClipConfig::preset("eva01-g-14-plus").unwrap()).unwrap()
     }
 
     /// The paper's Tables 6 and 8, ViT-B/14.

@@ -1,6 +1,8 @@
 //! Image-text contrastive learning: CLIP's symmetric cross-entropy over the pairs of a batch, the global one where several
 //! ranks share it.
 
+pub(crate) mod recipe;
+
 use std::path::Path;
 use std::rc::Rc;
 
@@ -10,8 +12,9 @@ use uta_data::{Batch, Source, Tokenizer, require_captions};
 use uta_eval::{EvalOptions, EvalSet, Evaluator, upload};
 use uta_model::{ByLength, Clip, ClipConfig, ModelError, unit};
 
-use super::{Mode, Output, Task, clip_evaluators, initialise, parameters_of, save_clip, to_device};
-use crate::recipe::{self, Recipe};
+use super::parts::{clip_evaluators, initialise, parameters_of, save_clip, to_device};
+use super::{Mode, Output, Task};
+use crate::recipe::{ContrastiveRecipe, Recipe};
 use crate::{Parameter, TrainError};
 
 /// The largest logit scale: CLIP's bound on the temperature, 1 / 100.
@@ -24,7 +27,7 @@ const TEXT_PARTS: usize = 4;
 pub struct Contrastive {
     clip: Rc<Clip>,
     tokenizer: Tokenizer,
-    options: recipe::Contrastive,
+    options: ContrastiveRecipe,
     group: Rc<ProcessGroup>,
 }
 
@@ -33,6 +36,7 @@ impl Contrastive {
     /// When the checkpoint to start from can't be loaded, or the towers' widths differ.
     pub fn new(
         recipe: &Recipe,
+        own: &ContrastiveRecipe,
         device: Device,
         group: &Rc<ProcessGroup>,
     ) -> Result<Contrastive, TrainError> {
@@ -51,12 +55,12 @@ impl Contrastive {
         }
         clip.visual.checkpoint_blocks(recipe.train.checkpoint_blocks);
         if let Some(scale) = &clip.logit_scale {
-            let start = (1.0 / recipe.contrastive.temperature).ln();
+            let start = (1.0 / own.temperature).ln();
             let _ = no_grad(|| scale.shallow_clone().fill_(start));
-            let _ = scale.set_requires_grad(recipe.contrastive.learn_temperature);
+            let _ = scale.set_requires_grad(own.learn_temperature);
         }
         let clip = Rc::new(clip);
-        let (options, group) = (recipe.contrastive.clone(), group.clone());
+        let (options, group) = (own.clone(), group.clone());
         Ok(Contrastive { clip, tokenizer, options, group })
     }
 

@@ -1,0 +1,174 @@
+//! The part of a recipe that depends on the task: which sections it reads, and what they must hold.
+
+use serde::{Deserialize, Serialize};
+use toml::Table;
+
+use super::model::Model;
+use super::train::Train;
+use crate::task::align::recipe::{AlignRecipe, Mask, Teacher};
+use crate::task::contrastive::recipe::ContrastiveRecipe;
+
+/// The tasks there are, by their names in recipes; each is a [`crate::Task`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TaskKind {
+    /// Unmasked Token Alignment to a frozen CLIP.
+    Align,
+    /// Image-text contrastive learning.
+    Contrastive,
+}
+
+impl std::fmt::Display for TaskKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            TaskKind::Align => "align",
+            TaskKind::Contrastive => "contrastive",
+        })
+    }
+}
+
+impl TaskKind {
+    const ALL: [TaskKind; 2] = [TaskKind::Align, TaskKind::Contrastive];
+
+    /// The sections that this task reads and some others don't. `model.text` is a section of `[model]`.
+    fn sections(self) -> &'static [&'static str] {
+        match self {
+            TaskKind::Align => &["teacher", "mask"],
+            TaskKind::Contrastive => &["model.text", "contrastive"],
+        }
+    }
+
+    /// The sections of other tasks, each with the tasks that read it.
+    fn foreign(self) -> impl Iterator<Item = (&'static str, Vec<TaskKind>)> {
+        let all = TaskKind::ALL.into_iter().flat_map(TaskKind::sections);
+        all.filter(move |section| !self.sections().contains(section)).map(|section| {
+            let reads = |task: &TaskKind| task.sections().contains(section);
+            (*section, TaskKind::ALL.into_iter().filter(reads).collect())
+        })
+    }
+
+    /// Whether `table` has a section that this task doesn't read.
+    ///
+    /// # Errors
+    /// Names it, with the tasks that read it.
+    pub(super) fn refuse_foreign(self, table: &Table) -> Result<(), String> {
+        for (section, tasks) in self.foreign() {
+            let there = match section.split_once('.') {
+                Some((outer, inner)) => {
+                    let outer = table.get(outer).and_then(toml::Value::as_table);
+                    outer.is_some_and(|outer| outer.contains_key(inner))
+                }
+                None => table.contains_key(section),
+            };
+            if there {
+                let tasks: Vec<String> = tasks.iter().map(ToString::to_string).collect();
+                return Err(format!(
+                    "{section}: task \"{self}\" has no section `{section}`, only {} has: leave it out",
+                    tasks.join(", ")
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes sections that this task doesn't read out of `table`: former versions wrote them into every run.
+    pub(super) fn drop_foreign(self, table: &mut Table) {
+        for (section, _) in self.foreign() {
+            match section.split_once('.') {
+                Some((outer, inner)) => {
+                    if let Some(outer) = table.get_mut(outer).and_then(toml::Value::as_table_mut) {
+                        outer.remove(inner);
+                    }
+                }
+                None => {
+                    table.remove(section);
+                }
+            }
+        }
+    }
+}
+
+/// A task with its own sections.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TaskRecipe {
+    /// Unmasked Token Alignment to a frozen CLIP.
+    Align(AlignRecipe),
+    /// Image-text contrastive learning.
+    Contrastive(ContrastiveRecipe),
+}
+
+/// Sections of tasks as they are written.
+pub(super) struct Sections {
+    pub teacher: Option<Teacher>,
+    pub mask: Option<Mask>,
+    pub contrastive: Option<ContrastiveRecipe>,
+}
+
+impl TaskRecipe {
+    /// The recipe of a task with the sections that it reads, missing ones by their defaults.
+    pub(super) fn new(kind: TaskKind, written: Sections) -> TaskRecipe {
+        match kind {
+            TaskKind::Align => TaskRecipe::Align(AlignRecipe {
+                teacher: written.teacher.unwrap_or_default(),
+                mask: written.mask.unwrap_or_default(),
+            }),
+            TaskKind::Contrastive => {
+                TaskRecipe::Contrastive(written.contrastive.unwrap_or_default())
+            }
+        }
+    }
+
+    /// As it is written, with its name.
+    pub(super) fn written(&self) -> (TaskKind, Sections) {
+        let none = Sections { teacher: None, mask: None, contrastive: None };
+        let sections = match self.clone() {
+            TaskRecipe::Align(AlignRecipe { teacher, mask }) => {
+                Sections { teacher: Some(teacher), mask: Some(mask), ..none }
+            }
+            TaskRecipe::Contrastive(own) => Sections { contrastive: Some(own), ..none },
+        };
+        (self.kind(), sections)
+    }
+
+    /// Its name.
+    pub fn kind(&self) -> TaskKind {
+        match self {
+            TaskRecipe::Align(_) => TaskKind::Align,
+            TaskRecipe::Contrastive(_) => TaskKind::Contrastive,
+        }
+    }
+
+    /// Checks its sections, and works out what follows from them in others.
+    ///
+    /// # Errors
+    /// Names the key, the value and what is allowed.
+    pub(super) fn check(&self, model: &mut Model, train: &Train) -> Result<(), String> {
+        match self {
+            TaskRecipe::Align(own) => own.check(),
+            TaskRecipe::Contrastive(own) => own.check(model, train),
+        }
+    }
+
+    /// Whether it learns from classes, which mixup and cutmix need.
+    pub(super) fn has_classes(&self) -> bool {
+        match self {
+            TaskRecipe::Align(_) | TaskRecipe::Contrastive(_) => false,
+        }
+    }
+
+    /// The frozen CLIP of tasks that have one.
+    pub fn teacher(&self) -> Option<&Teacher> {
+        match self {
+            TaskRecipe::Align(own) => Some(&own.teacher),
+            TaskRecipe::Contrastive(_) => None,
+        }
+    }
+
+    /// As [`teacher`](TaskRecipe::teacher), to change.
+    pub(super) fn teacher_mut(&mut self) -> Option<&mut Teacher> {
+        match self {
+            TaskRecipe::Align(own) => Some(&mut own.teacher),
+            TaskRecipe::Contrastive(_) => None,
+        }
+    }
+}

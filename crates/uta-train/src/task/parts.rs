@@ -1,0 +1,73 @@
+//! Parts that tasks share.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use tch::{Device, Kind, Tensor};
+use uta_eval::{EvalOptions, EvalSet, Evaluator};
+use uta_model::{Clip, ModelError, Origin};
+
+use crate::{Parameter, TrainError};
+
+/// The CLIP at `path` (its net named by `arch` where the file can't tell). What was assumed about it is said in the log.
+///
+/// # Errors
+/// When there is no such model.
+pub fn load(path: &Path, arch: Option<&str>, device: Device) -> Result<Clip, ModelError> {
+    let clip = Origin::open(path, arch)?.into_clip(device)?;
+    for note in &clip.notes {
+        tracing::warn!("{}: {note}", path.display());
+    }
+    Ok(clip)
+}
+
+/// Copies `towers` (`visual.`, `text.`) of what `init` names into the model; `"random"` leaves it as it is. A text tower stays
+/// too where `init` has none, and `false` says so.
+pub(super) fn initialise(clip: &Clip, init: &str, towers: &[&str]) -> Result<bool, TrainError> {
+    if init == "random" {
+        return Ok(true);
+    }
+    let source = load(Path::new(init), None, clip.store.device())?;
+    let mut whole = true;
+    for &tower in towers {
+        match tower == "text." && source.text.is_none() {
+            true => whole = false,
+            false => clip.copy_from(&source, tower)?,
+        }
+    }
+    Ok(whole)
+}
+
+/// The trainable parameters of a store whose key starts with one of `prefixes`.
+pub(super) fn parameters_of(clip: &Clip, prefixes: &[&str]) -> Vec<Parameter> {
+    let mut parameters: Vec<Parameter> = clip
+        .store
+        .variables()
+        .into_iter()
+        .filter(|(name, _)| prefixes.iter().any(|prefix| name.starts_with(prefix)))
+        .map(|(name, tensor)| Parameter { name, tensor })
+        .collect();
+    parameters.sort_by(|a, b| a.name.cmp(&b.name));
+    parameters
+}
+
+/// Saves a CLIP in training as [`crate::Task::save`] asks.
+pub(super) fn save_clip(clip: &Clip, dir: &Path, weights: Option<Kind>) -> Result<(), ModelError> {
+    match weights {
+        Some(kind) => clip.save(dir, kind),
+        None => clip.save_config(dir),
+    }
+}
+
+/// The measurements of a CLIP in training.
+pub(super) fn clip_evaluators(
+    clip: &Rc<Clip>,
+    sets: &[EvalSet],
+    options: &EvalOptions,
+) -> Result<Vec<Evaluator>, TrainError> {
+    sets.iter().map(|set| Ok(set.of_clip(clip.clone(), options)?)).collect()
+}
+
+pub(super) fn to_device(tensor: Tensor, device: Device) -> Tensor {
+    torch_ext::upload(tensor, device).expect("a batch has room on its device")
+}

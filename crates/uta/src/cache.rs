@@ -108,7 +108,8 @@ impl Display for Report {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let recipe = Recipe::load(&args.recipe, &args.sets)?;
     if recipe.task.teacher().is_none() {
-        let message = format!("task \"{}\" has no teacher whose targets could be kept", recipe.task.kind());
+        let message =
+            format!("task \"{}\" has no teacher whose targets could be kept", recipe.task.kind());
         return Err(Usage(format!("{}: {message}", args.recipe.display())).into());
     }
     let options = CacheOptions {

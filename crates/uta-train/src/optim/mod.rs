@@ -178,6 +178,18 @@ impl Optimizer {
         })
     }
 
+    /// Multiplies the gradients that are on the parameters by `factor`.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn scale_gradients(&self, factor: f64) -> Result<(), TchError> {
+        no_grad(|| {
+            let params = self.groups.iter().flat_map(|group| &group.params);
+            let grads: Vec<Tensor> = params.map(Tensor::grad).filter(Tensor::defined).collect();
+            torch_ext::scale_(&grads, &Tensor::from(factor as f32).to_device(self.taken.device()))
+        })
+    }
+
     /// How many steps were skipped: in all, and in a row up to now. Waits for the device.
     pub fn skipped(&self) -> (u64, u64) {
         (self.skipped.double_value(&[0]) as u64, self.skipped.double_value(&[1]) as u64)

@@ -28,9 +28,10 @@ pub enum Mode {
 /// What a batch gives.
 #[derive(Debug)]
 pub struct Output {
-    /// The mean over the batch, an f32 scalar on the device. Its mean over ranks with equally many samples is that of the
-    /// global batch.
+    /// The mean over `count` things, an f32 scalar on the device; 0, not NaN, where there are none.
     pub loss: Tensor,
+    /// How many things the loss and the metrics are means of: images, answer tokens. Micro-batches and ranks are weighed by it.
+    pub count: f64,
     /// Further named means, f32 scalars on the device, for the log.
     pub metrics: Vec<(&'static str, Tensor)>,
 }

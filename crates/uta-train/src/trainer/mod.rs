@@ -5,6 +5,9 @@
 //! alone has the run directory, and speaks. Where one rank may fail, `ProcessGroup::agree` makes all of them stop: a message
 //! between processors, for which no device is waited for.
 
+mod clock;
+mod evaluate;
+mod start;
 mod threads;
 
 use std::path::Path;
@@ -14,20 +17,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use indicatif::ProgressBar;
-use serde_json::{Map, Value};
-use tch::{Device, Tensor, no_grad};
+use serde_json::Map;
+use tch::{Device, Tensor};
 use torch_ext::distributed::{Ddp, ProcessGroup, Reduce};
 use torch_ext::{Precision, autocast};
 use uta_data::rng::{Purpose, Rng};
-use uta_data::{
-    Batch, DataError, EvalTransform, Rejected, Share, Source, Stream, StreamOptions, progress,
-};
-use uta_eval::{EvalOptions, Evaluator};
+use uta_data::{Batch, DataError, Rejected, Source, Stream, progress};
+use uta_eval::Evaluator;
 use uta_model::RelPos;
 
+use self::clock::{Clock, Measured, round};
+use self::start::{Parts, choose_threads, present_threads, same_data, stream, use_threads};
 use self::threads::Pace;
 use crate::run::{RunDir, State};
-use crate::{CosineSchedule, Ema, Mode, Optimizer, Recipe, RecipeError, Task, TrainError};
+use crate::{CosineSchedule, Ema, Mode, Optimizer, Recipe, Task, TrainError};
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -299,11 +302,14 @@ impl Trainer {
                 }
                 measured.epoch = batch.epoch;
                 let output = task.forward(&batch, Mode::Train)?;
+                // Each micro-batch weighs as much as its loss is a mean of: all alike where that is images.
+                let parts = parts * self.micro_batch as f64 / output.count;
                 let loss = &output.loss / parts;
                 match &self.ddp {
                     Some(ddp) => ddp.backward(&loss, part == train.accumulate)?,
                     None => loss.backward(),
                 }
+                measured.count += output.count;
                 measured.add("loss", &output.loss.detach(), parts);
                 for (name, value) in &output.metrics {
                     measured.add(name, value, parts);
@@ -312,12 +318,31 @@ impl Trainer {
             Ok::<(), TrainError>(())
         })?;
         self.rejected += measured.rejected;
+        self.weigh(&mut measured)?;
         measured.add("grad_norm", &self.optimizer.step(lr)?, 1.0);
         self.task.constrain();
         if let Some(ema) = &self.ema {
             ema.update(self.step)?;
         }
         Ok(measured)
+    }
+
+    /// Divides gradients and means by the share of all ranks' counts in the number of their images, so that they are means over
+    /// what the losses count.
+    fn weigh(&self, measured: &mut Measured) -> Result<(), TrainError> {
+        let mut count = measured.count;
+        if self.group.world() > 1 {
+            let counts = self.group.exchange(&count.to_le_bytes())?;
+            let read =
+                |bytes: &Vec<u8>| Some(f64::from_le_bytes(bytes.as_slice().try_into().ok()?));
+            count = counts.iter().filter_map(read).sum();
+        }
+        let share = count / self.recipe.train.batch as f64;
+        if share != 1.0 && share > 0.0 {
+            self.optimizer.scale_gradients(1.0 / share)?;
+            measured.scale(1.0 / share);
+        }
+        Ok(())
     }
 
     /// A batch of this rank, and the unusable samples that all ranks met on the way to theirs, in the order of one process
@@ -439,111 +464,6 @@ impl Trainer {
         Ok(names.map(|(i, (name, _))| (*name, all.double_value(&[i as i64]))).collect())
     }
 
-    /// Validation loss and every evaluator, on the averaged weights where there are any.
-    fn evaluate(&mut self) -> Result<(), TrainError> {
-        let result = self.averaged(Self::evaluate_present_weights);
-        self.group.agree(result)
-    }
-
-    /// Does `f` on the averaged weights where there are any, else on the present ones.
-    fn averaged<T>(&mut self, f: impl FnOnce(&mut Self) -> T) -> T {
-        let swap = |trainer: &Self| trainer.ema.iter().for_each(Ema::swap);
-        swap(self);
-        let result = f(self);
-        swap(self);
-        result
-    }
-
-    fn evaluate_present_weights(&mut self) -> Result<(), TrainError> {
-        if let Some(val) = self.val.clone() {
-            let line = self.validate(val)?;
-            self.log_evaluation("validation", line)?;
-        }
-        let mut evaluators = std::mem::take(&mut self.evaluators);
-        let result = evaluators.iter_mut().try_for_each(|evaluator| {
-            let numbers = evaluator.measure().map_err(|source| TrainError::Evaluation {
-                name: evaluator.name.clone(),
-                source,
-            })?;
-            self.log_evaluation(&evaluator.name, numbers)
-        });
-        self.evaluators = evaluators;
-        result
-    }
-
-    /// The task's loss over the whole validation set.
-    fn validate(&self, val: Arc<dyn Source>) -> Result<Vec<(String, f64)>, TrainError> {
-        let transform = EvalTransform::new(self.recipe.data.image_size);
-        let precision = Precision::from(self.recipe.train.precision);
-        let (mut sums, mut count) = (Vec::<(String, f64)>::new(), 0.0);
-        let (decode, workers) = (self.recipe.data.decode(), self.recipe.data.workers);
-        let share = Share { rank: self.group.rank(), world: self.group.world() };
-        let batches = uta_data::sweep(val, transform, decode, self.micro_batch, workers, share);
-        for batch in batches.captioned(self.task.wants_captions()) {
-            let (batch, _) = self.on_all_ranks(batch)?;
-            if batch.is_empty() && !self.task.spans_ranks() {
-                continue;
-            }
-            let output = no_grad(|| {
-                autocast(self.device, precision, || self.task.forward(&batch, Mode::Validate))
-            })?;
-            let n = batch.len() as f64;
-            count += n;
-            let all = std::iter::once(("loss", output.loss)).chain(output.metrics);
-            for (i, (name, value)) in all.enumerate() {
-                if sums.len() == i {
-                    sums.push((name.to_owned(), 0.0));
-                }
-                if n > 0.0 {
-                    sums[i].1 += n * value.double_value(&[]);
-                }
-            }
-        }
-        self.mean_of_ranks(sums, count)
-    }
-
-    /// `sums` over all ranks, each divided by the `count`s of all. A rank without a sample has no sums.
-    fn mean_of_ranks(
-        &self,
-        sums: Vec<(String, f64)>,
-        count: f64,
-    ) -> Result<Vec<(String, f64)>, TrainError> {
-        // JSON knows no NaN, and numbers must come through to the bit.
-        let bits: Vec<(String, u64)> =
-            sums.into_iter().map(|(name, sum)| (name, sum.to_bits())).collect();
-        let own = serde_json::to_vec(&(bits, count)).expect("plain data");
-        let (mut total, mut samples) = (Vec::<(String, f64)>::new(), 0.0);
-        for bytes in self.group.exchange(&own)? {
-            let (bits, count): (Vec<(String, u64)>, f64) =
-                serde_json::from_slice(&bytes).expect("written by a rank of this program");
-            samples += count;
-            for (i, (name, bits)) in bits.into_iter().enumerate() {
-                let sum = f64::from_bits(bits);
-                match total.get_mut(i) {
-                    Some((_, total)) => *total += sum,
-                    None => total.push((name, sum)),
-                }
-            }
-        }
-        Ok(total.into_iter().map(|(name, sum)| (name, sum / f64::max(samples, 1.0))).collect())
-    }
-
-    fn log_evaluation(
-        &mut self,
-        name: &str,
-        numbers: Vec<(String, f64)>,
-    ) -> Result<(), TrainError> {
-        let Some(run) = &mut self.run else { return Ok(()) };
-        let shown: Vec<String> =
-            numbers.iter().map(|(key, value)| format!("{key} {value:.4}")).collect();
-        tracing::info!("step {}  {name}: {}", self.step, shown.join("  "));
-        let mut line = Map::new();
-        line.insert("step".into(), self.step.into());
-        line.insert("eval".into(), name.into());
-        line.extend(numbers.into_iter().map(|(key, value)| (key, Value::from(value))));
-        run.log(Some(name), &line)
-    }
-
     /// A checkpoint of this step, where there is none yet.
     fn save(&mut self) -> Result<(), TrainError> {
         if self.saved == Some(self.step) {
@@ -580,157 +500,6 @@ impl Trainer {
     }
 }
 
-/// What every rank makes for itself.
-struct Parts {
-    device: Device,
-    train: Arc<dyn Source>,
-    val: Option<Arc<dyn Source>>,
-    task: Box<dyn Task>,
-    evaluators: Vec<Evaluator>,
-}
-
-impl Parts {
-    /// Opens the data, which settles the length of `recipe`, and makes the task on this rank's device (of a run that has
-    /// `begun`, without `model.init`) and its evaluators.
-    fn new(
-        recipe: &mut Recipe,
-        micro_batch: usize,
-        begun: bool,
-        group: &Rc<ProcessGroup>,
-    ) -> Result<Parts, TrainError> {
-        let device = crate::device::device(&recipe.train.device, group.local_rank())
-            .map_err(|message| RecipeError { origin: "train.device".into(), message })?;
-        group.use_device(device)?;
-        if device == Device::Cpu {
-            crate::task::kinds::has_room(recipe, micro_batch)?;
-        }
-        let (train, val) = recipe.data.open(group.is_first())?;
-        recipe.resolve_length(train.epoch());
-        let task = match begun {
-            true => {
-                let mut anew = recipe.clone();
-                anew.model.init = "random".into();
-                crate::task::kinds::build(&anew, device, group)?
-            }
-            false => crate::task::kinds::build(recipe, device, group)?,
-        };
-        task.check_data(train.as_ref(), val.as_deref())?;
-        task.complete(recipe);
-        let options = EvalOptions {
-            workers: recipe.data.workers,
-            precision: recipe.train.precision.into(),
-            decode: recipe.data.decode(),
-            group: group.clone(),
-            ..EvalOptions::default()
-        };
-        let evaluators = task.evaluators(&recipe.eval.sets, &options)?;
-        Ok(Parts { device, train, val, task, evaluators })
-    }
-}
-
-/// The training batches of a recipe from number `first` on.
-fn stream(
-    recipe: &Recipe,
-    micro_batch: usize,
-    train: &Arc<dyn Source>,
-    task: &dyn Task,
-    group: &ProcessGroup,
-    first: u64,
-) -> Result<Stream, TrainError> {
-    let data = &recipe.data;
-    let options = StreamOptions {
-        batch: micro_batch,
-        repeats: data.repeats,
-        seed: recipe.train.seed,
-        order: data.order,
-        shuffle_buffer: data.shuffle_buffer,
-        workers: data.workers,
-        prefetch: data.prefetch,
-        rank: group.rank(),
-        world: group.world(),
-        captions: task.wants_captions(),
-        decode: data.decode(),
-        max_rejected: data.max_rejected,
-    };
-    let (train, replay) = (train.clone(), task.replay());
-    Ok(Stream::replaying(train, data.transforms.clone(), options, first, replay)?)
-}
-
-/// The number of threads with which this run's first batches, decoded meanwhile, go through the net and back fastest; so many
-/// are then used. Nothing is learned from them.
-fn choose_threads(
-    recipe: &Recipe,
-    micro_batch: usize,
-    train: &Arc<dyn Source>,
-    task: &dyn Task,
-    group: &ProcessGroup,
-) -> usize {
-    let most = present_threads();
-    if 2.0 * task.macs() as f64 * micro_batch as f64 > threads::LARGE {
-        return most;
-    }
-    let params: Vec<Tensor> = task.parameters().iter().map(|p| p.tensor.shallow_clone()).collect();
-    let precision = Precision::from(recipe.train.precision);
-    let chosen = stream(recipe, micro_batch, train, task, group, 0).and_then(|mut stream| {
-        threads::fastest(most, |threads, steps| {
-            tch::set_num_threads(threads as i32);
-            let began = Instant::now();
-            for _ in 0..steps {
-                let batch = stream.draw()?;
-                let output =
-                    autocast(Device::Cpu, precision, || task.forward(&batch, Mode::Train))?;
-                output.loss.backward();
-                torch_ext::drop_grads(&params);
-            }
-            Ok(began.elapsed().as_secs_f64())
-        })
-    });
-    // What is wrong with the data the run itself meets, and says.
-    let threads = chosen.unwrap_or(most);
-    tch::set_num_threads(threads as i32);
-    threads
-}
-
-/// Computes with so many threads, and says so where they are more than the machine's cores.
-fn use_threads(threads: usize, device: Device, group: &ProcessGroup) {
-    let cores = std::thread::available_parallelism().map_or(threads, usize::from);
-    if threads > cores && device == Device::Cpu && group.is_first() {
-        tracing::warn!(
-            "train.threads = {threads}: this machine has {cores} cores, so that --set train.threads={cores} is faster (sums \
-             then differ in their last bits)"
-        );
-    }
-    tch::set_num_threads(threads as i32);
-}
-
-fn present_threads() -> usize {
-    tch::get_num_threads().max(1) as usize
-}
-
-/// # Errors
-/// When the ranks see other numbers of samples: some would then be trained on twice, and others never.
-fn same_data(
-    train: &dyn Source,
-    val: Option<&dyn Source>,
-    group: &ProcessGroup,
-) -> Result<(), TrainError> {
-    let own = format!(
-        "{} samples of data.train ({} an epoch) and {} of data.val",
-        train.len(),
-        train.epoch(),
-        val.map_or(0, Source::len)
-    );
-    let told = group.exchange(own.as_bytes())?;
-    match told.iter().position(|other| *other != told[0]) {
-        None => Ok(()),
-        Some(rank) => Err(TrainError::recipe(format!(
-            "rank 0 sees {}, rank {rank} sees {}: give all machines the same data",
-            String::from_utf8_lossy(&told[0]),
-            String::from_utf8_lossy(&told[rank])
-        ))),
-    }
-}
-
 fn named(params: &[crate::Parameter]) -> Vec<(String, Tensor)> {
     params.iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect()
 }
@@ -739,86 +508,4 @@ fn saved_state(optimizer: &Optimizer, ema: Option<&Ema>) -> Vec<(String, Tensor)
     let mut state = optimizer.state();
     state.extend(ema.map(Ema::state).unwrap_or_default());
     state
-}
-
-fn round(value: f64, digits: i32) -> f64 {
-    let unit = 10f64.powi(digits);
-    (value * unit).round() / unit
-}
-
-/// The numbers of one step, still on the device.
-#[derive(Default)]
-struct Measured {
-    epoch: f64,
-    /// Samples that no rank could use.
-    rejected: u64,
-    means: Vec<(&'static str, Tensor)>,
-}
-
-impl Measured {
-    fn add(&mut self, name: &'static str, value: &Tensor, parts: f64) {
-        let share = value / parts;
-        match self.means.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, sum)) => *sum = &*sum + share,
-            None => self.means.push((name, share)),
-        }
-    }
-}
-
-/// Where the time goes: steps, waiting for data, and neither (evaluation, saving).
-struct Clock {
-    lap_began: Instant,
-    lap_images: usize,
-    lap_waited: f64,
-    lap_paused: f64,
-    seconds: f64,
-    images: usize,
-}
-
-impl Default for Clock {
-    fn default() -> Clock {
-        Clock {
-            lap_began: Instant::now(),
-            lap_images: 0,
-            lap_waited: 0.0,
-            lap_paused: 0.0,
-            seconds: 0.0,
-            images: 0,
-        }
-    }
-}
-
-impl Clock {
-    fn step(&mut self, images: usize) {
-        self.lap_images += images;
-    }
-
-    fn waiting<T>(&mut self, f: impl FnOnce() -> T) -> T {
-        let began = Instant::now();
-        let result = f();
-        self.lap_waited += began.elapsed().as_secs_f64();
-        result
-    }
-
-    fn paused<T>(&mut self, f: impl FnOnce() -> T) -> T {
-        let began = Instant::now();
-        let result = f();
-        self.lap_paused += began.elapsed().as_secs_f64();
-        result
-    }
-
-    /// (images a second, share of the time spent waiting for data) since the last call.
-    fn lap(&mut self) -> (f64, f64) {
-        let seconds = (self.lap_began.elapsed().as_secs_f64() - self.lap_paused).max(1e-9);
-        let result = (self.lap_images as f64 / seconds, self.lap_waited / seconds);
-        self.seconds += seconds;
-        self.images += self.lap_images;
-        (self.lap_began, self.lap_images) = (Instant::now(), 0);
-        (self.lap_waited, self.lap_paused) = (0.0, 0.0);
-        result
-    }
-
-    fn overall(&self) -> f64 {
-        self.images as f64 / self.seconds.max(1e-9)
-    }
 }

@@ -159,7 +159,7 @@ impl Align {
             ("cosine", -loss.detach()),
             ("cosine_cls", cosine.select(1, 0).mean(Kind::Float).detach()),
         ];
-        Output { loss, metrics }
+        Output { loss, count: images.size()[0] as f64, metrics }
     }
 }
 

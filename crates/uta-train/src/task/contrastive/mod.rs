@@ -151,7 +151,7 @@ impl Task for Contrastive {
                 if images.size()[0] == 0 {
                     // No rank could read any of its images.
                     let loss = Tensor::zeros([], (Kind::Float, device));
-                    return Ok(Output { loss, metrics: vec![] });
+                    return Ok(Output { loss, count: 0.0, metrics: vec![] });
                 }
                 let (texts, _) = self.all_rows(&text, mode)?;
                 torch_ext::autocast(device, f32, || {
@@ -170,7 +170,7 @@ impl Task for Contrastive {
         let scale = self.clip.logit_scale.as_ref().map(|s| s.detach().exp());
         let mut metrics = vec![("batch_top1", found.mean(Kind::Float))];
         metrics.extend(scale.map(|scale| ("logit_scale", scale)));
-        Ok(Output { loss, metrics })
+        Ok(Output { loss, count: batch.len() as f64, metrics })
     }
 
     fn wants_captions(&self) -> bool {

@@ -1,0 +1,166 @@
+//! The work before the first step: data, task, stream and threads of a run.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tch::{Device, Tensor};
+use torch_ext::distributed::ProcessGroup;
+use torch_ext::{Precision, autocast};
+use uta_data::{Source, Stream, StreamOptions};
+use uta_eval::{EvalOptions, Evaluator};
+
+use super::threads;
+use crate::device::device;
+use crate::task::kinds::{build, has_room};
+use crate::{Mode, Recipe, RecipeError, Task, TrainError};
+
+/// The parts of a run that every rank makes for itself.
+pub(super) struct Parts {
+    pub device: Device,
+    pub train: Arc<dyn Source>,
+    pub val: Option<Arc<dyn Source>>,
+    pub task: Box<dyn Task>,
+    pub evaluators: Vec<Evaluator>,
+}
+
+impl Parts {
+    /// Opens the data, which gives `recipe` its length, and makes the task on this rank's device (of a run that has
+    /// `begun`, without `model.init`) and its evaluators.
+    pub fn new(
+        recipe: &mut Recipe,
+        micro_batch: usize,
+        begun: bool,
+        group: &Rc<ProcessGroup>,
+    ) -> Result<Parts, TrainError> {
+        let device = device(&recipe.train.device, group.local_rank())
+            .map_err(|message| RecipeError { origin: "train.device".into(), message })?;
+        group.use_device(device)?;
+        if device == Device::Cpu {
+            has_room(recipe, micro_batch)?;
+        }
+        let (train, val) = recipe.data.open(group.is_first())?;
+        recipe.resolve_length(train.epoch());
+        let task = if begun {
+            let mut anew = recipe.clone();
+            anew.model.init = "random".into();
+            build(&anew, device, group)?
+        } else {
+            build(recipe, device, group)?
+        };
+        task.check_data(train.as_ref(), val.as_deref())?;
+        task.complete(recipe);
+        let options = EvalOptions {
+            workers: recipe.data.workers,
+            precision: recipe.train.precision.into(),
+            decode: recipe.data.decode(),
+            group: group.clone(),
+            ..EvalOptions::default()
+        };
+        let evaluators = task.evaluators(&recipe.eval.sets, &options)?;
+        Ok(Parts { device, train, val, task, evaluators })
+    }
+}
+
+/// The training batches of a recipe from number `first` on.
+pub(super) fn stream(
+    recipe: &Recipe,
+    micro_batch: usize,
+    train: &Arc<dyn Source>,
+    task: &dyn Task,
+    group: &ProcessGroup,
+    first: u64,
+) -> Result<Stream, TrainError> {
+    let data = &recipe.data;
+    let options = StreamOptions {
+        batch: micro_batch,
+        repeats: data.repeats,
+        seed: recipe.train.seed,
+        order: data.order,
+        shuffle_buffer: data.shuffle_buffer,
+        workers: data.workers,
+        prefetch: data.prefetch,
+        rank: group.rank(),
+        world: group.world(),
+        captions: task.wants_captions(),
+        decode: data.decode(),
+        max_rejected: data.max_rejected,
+    };
+    let (train, replay) = (train.clone(), task.replay());
+    Ok(Stream::replaying(train, data.transforms.clone(), options, first, replay)?)
+}
+
+/// The number of threads with which this run's first batches, decoded meanwhile, go through the net and back fastest; so many
+/// are then used. Nothing is learned from them.
+pub(super) fn choose_threads(
+    recipe: &Recipe,
+    micro_batch: usize,
+    train: &Arc<dyn Source>,
+    task: &dyn Task,
+    group: &ProcessGroup,
+) -> usize {
+    let most = present_threads();
+    if 2.0 * task.macs() as f64 * micro_batch as f64 > threads::LARGE {
+        return most;
+    }
+    let params: Vec<Tensor> = task.parameters().iter().map(|p| p.tensor.shallow_clone()).collect();
+    let precision = Precision::from(recipe.train.precision);
+    let chosen = stream(recipe, micro_batch, train, task, group, 0).and_then(|mut stream| {
+        threads::fastest(most, |threads, steps| {
+            tch::set_num_threads(threads as i32);
+            let began = Instant::now();
+            for _ in 0..steps {
+                let batch = stream.draw()?;
+                let output =
+                    autocast(Device::Cpu, precision, || task.forward(&batch, Mode::Train))?;
+                output.loss.backward();
+                torch_ext::drop_grads(&params);
+            }
+            Ok(began.elapsed().as_secs_f64())
+        })
+    });
+    // What is wrong with the data the run itself meets, and says.
+    let threads = chosen.unwrap_or(most);
+    tch::set_num_threads(threads as i32);
+    threads
+}
+
+/// Computes with so many threads, and says so where they are more than the machine's cores.
+pub(super) fn use_threads(threads: usize, device: Device, group: &ProcessGroup) {
+    let cores = std::thread::available_parallelism().map_or(threads, usize::from);
+    if threads > cores && device == Device::Cpu && group.is_first() {
+        tracing::warn!(
+            "train.threads = {threads}: this machine has {cores} cores, so that --set train.threads={cores} is faster (sums \
+             then differ in their last bits)"
+        );
+    }
+    tch::set_num_threads(threads as i32);
+}
+
+pub(super) fn present_threads() -> usize {
+    tch::get_num_threads().max(1) as usize
+}
+
+/// # Errors
+/// When the ranks see other numbers of samples: some would then be trained on twice, and others never.
+pub(super) fn same_data(
+    train: &dyn Source,
+    val: Option<&dyn Source>,
+    group: &ProcessGroup,
+) -> Result<(), TrainError> {
+    let own = format!(
+        "{} samples of data.train ({} an epoch) and {} of data.val",
+        train.len(),
+        train.epoch(),
+        val.map_or(0, Source::len)
+    );
+    let told = group.exchange(own.as_bytes())?;
+    match told.iter().position(|other| *other != told[0]) {
+        None => Ok(()),
+        Some(rank) => Err(TrainError::recipe(format!(
+            "rank 0 sees {}, rank {rank} sees {}: give all machines the same data",
+            String::from_utf8_lossy(&told[0]),
+            String::from_utf8_lossy(&told[rank])
+        ))),
+    }
+}

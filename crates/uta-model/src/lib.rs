@@ -8,28 +8,18 @@
 //! - [`Origin`] finds out what a user's file or folder is; [`Clip::export`] writes what other programs read.
 //! - [`safetensors_io`] reads and writes tensors by name; an [`Adapter`] knows a checkpoint family's names.
 
-mod adapter;
-mod clip;
-mod config;
+mod checkpoint;
 mod error;
-mod export;
-mod hints;
-mod layers;
-mod origin;
-mod preprocess;
-pub mod resize;
-pub mod safetensors_io;
-mod text;
-pub mod torch_file;
-mod vit;
+mod nets;
 
-pub use adapter::{Adapter, Layout};
-pub use clip::{Clip, unit};
-pub use config::{ClipConfig, Ffn, Head, Pool, RelPos, TextConfig, VitConfig, preset_names};
+pub use checkpoint::adapter::{Adapter, Layout};
+pub use checkpoint::export::Exported;
+pub use checkpoint::origin::{Origin, run_of};
+pub use checkpoint::resize::{self, Resized};
+pub use checkpoint::{safetensors as safetensors_io, torch as torch_file};
 pub use error::ModelError;
-pub use export::Exported;
-pub use origin::{Origin, run_of};
-pub use preprocess::{Convention, Interpolation, Preprocess, Resize};
-pub use resize::Resized;
-pub use text::{ByLength, TextTower};
-pub use vit::{Features, Vit, same_tokens};
+pub use nets::clip::{Clip, unit};
+pub use nets::config::{ClipConfig, Ffn, Head, Pool, RelPos, TextConfig, VitConfig, preset_names};
+pub use nets::preprocess::{Convention, Interpolation, Preprocess, Resize};
+pub use nets::text::{ByLength, TextTower};
+pub use nets::vit::{Features, Vit, same_tokens};

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor, nn, no_grad};
 
-use crate::layers::Scope;
-use crate::safetensors_io::write_atomically;
+use super::layers::Scope;
+use crate::checkpoint::safetensors::write_atomically;
 use crate::{ClipConfig, Layout, ModelError, Origin, TextTower, Vit};
 
 /// Rows of unit length, in f32; a zero row stays zero, so that it ties with everything.
@@ -167,7 +167,7 @@ impl Clip {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::layers::testing::seeded;
+    use crate::nets::layers::testing::seeded;
     use crate::{TextConfig, VitConfig};
 
     fn small() -> ClipConfig {

@@ -721,7 +721,7 @@ fn fill(pattern: &str, parts: &[&str]) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::layers::testing::seeded;
+    use crate::nets::layers::testing::seeded;
     use crate::{Clip, ClipConfig, Pool, RelPos, TextConfig};
     use tch::{Device, Kind};
 

@@ -3,8 +3,8 @@
 
 use tch::{Device, Kind, Tensor, nn};
 
+use super::layers::{self, LayerNorm, Linear, Scope, quick_gelu, rows};
 use crate::TextConfig;
-use crate::layers::{self, LayerNorm, Linear, Scope, quick_gelu, rows};
 
 /// LayerNorm's epsilon.
 const EPS: f64 = 1e-5;
@@ -161,7 +161,7 @@ fn residual_std(c: &TextConfig) -> f64 {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::layers::testing::seeded;
+    use crate::nets::layers::testing::seeded;
 
     #[test]
     fn rows_by_length_are_cut_to_their_longest_and_find_their_way_back() {

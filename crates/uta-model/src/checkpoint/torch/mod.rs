@@ -3,7 +3,7 @@
 //!
 //! Three containers are read: the zip file that `torch.save` writes since PyTorch 1.6, the stream of pickles before that,
 //! and TorchScript's archive, as OpenAI ships CLIP, whose modules are taken for plain records and whose code is not
-//! looked at. What a pickle may mention is listed in one place, `global` in `torch_file/pickle.rs`; any other name is
+//! looked at. What a pickle may mention is listed in one place, `global` in `torch/pickle.rs`; any other name is
 //! refused. Python is not needed, and nothing here can call anything.
 //!
 //! A zip file's storages are mapped, like a safetensors file; those of older or compressed files are read once, into
@@ -29,7 +29,7 @@ use zip::{CompressionMethod, DateTime, ZipArchive, ZipWriter};
 
 use self::pickle::{Element, Id, Node, Nodes, Source, View};
 use crate::ModelError;
-use crate::safetensors_io::{open_file, write_atomically};
+use crate::checkpoint::safetensors::{open_file, write_atomically};
 
 /// Writes named tensors as `torch.save` does a state dict; `kind` converts floating-point tensors, `None` keeps their own.
 /// `torch.load` reads it, with `weights_only` too.

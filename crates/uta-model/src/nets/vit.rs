@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch::{Device, Kind, Tensor, nn};
 use torch_ext::{Activation, PackedLinear, Precision};
 
-use crate::layers::{self, LayerNorm, Linear, Scope, Stream, quick_gelu, rows};
+use super::layers::{self, LayerNorm, Linear, Scope, Stream, quick_gelu, rows};
 use crate::{Ffn, Head, ModelError, Pool, RelPos, VitConfig};
 
 /// A vision transformer that can look at some of the patches only.
@@ -634,7 +634,7 @@ fn sub_ln_gain(c: &VitConfig) -> f64 {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::layers::testing::seeded;
+    use crate::nets::layers::testing::seeded;
 
     fn small() -> VitConfig {
         VitConfig {

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tch::{Device, Tensor};
 
-use crate::config::{IMAGENET_MEAN, IMAGENET_STD};
-use crate::hints::{self, HEAD};
-use crate::safetensors_io::Checkpoint;
+use super::hints::{self, HEAD};
+use super::safetensors::Checkpoint;
+use crate::nets::config::{IMAGENET_MEAN, IMAGENET_STD};
 use crate::{
     Adapter, Clip, ClipConfig, Ffn, Head, ModelError, Pool, Preprocess, RelPos, TextConfig,
     VitConfig,
@@ -697,7 +697,7 @@ mod tests {
     /// page on formats.
     #[test]
     fn every_configuration_of_open_clip_is_known_or_refused_by_its_kind() {
-        const MODELS: &str = include_str!("../../../tests/golden/open_clip_models.json");
+        const MODELS: &str = include_str!("../../../../tests/golden/open_clip_models.json");
         let models: BTreeMap<String, Value> = serde_json::from_str(MODELS).unwrap();
         let kinds = [
             "multimodal_cfg",

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
-use crate::adapter::is_clip;
-use crate::safetensors_io::{self, write_atomically};
+use super::adapter::is_clip;
+use super::safetensors::{self, write_atomically};
+use super::torch;
 use crate::{
     Adapter, Clip, Ffn, Head, Layout, ModelError, Pool, Preprocess, RelPos, TextConfig, VitConfig,
-    torch_file,
 };
 
 /// What was written.
@@ -112,10 +112,10 @@ impl Clip {
         let theirs: Vec<(String, Tensor)> =
             tch::no_grad(|| adapter.export(tensors)).into_iter().collect();
         if weights == EVA_WEIGHTS {
-            torch_file::save(&theirs, &path, kind)?;
+            torch::save(&theirs, &path, kind)?;
         } else {
             let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-            safetensors_io::save(&theirs, &path, &metadata, kind)?;
+            safetensors::save(&theirs, &path, &metadata, kind)?;
         }
         files.push(path);
         let left_out = left_out.into_keys().collect();

@@ -12,8 +12,9 @@ use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor}
 use tch::{Device, Kind, Tensor, no_grad};
 use torch_ext::first_line;
 
-use crate::hints::{self, HEAD};
-use crate::{Adapter, ModelError, torch_file};
+use super::hints::{self, HEAD};
+use super::torch;
+use crate::{Adapter, ModelError};
 
 /// The longest header that is believed; 100 MB, as in the reference implementation.
 const MAX_HEADER: u64 = 100_000_000;
@@ -322,7 +323,7 @@ impl Checkpoint {
         }
     }
 
-    /// A safetensors file, or one of PyTorch's own ([`torch_file`]), told apart by what is in it: hubs have both as `.bin`.
+    /// A safetensors file, or one of PyTorch's own ([`torch`]), told apart by what is in it: hubs have both as `.bin`.
     /// Or Hugging Face's index of such files, by its name. What trainers put around a net's names is taken off.
     ///
     /// # Errors
@@ -339,8 +340,8 @@ impl Checkpoint {
         if path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(INDEX)) {
             return Checkpoint::sharded(path);
         }
-        if torch_file::is_torch_file(path)? {
-            return Ok(Checkpoint::of(path, torch_file::read(path)?));
+        if torch::is_torch_file(path)? {
+            return Ok(Checkpoint::of(path, torch::read(path)?));
         }
         Checkpoint::open(path)
     }

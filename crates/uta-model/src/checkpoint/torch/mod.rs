@@ -3,7 +3,7 @@
 //!
 //! Three containers are read: the zip file that `torch.save` writes since PyTorch 1.6, the stream of pickles before that,
 //! and TorchScript's archive, as OpenAI ships CLIP, whose modules are taken for plain records and whose code is not
-//! looked at. What a pickle may mention is listed in one place, `global` in `torch/pickle.rs`; any other name is
+//! looked at. What a pickle may mention is listed in one place, `torch/globals.rs`; any other name is
 //! refused. Python is not needed, and nothing here can call anything.
 //!
 //! A zip file's storages are mapped, like a safetensors file; those of older or compressed files are read once, into
@@ -12,73 +12,27 @@
 //! By hand, since `pytorch-reader` (0.22) lets unknown names pass, doesn't read TorchScript and copies every tensor, up to
 //! 10 GiB for one that a few bytes describe.
 
+mod globals;
 mod pickle;
+mod write;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::rc::Rc;
 
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor};
 use torch_ext::first_line;
 use zip::read::{ArchiveOffset, Config, ZipReadOptions};
-use zip::write::SimpleFileOptions;
-use zip::{CompressionMethod, DateTime, ZipArchive, ZipWriter};
+use zip::{CompressionMethod, ZipArchive};
 
-use self::pickle::{Element, Id, Node, Nodes, Source, View};
+use self::globals::Element;
+use self::pickle::{Id, Node, Nodes, Source, View};
+pub use self::write::save;
 use crate::ModelError;
-use crate::checkpoint::safetensors::{open_file, write_atomically};
-
-/// Writes named tensors as `torch.save` does a state dict; `kind` converts floating-point tensors, `None` keeps their own.
-/// `torch.load` reads it, with `weights_only` too.
-///
-/// # Errors
-/// When the file can't be written; a former file of that name is then as it was.
-pub fn save(
-    tensors: &[(String, Tensor)],
-    path: &Path,
-    kind: Option<Kind>,
-) -> std::result::Result<(), ModelError> {
-    let mut stored = Vec::with_capacity(tensors.len());
-    for (name, tensor) in tensors {
-        let kind = kind.filter(|_| tensor.is_floating_point()).unwrap_or(tensor.kind());
-        let storage = pickle::storage_of(kind).ok_or_else(|| {
-            ModelError::format(path, format!("{name} is of kind {kind:?}, which can't be stored"))
-        })?;
-        stored.push((name, tensor, kind, storage));
-    }
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let named: Vec<_> =
-        stored.iter().map(|(name, t, _, storage)| (name.as_str(), t.size(), *storage)).collect();
-    let pickle = pickle::state_dict(&named);
-    write_atomically(path, |file| {
-        let mut zip = ZipWriter::new(file);
-        let plain = SimpleFileOptions::default()
-            .compression_method(CompressionMethod::Stored)
-            .last_modified_time(DateTime::default())
-            .with_alignment(64);
-        for (name, bytes) in
-            [("data.pkl", &pickle[..]), ("byteorder", b"little"), ("version", b"3\n")]
-        {
-            zip.start_file(format!("{stem}/{name}"), plain)?;
-            zip.write_all(bytes)?;
-        }
-        let mut bytes = Vec::new();
-        for (key, (_, tensor, kind, _)) in stored.iter().enumerate() {
-            let tensor = no_grad(|| tensor.detach().to_device(Device::Cpu).to_kind(*kind));
-            bytes.resize(tensor.numel() * kind.elt_size_in_bytes(), 0);
-            tensor.contiguous().copy_data_u8(&mut bytes, tensor.numel());
-            let large = bytes.len() as u64 > u64::from(u32::MAX) / 2;
-            zip.start_file(format!("{stem}/data/{key}"), plain.large_file(large))?;
-            zip.write_all(&bytes)?;
-        }
-        zip.finish()?;
-        Ok(())
-    })
-    .map_err(ModelError::io(path))
-}
+use crate::checkpoint::safetensors::open_file;
 
 /// Why a file isn't read, in words that follow its name.
 type Result<T> = std::result::Result<T, String>;

@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::io::{BufRead, Read};
 
-use tch::Kind;
+use super::globals::{Element, Global, global, refused};
 
 /// The place of a value in [`Nodes`].
 pub(super) type Id = u32;
@@ -55,106 +55,6 @@ pub(super) enum Node {
     Opaque,
 }
 
-/// The names that may occur in a checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Global {
-    /// `_rebuild_tensor` and its successors: a view of a storage. `typed` where the element type is an argument.
-    Rebuild { typed: bool },
-    /// `_rebuild_parameter`: its first argument.
-    First,
-    /// `_rebuild_from_type_v2`: a call of another of these.
-    FromType,
-    /// A class of storages, or a dtype.
-    Element(&'static Element),
-    /// A class of dictionaries.
-    Dict,
-    /// A class whose objects are attribute bags.
-    Bag { script: bool },
-    /// A class or function that is known to be harmless and whose result holds no weights.
-    Inert,
-}
-
-/// An element type.
-#[derive(Debug, PartialEq)]
-pub(super) struct Element {
-    /// As torch names its storages.
-    pub storage: &'static str,
-    dtypes: &'static [&'static str],
-    /// Bytes of one.
-    pub size: u64,
-    /// `None` where it isn't read here.
-    pub kind: Option<Kind>,
-}
-
-#[rustfmt::skip]
-static ELEMENTS: [Element; 19] = [
-    Element { storage: "FloatStorage", dtypes: &["float32", "float"], size: 4, kind: Some(Kind::Float) },
-    Element { storage: "HalfStorage", dtypes: &["float16", "half"], size: 2, kind: Some(Kind::Half) },
-    Element { storage: "BFloat16Storage", dtypes: &["bfloat16"], size: 2, kind: Some(Kind::BFloat16) },
-    Element { storage: "DoubleStorage", dtypes: &["float64", "double"], size: 8, kind: Some(Kind::Double) },
-    Element { storage: "LongStorage", dtypes: &["int64", "long"], size: 8, kind: Some(Kind::Int64) },
-    Element { storage: "IntStorage", dtypes: &["int32", "int"], size: 4, kind: Some(Kind::Int) },
-    Element { storage: "ShortStorage", dtypes: &["int16", "short"], size: 2, kind: Some(Kind::Int16) },
-    Element { storage: "CharStorage", dtypes: &["int8"], size: 1, kind: Some(Kind::Int8) },
-    Element { storage: "ByteStorage", dtypes: &["uint8"], size: 1, kind: Some(Kind::Uint8) },
-    Element { storage: "BoolStorage", dtypes: &["bool"], size: 1, kind: Some(Kind::Bool) },
-    Element { storage: "ComplexFloatStorage", dtypes: &["complex64", "cfloat"], size: 8, kind: None },
-    Element { storage: "ComplexDoubleStorage", dtypes: &["complex128", "cdouble"], size: 16, kind: None },
-    Element { storage: "QInt8Storage", dtypes: &["qint8"], size: 1, kind: None },
-    Element { storage: "QUInt8Storage", dtypes: &["quint8"], size: 1, kind: None },
-    Element { storage: "QInt32Storage", dtypes: &["qint32"], size: 4, kind: None },
-    // Of bytes, until the tensor says of what.
-    Element { storage: "UntypedStorage", dtypes: &["float8_e4m3fn", "float8_e5m2"], size: 1, kind: None },
-    Element { storage: "an unsigned 16-bit type", dtypes: &["uint16"], size: 2, kind: None },
-    Element { storage: "an unsigned 32-bit type", dtypes: &["uint32"], size: 4, kind: None },
-    Element { storage: "an unsigned 64-bit type", dtypes: &["uint64"], size: 8, kind: None },
-];
-
-/// The class of storages of such elements.
-pub(super) fn storage_of(kind: Kind) -> Option<&'static str> {
-    ELEMENTS.iter().find(|element| element.kind == Some(kind)).map(|element| element.storage)
-}
-
-/// The pickle of a dictionary of contiguous tensors, each the whole of a storage whose key is its place in the list: names,
-/// sizes and classes of storages.
-pub(super) fn state_dict(tensors: &[(&str, Vec<i64>, &str)]) -> Vec<u8> {
-    let text =
-        |text: &str| [&b"X"[..], &(text.len() as u32).to_le_bytes(), text.as_bytes()].concat();
-    let int = |value: i64| match u8::try_from(value) {
-        Ok(small) => vec![b'K', small],
-        Err(_) => [&b"\x8a\x08"[..], &value.to_le_bytes()].concat(),
-    };
-    let tuple = |values: &[i64]| {
-        let values: Vec<u8> = values.iter().flat_map(|&value| int(value)).collect();
-        [&b"("[..], &values, b"t"].concat()
-    };
-    let mut out = b"\x80\x02}(".to_vec();
-    for (key, (name, size, storage)) in tensors.iter().enumerate() {
-        let mut strides = vec![1; size.len()];
-        for place in (1..size.len()).rev() {
-            strides[place - 1] = strides[place] * size[place].max(1);
-        }
-        for part in [
-            &text(name)[..],
-            b"ctorch._utils\n_rebuild_tensor_v2\n((",
-            &text("storage"),
-            format!("ctorch\n{storage}\n").as_bytes(),
-            &text(&key.to_string()),
-            &text("cpu"),
-            &int(size.iter().product()),
-            b"tQ",
-            &int(0),
-            &tuple(size),
-            &tuple(&strides),
-            b"\x89ccollections\nOrderedDict\n)RtR",
-        ] {
-            out.extend(part);
-        }
-    }
-    out.extend(b"u.");
-    out
-}
-
 /// A storage: elements in a row, somewhere in the file.
 #[derive(Debug)]
 pub(super) struct Storage {
@@ -176,69 +76,6 @@ pub(super) struct View {
     pub offset: i64,
     pub size: Vec<i64>,
     pub stride: Vec<i64>,
-}
-
-/// What is known under a name; `None` is refused. This list is all that a checkpoint may mention.
-fn global(module: &str, name: &str) -> Option<Global> {
-    // Python 2 called it so.
-    let module = if module == "__builtin__" { "builtins" } else { module };
-    // TorchScript's classes: OpenAI's CLIP is such an archive.
-    if module == "__torch__" || module.starts_with("__torch__.") {
-        return Some(Global::Bag { script: true });
-    }
-    let element = |found: &dyn Fn(&Element) -> bool| {
-        ELEMENTS.iter().find(|element| found(element)).map(Global::Element)
-    };
-    match (module, name) {
-        ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2") => {
-            Some(Global::Rebuild { typed: false })
-        }
-        ("torch._utils", "_rebuild_tensor_v3") => Some(Global::Rebuild { typed: true }),
-        ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state")
-        | (
-            "torch.jit._pickle",
-            "build_intlist" | "build_doublelist" | "build_boollist" | "build_tensorlist"
-            | "restore_type_tag",
-        )
-        | ("torch", "Size") => Some(Global::First),
-        ("torch._tensor", "_rebuild_from_type_v2") => Some(Global::FromType),
-
-        ("collections", "OrderedDict" | "defaultdict" | "Counter")
-        | ("builtins", "dict")
-        // Settings that trainers keep beside the weights: Detectron's and Swin's, InternVideo's.
-        | ("yacs.config", "CfgNode")
-        | ("easydict", "EasyDict") => Some(Global::Dict),
-
-        ("argparse", "Namespace")
-        | ("types", "SimpleNamespace")
-        | ("deepspeed.runtime.fp16.loss_scaler", "LossScaler" | "DynamicLossScaler") => {
-            Some(Global::Bag { script: false })
-        }
-
-        ("torch", "device" | "Tensor" | "strided")
-        | ("torch.nn.parameter", "Parameter" | "Buffer")
-        | ("torch.torch_version", "TorchVersion")
-        | (
-            "builtins",
-            "list" | "tuple" | "set" | "frozenset" | "int" | "float" | "bool" | "str" | "bytes"
-            | "bytearray" | "complex" | "slice" | "range" | "object",
-        )
-        | ("collections", "deque")
-        | ("pathlib" | "pathlib._local", "Path" | "PosixPath" | "WindowsPath" | "PurePosixPath")
-        | ("datetime", "datetime" | "date" | "time" | "timedelta" | "timezone")
-        // Best accuracies and the state of random numbers.
-        | ("numpy", "dtype" | "ndarray")
-        | ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar" | "_reconstruct")
-        | ("numpy.core.numeric" | "numpy._core.numeric", "_frombuffer")
-        | ("_codecs", "encode") => Some(Global::Inert),
-        ("numpy.dtypes", _) => Some(Global::Inert),
-
-        ("torch" | "torch.cuda" | "torch.storage", _) if name.ends_with("Storage") => {
-            element(&|element| element.storage == name)
-        }
-        ("torch", _) => element(&|element| element.dtypes.contains(&name)),
-        _ => None,
-    }
 }
 
 /// A stream of which so many bytes are left.
@@ -782,11 +619,4 @@ impl<R: BufRead> Machine<'_, R> {
         }
         Ok(())
     }
-}
-
-fn refused(module: &str, name: &str) -> String {
-    format!(
-        "uses {module}.{name}, which is refused: only tensors, containers and numbers are read, and \
-         nothing is executed; save the model's state_dict() alone"
-    )
 }

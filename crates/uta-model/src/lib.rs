@@ -16,10 +16,17 @@ pub use checkpoint::adapter::{Adapter, Layout};
 pub use checkpoint::export::Exported;
 pub use checkpoint::origin::{Origin, run_of};
 pub use checkpoint::resize::{self, Resized};
-pub use checkpoint::{safetensors as safetensors_io, torch as torch_file};
+pub use checkpoint::torch as torch_file;
 pub use error::ModelError;
 pub use nets::clip::{Clip, unit};
 pub use nets::config::{ClipConfig, Ffn, Head, Pool, RelPos, TextConfig, VitConfig, preset_names};
 pub use nets::preprocess::{Convention, Interpolation, Preprocess, Resize};
 pub use nets::text::{ByLength, TextTower};
 pub use nets::vit::{Features, Vit, same_tokens};
+
+/// Named tensors in files: [`Checkpoint`](safetensors_io::Checkpoint) reads any file of weights, [`save`](safetensors_io::save)
+/// writes a safetensors file.
+pub mod safetensors_io {
+    pub use crate::checkpoint::safetensors::{Beside, save, write_atomically};
+    pub use crate::checkpoint::weights::{Checkpoint, load_into};
+}

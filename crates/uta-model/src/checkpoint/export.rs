@@ -8,12 +8,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
-use super::adapter::is_clip;
+use super::adapter::{Adapter, Layout, is_clip};
 use super::safetensors::{self, write_atomically};
 use super::torch;
-use crate::{
-    Adapter, Clip, Ffn, Head, Layout, ModelError, Pool, Preprocess, RelPos, TextConfig, VitConfig,
-};
+use crate::{Clip, Ffn, Head, ModelError, Pool, Preprocess, RelPos, TextConfig, VitConfig};
 
 /// What was written.
 #[derive(Debug)]
@@ -56,6 +54,25 @@ const CLIP_CONTEXT: i64 = 77;
 const SMALLEST_VOCABULARY: i64 = 514;
 
 impl Clip {
+    /// Writes `config.json` and `model.safetensors` into `dir`, the weights as `kind`.
+    ///
+    /// # Errors
+    /// When they can't be written.
+    pub fn save(&self, dir: &Path, kind: Kind) -> Result<(), ModelError> {
+        self.export(Layout::Uta, dir, Some(kind)).map(drop)
+    }
+
+    /// Writes `config.json` alone.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn save_config(&self, dir: &Path) -> Result<(), ModelError> {
+        let text = serde_json::to_string_pretty(&self.config).expect("sizes are plain data") + "\n";
+        let path = dir.join("config.json");
+        write_atomically(&path, |file| file.write_all(text.as_bytes()))
+            .map_err(ModelError::io(&path))
+    }
+
     /// Writes the net into the folder `dir` in another program's layout, the weights as `kind` or, without one, as they
     /// are. [`Clip::load`] reads it back to identical tensors.
     ///

@@ -40,10 +40,7 @@ const BEGINNINGS: [(&[u8], &str); 24] = [
     (b"\x80\x04", "is a pickle, but none that torch.save wrote"),
 ];
 
-/// Bytes that are looked at.
-pub(crate) const HEAD: usize = 512;
-
-/// What a file that is no checkpoint is, told by its first [`HEAD`] bytes, in words that follow its name; `None` when nothing
+/// What a file that is no checkpoint is, told by its first bytes ([`HEAD`](super::file::HEAD) are enough), in words that follow its name; `None` when nothing
 /// tells.
 pub(crate) fn what_else(head: &[u8]) -> Option<String> {
     if head.is_empty() {

@@ -1,9 +1,50 @@
 //! Files of weights: everybody's formats, names and configurations.
+//!
+//! [`file`] opens, [`safetensors`] and [`torch`] read and write a format each, [`weights`] has the tensors by name,
+//! [`adapter`] knows each family's names, [`origin`] finds out what a user's file or folder is, and [`export`] writes what
+//! other programs read.
 
 pub mod adapter;
 pub mod export;
+mod file;
 mod hints;
 pub mod origin;
 pub mod resize;
 pub mod safetensors;
 pub mod torch;
+pub mod weights;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use tch::{Device, Kind, Tensor};
+
+    use crate::Clip;
+    use crate::nets::clip::tests::small;
+    use crate::nets::layers::testing::seeded;
+
+    #[test]
+    fn a_saved_clip_loads_to_the_same_embeddings() {
+        let dir = tempfile::tempdir().unwrap();
+        let _rng = seeded(0);
+        let clip = Clip::new(&small(), Device::Cpu);
+        clip.save(dir.path(), Kind::Float).unwrap();
+        let again = Clip::load(dir.path(), Device::Cpu).unwrap();
+        let images = Tensor::randn([2, 3, 16, 16], (Kind::Float, Device::Cpu));
+        let tokens = Tensor::from_slice(&[598i64, 3, 599, 0]).view([1, 4]);
+        assert_eq!(clip.encode_image(&images), again.encode_image(&images));
+        assert_eq!(clip.encode_text(&tokens), again.encode_text(&tokens));
+        assert_eq!(clip.config, again.config);
+        assert!((again.logit_scale.unwrap().double_value(&[]) - 2.6592).abs() < 1e-3);
+    }
+
+    #[test]
+    fn a_folder_without_a_model_says_what_was_looked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let e = Clip::load(dir.path(), Device::Cpu).unwrap_err().to_string();
+        assert!(e.contains("config.json") && e.contains("a folder without a model"), "{e}");
+        std::fs::create_dir(dir.path().join("checkpoints")).unwrap();
+        let e = Clip::load(dir.path(), Device::Cpu).unwrap_err().to_string();
+        assert!(e.contains("--resume"), "{e}");
+    }
+}

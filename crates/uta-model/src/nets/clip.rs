@@ -1,13 +1,9 @@
-//! An image encoder and a text encoder of one space, and their files: `config.json` beside `model.safetensors`.
-
-use std::io::Write;
-use std::path::Path;
+//! An image encoder and a text encoder of one space.
 
 use tch::{Device, Kind, Tensor, nn, no_grad};
 
 use super::layers::Scope;
-use crate::checkpoint::safetensors::write_atomically;
-use crate::{ClipConfig, Layout, ModelError, Origin, TextTower, Vit};
+use crate::{ClipConfig, ModelError, TextTower, Vit};
 
 /// Rows of unit length, in f32; a zero row stays zero, so that it ties with everything.
 pub fn unit(x: &Tensor) -> Tensor {
@@ -76,41 +72,6 @@ impl Clip {
         Clip::build(config, device, true)
     }
 
-    /// Reads a CLIP from what a user has: see [`Origin::open`]. [`Clip::notes`] says what was assumed.
-    ///
-    /// # Errors
-    /// Says what was looked for, what isn't known, or which names don't fit.
-    pub fn load(path: &Path, device: Device) -> Result<Clip, ModelError> {
-        Origin::open(path, None)?.into_clip(device)
-    }
-
-    /// Reads a CLIP whose net `arch` names: a preset, or a configuration file.
-    ///
-    /// # Errors
-    /// Says what was looked for, what isn't known, or which names don't fit.
-    pub fn load_as(path: &Path, arch: &str, device: Device) -> Result<Clip, ModelError> {
-        Origin::open(path, Some(arch))?.into_clip(device)
-    }
-
-    /// Writes `config.json` and `model.safetensors` into `dir`, the weights as `kind`.
-    ///
-    /// # Errors
-    /// When they can't be written.
-    pub fn save(&self, dir: &Path, kind: Kind) -> Result<(), ModelError> {
-        self.export(Layout::Uta, dir, Some(kind)).map(drop)
-    }
-
-    /// Writes `config.json` alone.
-    ///
-    /// # Errors
-    /// When it can't be written.
-    pub fn save_config(&self, dir: &Path) -> Result<(), ModelError> {
-        let text = serde_json::to_string_pretty(&self.config).expect("sizes are plain data") + "\n";
-        let path = dir.join("config.json");
-        write_atomically(&path, |file| file.write_all(text.as_bytes()))
-            .map_err(ModelError::io(&path))
-    }
-
     /// All variables, sorted by key.
     pub fn variables(&self) -> Vec<(String, Tensor)> {
         let mut variables: Vec<(String, Tensor)> = self.store.variables().into_iter().collect();
@@ -164,13 +125,13 @@ impl Clip {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::nets::layers::testing::seeded;
     use crate::{TextConfig, VitConfig};
 
-    fn small() -> ClipConfig {
+    pub(crate) fn small() -> ClipConfig {
         let vision = VitConfig {
             image_size: 16,
             patch_size: 8,
@@ -193,21 +154,6 @@ mod tests {
         ClipConfig::new(vision, Some(text))
     }
 
-    #[test]
-    fn a_saved_clip_loads_to_the_same_embeddings() {
-        let dir = tempfile::tempdir().unwrap();
-        let _rng = seeded(0);
-        let clip = Clip::new(&small(), Device::Cpu);
-        clip.save(dir.path(), Kind::Float).unwrap();
-        let again = Clip::load(dir.path(), Device::Cpu).unwrap();
-        let images = Tensor::randn([2, 3, 16, 16], (Kind::Float, Device::Cpu));
-        let tokens = Tensor::from_slice(&[598i64, 3, 599, 0]).view([1, 4]);
-        assert_eq!(clip.encode_image(&images), again.encode_image(&images));
-        assert_eq!(clip.encode_text(&tokens), again.encode_text(&tokens));
-        assert_eq!(clip.config, again.config);
-        assert!((again.logit_scale.unwrap().double_value(&[]) - 2.6592).abs() < 1e-3);
-    }
-
     /// Memory that is never written costs nothing, so that even g/14 is built here.
     #[test]
     fn the_tensors_of_every_preset_are_as_many_as_its_sizes_say() {
@@ -224,16 +170,6 @@ mod tests {
             let text = config.text.as_ref().map_or(0, TextConfig::parameters);
             assert_eq!(count("text."), text, "{name}");
         }
-    }
-
-    #[test]
-    fn a_folder_without_a_model_says_what_was_looked_for() {
-        let dir = tempfile::tempdir().unwrap();
-        let e = Clip::load(dir.path(), Device::Cpu).unwrap_err().to_string();
-        assert!(e.contains("config.json") && e.contains("a folder without a model"), "{e}");
-        std::fs::create_dir(dir.path().join("checkpoints")).unwrap();
-        let e = Clip::load(dir.path(), Device::Cpu).unwrap_err().to_string();
-        assert!(e.contains("--resume"), "{e}");
     }
 
     #[test]

@@ -13,8 +13,9 @@ use serde_json::Value;
 use tch::{Device, Tensor};
 
 pub use self::locate::run_of;
-use super::hints::{self, HEAD};
-use super::safetensors::Checkpoint;
+use super::file::HEAD;
+use super::hints;
+use super::weights::Checkpoint;
 use crate::nets::config::{IMAGENET_MEAN, IMAGENET_STD};
 use crate::{Adapter, Clip, ClipConfig, ModelError, Preprocess, TextConfig, VitConfig};
 
@@ -33,6 +34,24 @@ pub struct Origin {
     /// What neither the file nor its configuration tells and was assumed, and why; for the user to read.
     pub notes: Vec<String>,
     checkpoint: Checkpoint,
+}
+
+impl Clip {
+    /// Reads a CLIP from what a user has: see [`Origin::open`]. [`Clip::notes`] says what was assumed.
+    ///
+    /// # Errors
+    /// Says what was looked for, what isn't known, or which names don't fit.
+    pub fn load(path: &Path, device: Device) -> Result<Clip, ModelError> {
+        Origin::open(path, None)?.into_clip(device)
+    }
+
+    /// Reads a CLIP whose net `arch` names: a preset, or a configuration file.
+    ///
+    /// # Errors
+    /// Says what was looked for, what isn't known, or which names don't fit.
+    pub fn load_as(path: &Path, arch: &str, device: Device) -> Result<Clip, ModelError> {
+        Origin::open(path, Some(arch))?.into_clip(device)
+    }
 }
 
 impl Origin {

@@ -32,7 +32,7 @@ use self::globals::Element;
 use self::pickle::{Id, Node, Nodes, Source, View};
 pub use self::write::save;
 use crate::ModelError;
-use crate::checkpoint::safetensors::open_file;
+use crate::checkpoint::file::OpenFile;
 
 /// Why a file isn't read, in words that follow its name.
 type Result<T> = std::result::Result<T, String>;
@@ -67,10 +67,11 @@ const CHUNK: u64 = 16 << 10;
 /// # Errors
 /// When it can't be read, or is no file.
 pub fn is_torch_file(path: &Path) -> std::result::Result<bool, ModelError> {
-    let (file, _) = open_file(path)?;
-    let mut head = Vec::new();
-    file.take(512).read_to_end(&mut head).map_err(ModelError::io(path))?;
-    Ok(container(&head).is_some())
+    Ok(is_torch(&OpenFile::open(path)?))
+}
+
+pub(super) fn is_torch(open: &OpenFile) -> bool {
+    container(&open.head).is_some()
 }
 
 /// The containers.
@@ -106,10 +107,16 @@ fn container(head: &[u8]) -> Option<Format> {
 /// When it can't be read, is no such file, is damaged, holds no weights, or mentions what could be a program: in one line
 /// that names it. A file that claims more than it holds is refused before memory is taken for it.
 pub fn read(path: &Path) -> std::result::Result<BTreeMap<String, Tensor>, ModelError> {
-    let (mut file, length) = open_file(path)?;
-    let mut head = Vec::new();
-    Read::by_ref(&mut file).take(512).read_to_end(&mut head).map_err(ModelError::io(path))?;
-    file.rewind().map_err(ModelError::io(path))?;
+    read_open(OpenFile::open(path)?)
+}
+
+/// [`read`], of a file that is open already.
+pub(super) fn read_open(
+    mut open: OpenFile,
+) -> std::result::Result<BTreeMap<String, Tensor>, ModelError> {
+    open.seek(0)?;
+    let OpenFile { path, file, length, head } = open;
+    let path = path.as_path();
     let read = || -> Result<BTreeMap<String, Tensor>> {
         let mut nodes = Nodes::new(length);
         let (root, mut storages) = match container(&head) {

@@ -20,6 +20,7 @@ pub use checkpoint::torch as torch_file;
 pub use error::ModelError;
 pub use nets::clip::{Clip, unit};
 pub use nets::config::{ClipConfig, Ffn, Head, Pool, RelPos, TextConfig, VitConfig, preset_names};
+pub use nets::parameter::{Layer, Parameter};
 pub use nets::preprocess::{Convention, Interpolation, Preprocess, Resize};
 pub use nets::text::{ByLength, TextTower};
 pub use nets::vit::{Features, Vit, same_tokens};

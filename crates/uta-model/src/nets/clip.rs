@@ -3,6 +3,7 @@
 use tch::{Device, Kind, Tensor, nn, no_grad};
 
 use super::layers::Scope;
+use super::parameter::{self, Parameter};
 use crate::{ClipConfig, ModelError, TextTower, Vit};
 
 /// Rows of unit length, in f32; a zero row stays zero, so that it ties with everything.
@@ -27,6 +28,8 @@ pub struct Clip {
     pub store: nn::VarStore,
     /// What was assumed while it was read, and why; for the user to read.
     pub notes: Vec<String>,
+    /// The logit scale, where there is one.
+    own: Vec<Parameter>,
     /// Pixels 0..255 are normalised as `shift + scale * pixel`.
     scale: Tensor, // [3]
     shift: Tensor, // [3]
@@ -59,6 +62,7 @@ impl Clip {
             visual,
             text,
             logit_scale,
+            own: root.parameters(),
             notes: Vec::new(),
             scale: per_channel(|_, std| 1.0 / (255.0 * std)),
             shift: per_channel(|mean, std| -mean / std),
@@ -70,6 +74,16 @@ impl Clip {
     /// Without weights, because a checkpoint follows.
     pub(crate) fn blank(config: &ClipConfig, device: Device) -> Clip {
         Clip::build(config, device, true)
+    }
+
+    /// The trainable tensors of both encoders, and the logit scale where it learns, sorted by name. A tensor that was taken
+    /// out of learning (`set_requires_grad(false)`) is left out.
+    pub fn parameters(&self) -> Vec<Parameter> {
+        let mut parameters = self.visual.parameters();
+        parameters.extend(self.text.iter().flat_map(TextTower::parameters));
+        parameters.extend(parameter::trainable(&self.own));
+        parameters.sort_by(|a, b| a.name.cmp(&b.name));
+        parameters
     }
 
     /// All variables, sorted by key.
@@ -129,7 +143,7 @@ pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::nets::layers::testing::seeded;
-    use crate::{TextConfig, VitConfig};
+    use crate::{Head, Pool, RelPos, TextConfig, VitConfig};
 
     pub(crate) fn small() -> ClipConfig {
         let vision = VitConfig {
@@ -184,5 +198,108 @@ pub(crate) mod tests {
         {
             assert!((images.double_value(&[0, channel, 3, 3]) - value).abs() < 1e-5);
         }
+    }
+
+    /// The rule as it was written over names, before nets said their layers themselves (EVA-02, `optim_factory.py`): the share
+    /// of the learning rate, and whether a tensor decays.
+    mod by_name {
+        use std::collections::BTreeMap;
+
+        use tch::Tensor;
+
+        pub fn decays(name: &str, tensor: &Tensor) -> bool {
+            let last = name.rsplit('.').next().unwrap_or(name);
+            tensor.dim() > 1
+                && !name.ends_with(".bias")
+                && !["pos_embed", "positional_embedding", "cls_token", "mask_token"].contains(&last)
+        }
+
+        fn block(name: &str) -> (&str, Option<u32>) {
+            let mut parts = name.split('.');
+            let tower = parts.next().unwrap_or("");
+            let index = parts
+                .skip_while(|&part| part != "blocks" && part != "resblocks")
+                .nth(1)
+                .and_then(|index| index.parse().ok());
+            (tower, index)
+        }
+
+        pub fn depths<'a>(names: impl Iterator<Item = &'a str>) -> BTreeMap<String, u32> {
+            let mut depths = BTreeMap::new();
+            for name in names {
+                let (tower, index) = block(name);
+                let depth = depths.entry(tower.to_owned()).or_insert(0);
+                *depth = index.map_or(0, |i| i + 1).max(*depth);
+            }
+            depths
+        }
+
+        pub fn lr_scale(name: &str, depths: &BTreeMap<String, u32>, decay: f64) -> f64 {
+            let (tower, index) = block(name);
+            let last = depths.get(tower).copied().unwrap_or(0) + 1;
+            let embeds = ["patch_embed", "pos_embed", "cls_token", "mask_token"]
+                .iter()
+                .chain(&["token_embedding", "positional_embedding"])
+                .any(|part| name.split('.').any(|p| p == *part));
+            let id = match index {
+                Some(i) => i + 1,
+                None if embeds => 0,
+                None => last,
+            };
+            decay.powi((last - id) as i32)
+        }
+    }
+
+    #[test]
+    fn layers_and_decay_are_those_that_names_gave_for_every_preset_and_build() {
+        let mut configs: Vec<ClipConfig> = crate::preset_names()
+            .iter()
+            .map(|name| {
+                let text = TextConfig::preset(name).ok();
+                ClipConfig::new(VitConfig::preset(name).unwrap(), text)
+            })
+            .collect();
+        let builds = [
+            VitConfig { mask_token: true, attn_norm: true, ..small().vision },
+            VitConfig { rel_pos: RelPos::Shared, abs_pos: false, rope: false, ..small().vision },
+            VitConfig { rel_pos: RelPos::Blocks, layer_scale: true, ..small().vision },
+            VitConfig { norm_pre: true, k_bias: true, head: Head::Plain, ..small().vision },
+            VitConfig { pool: Pool::Mean, head: Head::None, out: 16, ..small().vision },
+        ];
+        configs.extend(builds.map(|vision| ClipConfig::new(vision, None)));
+        configs.push(small());
+        for config in configs {
+            let clip = Clip::build(&config, Device::Cpu, true);
+            let (parameters, variables) = (clip.parameters(), clip.variables());
+            let names = parameters.iter().map(|parameter| &parameter.name);
+            assert!(names.eq(variables.iter().map(|(name, _)| name)));
+            let depths = by_name::depths(variables.iter().map(|(name, _)| name.as_str()));
+            for Parameter { name, tensor, layer, decays } in &parameters {
+                assert_eq!(*decays, by_name::decays(name, tensor), "{name}");
+                for decay in [0.7, 0.85, 1.0] {
+                    let wanted = by_name::lr_scale(name, &depths, decay);
+                    assert_eq!(layer.lr_scale(decay), wanted, "{name} {layer:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_learn_is_no_parameter() {
+        let _rng = seeded(0);
+        let mut clip = Clip::new(&small(), Device::Cpu);
+        let count = |clip: &Clip, prefix: &str| {
+            clip.parameters().iter().filter(|p| p.name.starts_with(prefix)).count()
+        };
+        assert!(count(&clip, "visual.") > 20 && count(&clip, "text.") > 10);
+        assert_eq!(count(&clip, "logit_scale"), 1);
+        for (name, tensor) in clip.variables() {
+            if !name.starts_with("visual.") {
+                let _ = tensor.set_requires_grad(false);
+            }
+        }
+        assert_eq!(count(&clip, "visual."), clip.parameters().len());
+        clip.freeze(torch_ext::Precision::F32);
+        assert_eq!(clip.parameters().len(), 0);
     }
 }

@@ -1,21 +1,61 @@
 //! The layers that the towers share, and how their weights start.
 
+use std::cell::RefCell;
 use std::ops::Div;
+use std::rc::Rc;
 
 use tch::nn::{self, Module};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Activation, Norm, PackedLinear};
 
-/// A place in the tree of variables: a prefix of checkpoint keys, to which `/` adds a segment.
+use super::parameter::{Layer, Parameter};
+
+/// A place in the tree of variables: a prefix of checkpoint keys, to which `/` adds a segment. It lists the variables that are
+/// made in it, with their layers.
+#[derive(Clone)]
 pub(crate) struct Scope<'a> {
     path: nn::Path<'a>,
     /// Variables get memory without values, because a checkpoint follows: a billion draws take ten seconds.
     blank: bool,
+    /// The layer of the variables that are made here.
+    layer: Layer,
+    /// Whether matrices that are made here decay.
+    decays: bool,
+    /// The variables of the tower, in the order in which they are made.
+    made: Rc<RefCell<Vec<Parameter>>>,
 }
 
 impl<'a> Scope<'a> {
     pub(crate) fn new(path: &nn::Path<'a>, blank: bool) -> Scope<'a> {
-        Scope { path: path.clone(), blank }
+        let layer = Layer { id: 1, of: 2 };
+        Scope { path: path.clone(), blank, layer, decays: true, made: Rc::default() }
+    }
+
+    /// The same place as the root of a tower of `blocks` blocks: variables are of its last layer, unless they are said to be of
+    /// another, and listed apart.
+    pub(crate) fn tower(&self, blocks: i64) -> Scope<'a> {
+        let last = blocks as u32 + 1;
+        Scope { layer: Layer { id: last, of: last + 1 }, made: Rc::default(), ..self.clone() }
+    }
+
+    /// The same place in the tower's layer of embeddings.
+    pub(crate) fn embeddings(&self) -> Scope<'a> {
+        Scope { layer: Layer { id: 0, ..self.layer }, ..self.clone() }
+    }
+
+    /// The same place in the layer of the tower's block `index`.
+    pub(crate) fn block(&self, index: i64) -> Scope<'a> {
+        Scope { layer: Layer { id: index as u32 + 1, ..self.layer }, ..self.clone() }
+    }
+
+    /// The same place, where even matrices don't decay: for embeddings of positions and single tokens.
+    pub(crate) fn undecayed(&self) -> Scope<'a> {
+        Scope { decays: false, ..self.clone() }
+    }
+
+    /// The variables that were made since this place, or the tower it is in, was begun.
+    pub(crate) fn parameters(&self) -> Vec<Parameter> {
+        self.made.borrow_mut().drain(..).collect()
     }
 
     pub(crate) fn device(&self) -> Device {
@@ -25,7 +65,14 @@ impl<'a> Scope<'a> {
     /// A variable whose value, where one is wanted, `draw` makes of an uninitialised tensor.
     fn var(&self, name: &str, shape: &[i64], draw: impl FnOnce(Tensor) -> Tensor) -> Tensor {
         let empty = Tensor::empty(shape, (Kind::Float, self.device()));
-        self.path.add(name, if self.blank { empty } else { draw(empty) }, true)
+        let tensor = self.path.add(name, if self.blank { empty } else { draw(empty) }, true);
+        self.made.borrow_mut().push(Parameter {
+            name: self.path.path(name),
+            tensor: tensor.shallow_clone(),
+            layer: self.layer,
+            decays: self.decays && shape.len() > 1,
+        });
+        tensor
     }
 
     pub(crate) fn constant(&self, name: &str, shape: &[i64], value: f64) -> Tensor {
@@ -46,12 +93,12 @@ impl<'a> Scope<'a> {
         self.var(name, shape, |mut t| t.uniform_(-bound, bound))
     }
 
-    /// A normal draw of std 0.02 cut off at one std: EVA's `[CLS]` and position embedding.
+    /// A normal draw of std 0.02 cut off at one std: EVA's `[CLS]`, mask token and position embedding, which don't decay.
     pub(crate) fn token(&self, name: &str, shape: &[i64]) -> Tensor {
         const STD: f64 = 0.02;
         // erf(1 / sqrt 2): a uniform draw within it goes through the inverse of the normal distribution.
         const ONE_STD: f64 = 0.682_689_492_137_086;
-        self.var(name, shape, |mut t| {
+        self.undecayed().var(name, shape, |mut t| {
             t.uniform_(-ONE_STD, ONE_STD).erfinv() * (STD * std::f64::consts::SQRT_2)
         })
     }
@@ -61,7 +108,7 @@ impl<'a, T: ToString> Div<T> for &Scope<'a> {
     type Output = Scope<'a>;
 
     fn div(self, segment: T) -> Scope<'a> {
-        Scope { path: self.path.sub(segment), blank: self.blank }
+        Scope { path: self.path.sub(segment), ..self.clone() }
     }
 }
 

@@ -4,6 +4,7 @@
 use tch::{Device, Kind, Tensor, nn};
 
 use super::layers::{self, LayerNorm, Linear, Scope, quick_gelu, rows};
+use super::parameter::{self, Parameter};
 use crate::TextConfig;
 
 /// LayerNorm's epsilon.
@@ -17,6 +18,8 @@ pub struct TextTower {
     resblocks: Vec<Block>,
     ln_final: LayerNorm,
     text_projection: Tensor, // [D, E]
+    /// All variables, in the order in which they were made.
+    parameters: Vec<Parameter>,
 }
 
 impl TextTower {
@@ -26,14 +29,32 @@ impl TextTower {
     }
 
     pub(crate) fn build(s: &Scope, c: &TextConfig) -> TextTower {
-        let (d, blocks) = (c.width, s / "transformer" / "resblocks");
+        let d = c.width;
+        let s = &s.tower(c.layers);
+        let embeddings = s.embeddings();
         TextTower {
-            token_embedding: (s / "token_embedding").normal("weight", &[c.vocab_size, d], 0.02),
-            positional_embedding: s.normal("positional_embedding", &[c.context_length, d], 0.01),
-            resblocks: (0..c.layers).map(|i| Block::new(&(&blocks / i), c)).collect(),
+            token_embedding: (&embeddings / "token_embedding").normal(
+                "weight",
+                &[c.vocab_size, d],
+                0.02,
+            ),
+            positional_embedding: embeddings.undecayed().normal(
+                "positional_embedding",
+                &[c.context_length, d],
+                0.01,
+            ),
+            resblocks: (0..c.layers)
+                .map(|i| Block::new(&(s.block(i) / "transformer" / "resblocks" / i), c))
+                .collect(),
             ln_final: LayerNorm::new(&(s / "ln_final"), d, EPS),
             text_projection: s.normal("text_projection", &[d, c.out], (d as f64).powf(-0.5)),
+            parameters: s.parameters(),
         }
+    }
+
+    /// The trainable tensors.
+    pub fn parameters(&self) -> Vec<Parameter> {
+        parameter::trainable(&self.parameters)
     }
 
     /// Embeddings [B, E] of `tokens` [B, T] i64, T up to the context. The end-of-text token is the largest of its row.

@@ -18,6 +18,7 @@ use torch_ext::Precision;
 use self::block::Block;
 use self::positions::{Places, RelativePositions, Rope, bias, places};
 use super::layers::{self, LayerNorm, Linear, Scope, Stream, rows};
+use super::parameter::{self, Parameter};
 use crate::{Head, ModelError, Pool, VitConfig};
 
 /// A vision transformer that can look at some of the patches only.
@@ -38,6 +39,8 @@ pub struct Vit {
     /// What a frozen net computes in.
     frozen: Option<Kind>,
     checkpointed: bool,
+    /// All variables, in the order in which they were made.
+    parameters: Vec<Parameter>,
 }
 
 /// What a vision transformer makes of whole images on its way.
@@ -60,21 +63,25 @@ impl Vit {
     }
 
     pub(crate) fn build(s: &Scope, c: &VitConfig) -> Vit {
+        let s = &s.tower(c.depth);
+        let embeddings = s.embeddings();
         let norm = match c.pool {
             Pool::Cls => "norm",
             Pool::Mean => "fc_norm",
         };
         let head = |bias| Linear::xavier(&(s / "head"), (c.width, c.out), bias, 1.0);
         Vit {
-            patch_embed: PatchEmbed::new(&(s / "patch_embed" / "proj"), c),
-            cls_token: s.token("cls_token", &[1, 1, c.width]),
-            pos_embed: c.abs_pos.then(|| s.token("pos_embed", &[1, 1 + c.num_patches(), c.width])),
-            mask_token: c.mask_token.then(|| s.token("mask_token", &[1, 1, c.width])),
+            patch_embed: PatchEmbed::new(&(&embeddings / "patch_embed" / "proj"), c),
+            cls_token: embeddings.token("cls_token", &[1, 1, c.width]),
+            pos_embed: c
+                .abs_pos
+                .then(|| embeddings.token("pos_embed", &[1, 1 + c.num_patches(), c.width])),
+            mask_token: c.mask_token.then(|| embeddings.token("mask_token", &[1, 1, c.width])),
             rope: c.rope.then(|| Rope::new(c.grid(), c.head_width(), s.device())),
             rel_pos: RelativePositions::new(s, c),
             norm_pre: c.norm_pre.then(|| LayerNorm::new(&(s / "norm_pre"), c.width, c.eps)),
             blocks: (0..c.depth)
-                .map(|i| Arc::new(Mutex::new(Block::new(&(s / "blocks" / i), c, i))))
+                .map(|i| Arc::new(Mutex::new(Block::new(&(s.block(i) / "blocks" / i), c, i))))
                 .collect(),
             norm: LayerNorm::new(&(s / norm), c.width, c.eps),
             head: match c.head {
@@ -85,6 +92,7 @@ impl Vit {
             pool: c.pool,
             frozen: None,
             checkpointed: false,
+            parameters: s.parameters(),
         }
     }
 
@@ -112,6 +120,11 @@ impl Vit {
     /// Whether [`Vit::freeze`] was called.
     pub fn is_frozen(&self) -> bool {
         self.frozen.is_some()
+    }
+
+    /// The trainable tensors; those of a frozen net are none.
+    pub fn parameters(&self) -> Vec<Parameter> {
+        if self.is_frozen() { vec![] } else { parameter::trainable(&self.parameters) }
     }
 
     /// Every token after the final norm and the head: [B, 1+K, E], `[CLS]` first.

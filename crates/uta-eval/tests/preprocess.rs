@@ -58,7 +58,7 @@ fn views_are_those_of_the_library_whose_configuration_it_is() {
         let (dir, _) = folder(&library, &asked);
         let origin = Origin::open(dir.path(), None).unwrap();
         assert!(origin.notes.is_empty(), "{library} {asked}: {:?}", origin.notes);
-        let transform = EvalOptions::default().transform(&origin.config);
+        let transform = EvalOptions::default().transform(origin.clip_config("a view").unwrap());
         let theirs = fs::read(golden(&format!("pixels/modes/{i}.rgb"))).unwrap();
         assert_eq!(theirs.len(), images.len() * 8 * 32 * 3);
         for (image, theirs) in images.iter().zip(theirs.chunks(8 * 32 * 3)) {
@@ -85,7 +85,11 @@ fn an_export_asks_for_the_same_view() {
             let exported = clip.export(layout, out.path(), None).unwrap();
             assert!(exported.notes.is_empty(), "{library} {asked}: {:?}", exported.notes);
             let again = Origin::open(out.path(), None).unwrap();
-            assert_eq!(again.config.preprocess, clip.config.preprocess, "{library} {asked}");
+            assert_eq!(
+                again.clip_config("a view").unwrap().preprocess,
+                clip.config.preprocess,
+                "{library} {asked}"
+            );
         }
     }
     // A net with CLIP's own view has no word of it in its file, as before there was another.

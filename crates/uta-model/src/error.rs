@@ -24,6 +24,18 @@ pub enum ModelError {
         /// What was found and what was expected.
         message: String,
     },
+    /// A net of one kind, where another is needed.
+    #[error("{path}: is a {found}; {by} needs a {needed}")]
+    Kind {
+        /// The file.
+        path: PathBuf,
+        /// The kind of net that it holds.
+        found: &'static str,
+        /// What needs another: a command, mostly.
+        by: String,
+        /// The kind that it needs.
+        needed: &'static str,
+    },
     /// The names or shapes in a checkpoint aren't the network's.
     #[error("{path}: doesn't fit this network: {report}")]
     Keys {

@@ -8,7 +8,7 @@
 //! - [`Origin`] finds out what a user's file or folder is; [`Clip::export`] writes what other programs read.
 //! - [`safetensors_io`] reads and writes tensors by name; an [`Adapter`] knows a checkpoint family's names.
 
-mod checkpoint;
+pub mod checkpoint;
 mod error;
 mod nets;
 
@@ -20,6 +20,7 @@ pub use checkpoint::torch as torch_file;
 pub use error::ModelError;
 pub use nets::clip::{Clip, unit};
 pub use nets::config::{ClipConfig, Ffn, Head, Pool, RelPos, TextConfig, VitConfig, preset_names};
+pub use nets::net::{Net, NetConfig};
 pub use nets::parameter::{Layer, Parameter};
 pub use nets::preprocess::{Convention, Interpolation, Preprocess, Resize};
 pub use nets::text::{ByLength, TextTower};
@@ -29,5 +30,5 @@ pub use nets::vit::{Features, Vit, same_tokens};
 /// writes a safetensors file.
 pub mod safetensors_io {
     pub use crate::checkpoint::safetensors::{Beside, save, write_atomically};
-    pub use crate::checkpoint::weights::{Checkpoint, load_into};
+    pub use crate::checkpoint::{Checkpoint, load_into};
 }

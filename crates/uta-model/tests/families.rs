@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, Tensor};
 use uta_model::safetensors_io::{self, Checkpoint};
-use uta_model::{Clip, ClipConfig, Convention, Ffn, Layout, Origin};
+use uta_model::{Clip, ClipConfig, Convention, Ffn, Layout, NetConfig, Origin};
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/families")
@@ -22,6 +22,15 @@ fn folders() -> Vec<PathBuf> {
     folders.sort();
     assert!(folders.len() >= 25, "{folders:?}");
     folders
+}
+
+/// The sizes of the CLIP at `path`.
+fn config(path: &Path) -> ClipConfig {
+    sizes(&Origin::open(path, None).unwrap())
+}
+
+fn sizes(origin: &Origin) -> ClipConfig {
+    origin.clip_config("a test").unwrap().clone()
 }
 
 /// What a user would name: the folder, or the lone file of official weights, and the architecture where shapes don't tell.
@@ -220,24 +229,24 @@ fn sizes_come_from_the_tensors_where_no_configuration_is() {
     };
     let file = "open_clip_model.safetensors";
     let eva = lone("open_clip_eva02", file, "eva02.safetensors");
-    let told = Origin::open(&golden().join("open_clip_eva02"), None).unwrap().config;
-    assert_eq!(eva.config.vision, told.vision);
+    let told = config(&golden().join("open_clip_eva02"));
+    assert_eq!(sizes(&eva).vision, told.vision);
     // These nets are too small to be known ones; of a known one the heads would be no assumption.
     let [heads] = &eva.notes[..] else { panic!("{:?}", eva.notes) };
     assert!(heads.contains("attention heads of 64 channels assumed"), "{heads}");
 
     let unknown = lone("open_clip_quickgelu", file, "clip.safetensors");
-    assert_eq!(unknown.config.vision.ffn, Ffn::Gelu);
+    assert_eq!(sizes(&unknown).vision.ffn, Ffn::Gelu);
     assert!(unknown.notes[1].contains("GELU assumed") && unknown.notes[1].contains("--arch"));
     let tagged = lone("open_clip_quickgelu", file, "ViT-B-32-openai.safetensors");
-    assert_eq!(tagged.config.vision.ffn, Ffn::QuickGelu);
-    assert!(tagged.config.text.unwrap().quick_gelu && tagged.notes[1].contains("openai"));
+    assert_eq!(sizes(&tagged).vision.ffn, Ffn::QuickGelu);
+    assert!(sizes(&tagged).text.unwrap().quick_gelu && tagged.notes[1].contains("openai"));
     let tagged = lone("open_clip", file, "laion2b_s34b.safetensors");
-    assert_eq!(tagged.config.vision.ffn, Ffn::Gelu);
+    assert_eq!(sizes(&tagged).vision.ffn, Ffn::Gelu);
 
     let beit = lone("official_beit2_finetuned", "weights.safetensors", "beit.safetensors");
     let [pixels] = &beit.notes[..] else { panic!("{:?}", beit.notes) };
-    assert!(beit.config.vision.heads == 2 && pixels.contains("ImageNet"), "{pixels}");
+    assert!(sizes(&beit).vision.heads == 2 && pixels.contains("ImageNet"), "{pixels}");
 
     let mae = lone("timm_mae", "model.safetensors", "mae.safetensors");
     assert!(mae.notes[1].contains("ImageNet"), "{:?}", mae.notes);
@@ -249,9 +258,9 @@ fn a_named_architecture_stands_above_what_lies_beside_the_weights() {
     let e = Clip::load_as(&folder, "mae-b-16", Device::Cpu).unwrap_err().to_string();
     assert!(e.contains("holds 80576 numbers"), "{e}");
     let dir = tempfile::tempdir().unwrap();
-    let config = Origin::open(&folder, None).unwrap().config;
+    let config = config(&folder);
     let file = dir.path().join("arch.json");
-    std::fs::write(&file, serde_json::to_string(&config).unwrap()).unwrap();
+    std::fs::write(&file, NetConfig::Clip(config.clone()).to_json().to_string()).unwrap();
     let clip = Clip::load_as(&folder, file.to_str().unwrap(), Device::Cpu).unwrap();
     assert_eq!(clip.config, config);
     let e = Clip::load_as(&folder, "vit-b", Device::Cpu).unwrap_err().to_string();
@@ -305,7 +314,7 @@ fn a_configuration_of_timms_first_form_has_the_same_pixels() {
     std::fs::copy(folder.join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
     let config = |value: &serde_json::Value| {
         std::fs::write(dir.path().join("config.json"), value.to_string()).unwrap();
-        Origin::open(dir.path(), None).unwrap().config
+        self::config(dir.path())
     };
     let usual = config(&value);
     let part = value.as_object_mut().unwrap().remove("pretrained_cfg").unwrap();
@@ -429,7 +438,7 @@ fn openais_archive_and_its_state_dict_hold_one_net() {
     let folder = golden().join("official_openai");
     let archive = folder.join("weights.pt");
     let origin = Origin::open(&archive, None).unwrap();
-    assert_eq!(origin.config.vision.ffn, Ffn::QuickGelu);
+    assert_eq!(sizes(&origin).vision.ffn, Ffn::QuickGelu);
     let kind = |key: &str| origin.tensors()[key].kind();
     assert_eq!(kind("visual.head.weight"), Kind::Half);
     assert_eq!(kind("visual.norm.weight"), Kind::Float);

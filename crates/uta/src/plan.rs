@@ -293,7 +293,7 @@ fn teacher(own: &AlignRecipe) -> anyhow::Result<ClipConfig> {
             let text = arch.zip(path).and_then(|(arch, _)| TextConfig::preset(arch).ok());
             Ok(ClipConfig::new(vision, text))
         }
-        (_, Some(path)) => Ok(Origin::open(path, arch)?.config),
+        (_, Some(path)) => Ok(Origin::open(path, arch)?.clip_config("task align")?.clone()),
         (Some(Err(error)), None) => Err(Usage(format!("teacher.arch: {error}")).into()),
         (None, None) => {
             let path = path.map_or_else(String::new, |path| path.display().to_string());

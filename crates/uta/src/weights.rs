@@ -14,7 +14,7 @@ use uta_data::Tokenizer;
 use uta_data::sha256::{add_file, hex};
 use uta_eval::EvalOptions;
 use uta_model::safetensors_io::write_atomically;
-use uta_model::{Clip, ClipConfig, Exported, Layout, Origin};
+use uta_model::{Clip, ClipConfig, Exported, Layout, NetConfig, Origin};
 
 use crate::data::print;
 use crate::error::Usage;
@@ -141,7 +141,7 @@ struct Inspection {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     shards: Vec<Shard>,
     family: &'static str,
-    config: ClipConfig,
+    config: NetConfig,
     tensors: usize,
     parameters: i64,
     /// Numbers of each type.
@@ -201,7 +201,6 @@ fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
 
 impl Display for Inspection {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let v = &self.config.vision;
         writeln!(f, "file        {}", self.file.display())?;
         writeln!(f, "            {} bytes, sha256 {}", self.bytes, self.sha256)?;
         for Shard { file, bytes, sha256 } in &self.shards {
@@ -209,33 +208,8 @@ impl Display for Inspection {
             writeln!(f, "            {bytes} bytes, sha256 {sha256}")?;
         }
         writeln!(f, "family      {}", self.family)?;
-        writeln!(
-            f,
-            "image       {} x {} pixels in patches of {}: {} patches",
-            v.image_size,
-            v.image_size,
-            v.patch_size,
-            v.num_patches()
-        )?;
-        writeln!(
-            f,
-            "            width {}, {} blocks, {} heads of {}, {} {} inside, {} out",
-            v.width,
-            v.depth,
-            v.heads,
-            v.head_width(),
-            serde_json::to_value(v.ffn).ok().as_ref().and_then(|v| v.as_str()).unwrap_or("mlp"),
-            v.hidden,
-            v.out
-        )?;
-        writeln!(f, "            {}", EvalOptions::default().transform(&self.config))?;
-        match &self.config.text {
-            None => writeln!(f, "text        none")?,
-            Some(t) => writeln!(
-                f,
-                "text        {} tokens of {}, width {}, {} blocks, {} heads, {} out",
-                t.context_length, t.vocab_size, t.width, t.layers, t.heads, t.out
-            )?,
+        match &self.config {
+            NetConfig::Clip(config) => describe_clip(config, f)?,
         }
         let dtypes: Vec<String> =
             self.dtypes.iter().map(|(dtype, count)| format!("{count} {dtype}")).collect();
@@ -247,6 +221,39 @@ impl Display for Inspection {
             write!(f, "\n{dtype:<5} {name} {shape:?}")?;
         }
         Ok(())
+    }
+}
+
+/// The lines on a CLIP's sizes.
+fn describe_clip(config: &ClipConfig, f: &mut Formatter<'_>) -> fmt::Result {
+    let v = &config.vision;
+    writeln!(
+        f,
+        "image       {} x {} pixels in patches of {}: {} patches",
+        v.image_size,
+        v.image_size,
+        v.patch_size,
+        v.num_patches()
+    )?;
+    writeln!(
+        f,
+        "            width {}, {} blocks, {} heads of {}, {} {} inside, {} out",
+        v.width,
+        v.depth,
+        v.heads,
+        v.head_width(),
+        serde_json::to_value(v.ffn).ok().as_ref().and_then(|v| v.as_str()).unwrap_or("mlp"),
+        v.hidden,
+        v.out
+    )?;
+    writeln!(f, "            {}", EvalOptions::default().transform(config))?;
+    match &config.text {
+        None => writeln!(f, "text        none"),
+        Some(t) => writeln!(
+            f,
+            "text        {} tokens of {}, width {}, {} blocks, {} heads, {} out",
+            t.context_length, t.vocab_size, t.width, t.layers, t.heads, t.out
+        ),
     }
 }
 
@@ -326,7 +333,7 @@ fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
 
 fn resize(args: &ResizeArgs) -> anyhow::Result<()> {
     let origin = args.input.open()?;
-    let v = &origin.config.vision;
+    let v = &origin.clip_config("uta weights resize")?.vision;
     let (image, patch) =
         (args.image_size.unwrap_or(v.image_size), args.patch_size.unwrap_or(v.patch_size));
     if (image, patch) == (v.image_size, v.patch_size) {

@@ -11,7 +11,9 @@ use tch::{Kind, Tensor};
 use super::adapter::{Adapter, Layout, is_clip};
 use super::safetensors::{self, write_atomically};
 use super::torch;
-use crate::{Clip, Ffn, Head, ModelError, Pool, Preprocess, RelPos, TextConfig, VitConfig};
+use crate::{
+    Clip, Ffn, Head, ModelError, NetConfig, Pool, Preprocess, RelPos, TextConfig, VitConfig,
+};
 
 /// What was written.
 #[derive(Debug)]
@@ -67,10 +69,7 @@ impl Clip {
     /// # Errors
     /// When it can't be written.
     pub fn save_config(&self, dir: &Path) -> Result<(), ModelError> {
-        let text = serde_json::to_string_pretty(&self.config).expect("sizes are plain data") + "\n";
-        let path = dir.join("config.json");
-        write_atomically(&path, |file| file.write_all(text.as_bytes()))
-            .map_err(ModelError::io(&path))
+        write_json(&dir.join("config.json"), &NetConfig::Clip(self.config.clone()).to_json())
     }
 
     /// Writes the net into the folder `dir` in another program's layout, the weights as `kind` or, without one, as they
@@ -89,7 +88,7 @@ impl Clip {
         }
         let adapter = Adapter::for_export(layout, &self.config.vision)?;
         let mut notes = vec![];
-        let own = || serde_json::to_value(&self.config).expect("sizes are plain data");
+        let own = || NetConfig::Clip(self.config.clone()).to_json();
         let (configs, weights) = match layout {
             Layout::Uta => (vec![("config.json", own())], "model.safetensors"),
             Layout::EvaClip => {
@@ -120,9 +119,7 @@ impl Clip {
         let mut files = vec![];
         for (name, config) in configs {
             let path = dir.join(name);
-            let text = serde_json::to_string_pretty(&config).expect("plain data") + "\n";
-            write_atomically(&path, |file| file.write_all(text.as_bytes()))
-                .map_err(ModelError::io(&path))?;
+            write_json(&path, &config)?;
             files.push(path);
         }
         let path = dir.join(weights);
@@ -471,6 +468,11 @@ impl Clip {
         self.config.preprocess.to_hugging_face(&mut config, side, notes);
         config
     }
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<(), ModelError> {
+    let text = serde_json::to_string_pretty(value).expect("plain data") + "\n";
+    write_atomically(path, |file| file.write_all(text.as_bytes())).map_err(ModelError::io(path))
 }
 
 /// Whether CLIP's tokeniser has such a vocabulary.

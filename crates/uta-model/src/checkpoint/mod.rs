@@ -4,15 +4,31 @@
 //! [`adapter`] knows each family's names, [`origin`] finds out what a user's file or folder is, and [`export`] writes what
 //! other programs read.
 
-pub mod adapter;
-pub mod export;
+pub(crate) mod adapter;
+pub(crate) mod export;
 mod file;
 mod hints;
-pub mod origin;
+pub(crate) mod origin;
 pub mod resize;
 pub mod safetensors;
 pub mod torch;
-pub mod weights;
+pub(crate) mod weights;
+
+use std::path::Path;
+
+use tch::Device;
+
+use self::origin::Origin;
+pub use self::weights::{Checkpoint, load_into};
+use crate::{ModelError, Net};
+
+/// Reads a net of any kind from what a user has: see [`Origin::open`], which says what `path` and `arch` may be.
+///
+/// # Errors
+/// Says what was looked for, what isn't known, or which names don't fit.
+pub fn load(path: &Path, arch: Option<&str>, device: Device) -> Result<Net, ModelError> {
+    Origin::open(path, arch)?.into_net(device)
+}
 
 #[cfg(test)]
 mod tests {

@@ -3,6 +3,7 @@
 pub mod clip;
 pub mod config;
 pub(crate) mod layers;
+pub mod net;
 pub mod parameter;
 pub mod preprocess;
 pub mod text;

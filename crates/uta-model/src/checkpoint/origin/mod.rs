@@ -17,7 +17,9 @@ use super::file::HEAD;
 use super::hints;
 use super::weights::Checkpoint;
 use crate::nets::config::{IMAGENET_MEAN, IMAGENET_STD};
-use crate::{Adapter, Clip, ClipConfig, ModelError, Preprocess, TextConfig, VitConfig};
+use crate::{
+    Adapter, Clip, ClipConfig, ModelError, Net, NetConfig, Preprocess, TextConfig, VitConfig,
+};
 
 /// A net this many times larger than its file is refused before its names are compared.
 const MOST_MISSING: i64 = 16;
@@ -29,8 +31,8 @@ pub struct Origin {
     pub weights: PathBuf,
     /// The family whose names they have: [`Adapter::family`].
     pub family: &'static str,
-    /// The net.
-    pub config: ClipConfig,
+    /// The net's kind and sizes.
+    pub config: NetConfig,
     /// What neither the file nor its configuration tells and was assumed, and why; for the user to read.
     pub notes: Vec<String>,
     checkpoint: Checkpoint,
@@ -92,10 +94,15 @@ impl Origin {
         let mut notes = vec![];
         let config = match stated {
             Some(Stated::Exactly(mut config)) => {
-                // A student's checkpoint holds what is trained, and that is its image encoder.
-                let trained = weights.parent().is_some_and(|dir| run_of(dir).is_some());
-                if trained && !checkpoint.tensors.keys().any(|key| key.starts_with("text.")) {
-                    config.text = None;
+                match &mut config {
+                    NetConfig::Clip(clip) => {
+                        // A student's checkpoint holds what is trained, and that is its image encoder.
+                        let trained = weights.parent().is_some_and(|dir| run_of(dir).is_some());
+                        let text = |key: &String| key.starts_with("text.");
+                        if trained && !checkpoint.tensors.keys().any(text) {
+                            clip.text = None;
+                        }
+                    }
                 }
                 config
             }
@@ -129,7 +136,7 @@ impl Origin {
                     }
                     _ => shapes::assume(&weights, openai, &mut config, &mut notes),
                 }
-                config
+                NetConfig::Clip(config)
             }
         };
         let source = arch.map(Path::new).filter(|arch| arch.is_file()).or(beside.as_deref());
@@ -149,11 +156,40 @@ impl Origin {
         &self.checkpoint.shards
     }
 
+    /// The sizes of a CLIP, which is what `needed_by`, a command or the like, has use for.
+    ///
+    /// # Errors
+    /// When the net is of another kind.
+    pub fn clip_config(&self, needed_by: &str) -> Result<&ClipConfig, ModelError> {
+        match &self.config {
+            NetConfig::Clip(config) => Ok(config),
+            #[expect(unreachable_patterns, reason = "there is one kind so far")]
+            _ => Err(self.of_another_kind("clip", needed_by)),
+        }
+    }
+
+    /// A CLIP, its weights filled in on `device`.
+    ///
+    /// # Errors
+    /// When the net is of another kind; lists missing, unexpected and mis-shaped names.
+    pub fn into_clip(self, device: Device) -> Result<Clip, ModelError> {
+        // Before its weights are read.
+        self.clip_config("this")?;
+        match self.into_net(device)? {
+            Net::Clip(clip) => Ok(clip),
+        }
+    }
+
+    fn of_another_kind(&self, needed: &'static str, by: &str) -> ModelError {
+        let (path, found) = (self.weights.clone(), self.config.kind());
+        ModelError::Kind { path, found, by: by.into(), needed }
+    }
+
     /// The net, its weights filled in on `device`.
     ///
     /// # Errors
     /// Lists missing, unexpected and mis-shaped names.
-    pub fn into_clip(self, device: Device) -> Result<Clip, ModelError> {
+    pub fn into_net(self, device: Device) -> Result<Net, ModelError> {
         // A damaged or hostile configuration must not make the machine swap.
         let stored: i64 = self.tensors().values().map(|t| t.numel() as i64).sum();
         let wanted = self.config.parameters();
@@ -161,17 +197,17 @@ impl Origin {
             let message = format!("holds {stored} numbers, and the net has {wanted} parameters");
             return Err(ModelError::format(&self.weights, message));
         }
-        let mut clip = Clip::blank(&self.config, device);
-        self.checkpoint.fill(&clip.variables())?;
-        clip.notes = self.notes;
-        Ok(clip)
+        let mut net = self.config.blank(device);
+        self.checkpoint.fill(&net.variables())?;
+        net.note(self.notes);
+        Ok(net)
     }
 }
 
 /// What is said about the net, besides its tensors.
 enum Stated {
     /// Every size.
-    Exactly(ClipConfig),
+    Exactly(NetConfig),
     /// Some, in another program's words.
     In(PathBuf, Format, Value),
 }
@@ -204,7 +240,10 @@ impl Stated {
         })?;
         match FORMATS.iter().find(|(key, _)| value.get(key).is_some()) {
             Some((_, format)) => Ok(Stated::In(path.to_owned(), *format, value)),
-            None => Ok(Stated::Exactly(serde_json::from_str(&text).map_err(wrong)?)),
+            None => {
+                let config = NetConfig::from_json(&text);
+                config.map(Stated::Exactly).map_err(|message| ModelError::format(path, message))
+            }
         }
     }
 
@@ -230,6 +269,33 @@ impl Stated {
         if shapes::knows_no_clip(&config.vision) {
             (config.mean, config.std) = (IMAGENET_MEAN, IMAGENET_STD);
         }
-        Ok(Some(Stated::Exactly(config)))
+        Ok(Some(Stated::Exactly(NetConfig::Clip(config))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use tch::Kind;
+
+    use super::*;
+    use crate::nets::clip::tests::small;
+    use crate::nets::layers::testing::seeded;
+
+    #[test]
+    fn a_net_of_another_kind_is_refused_in_one_line_by_who_needs_it() {
+        let (dir, _rng) = (tempfile::tempdir().unwrap(), seeded(0));
+        Clip::new(&small(), Device::Cpu).save(dir.path(), Kind::Float).unwrap();
+        let origin = Origin::open(dir.path(), None).unwrap();
+        origin.clip_config("uta eval zeroshot").unwrap();
+        let e = origin.of_another_kind("classifier", "uta eval classify").to_string();
+        assert!(e.ends_with("model.safetensors: is a clip; uta eval classify needs a classifier"));
+
+        let config = dir.path().join("config.json");
+        let text = fs::read_to_string(&config).unwrap();
+        fs::write(&config, text.replace("\"clip\"", "\"hologram\"")).unwrap();
+        let e = Clip::load(dir.path(), Device::Cpu).unwrap_err().to_string();
+        let words = "config.json: kind = \"hologram\": there is no such net here; known: clip";
+        assert!(e.ends_with(words), "{e}");
     }
 }

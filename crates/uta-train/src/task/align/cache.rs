@@ -623,7 +623,8 @@ impl TeacherMark {
                 for file in files {
                     add_file(&mut hash, file).map_err(TrainError::io(file))?;
                 }
-                Ok(TeacherMark { sha256: hex(&hash.finalize()), config: origin.config.clone() })
+                let config = origin.clip_config("teacher.path")?.clone();
+                Ok(TeacherMark { sha256: hex(&hash.finalize()), config })
             }
             (None, Some(arch)) => Ok(TeacherMark {
                 sha256: format!("none: random weights of seed {}", recipe.train.seed),

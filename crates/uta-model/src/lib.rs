@@ -17,6 +17,7 @@ pub use checkpoint::export::Exported;
 pub use checkpoint::origin::{Origin, run_of};
 pub use checkpoint::resize::{self, Resized};
 pub use checkpoint::torch as torch_file;
+pub use checkpoint::transfer::{Transfer, transfer};
 pub use error::ModelError;
 pub use nets::clip::{Clip, unit};
 pub use nets::config::{ClipConfig, Ffn, Head, Pool, RelPos, TextConfig, VitConfig, preset_names};

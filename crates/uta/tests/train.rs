@@ -702,3 +702,47 @@ fn words_of_classes_are_refused_where_pairs_are_retrieved() {
     let sets = "eval.sets=[{name=\"pairs\",kind=\"retrieval\",data=\"pictures\",set=\"coco\"}]";
     world.refuses(&["train", "align.toml", "--set", sets], &["pairs", "set", "leave it out"]);
 }
+
+/// There and back by `uta weights resize`, or there by hand and back by `model.init`: the same start, and the same run.
+#[test]
+fn a_run_starts_from_a_net_of_another_image_and_patch_size_and_says_what_it_resized() {
+    let world = World::with_teacher();
+    let resize = |from: &str, image: &str, patch: &str, out: &str| {
+        let sizes = ["--image-size", image, "--patch-size", patch, "--out", out];
+        let out = world.uta(&[&["weights", "resize", from], &sizes[..]].concat());
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    };
+    resize("teacher", "24", "8", "other");
+    resize("other", "16", "4", "back");
+    let train = |task: &str, init: &str, out: &str, more: &[&str]| {
+        let init = format!("model.init={init}");
+        let sets = ["--set", &init, "--set", "train.steps=4"];
+        world.uta(&[&["train", task, "--out", out], &sets[..], more].concat())
+    };
+    for task in ["align.toml", "clip.toml"] {
+        let mut curves = vec![];
+        for (init, words) in [
+            (
+                "other",
+                "resized: visual.patch_embed.proj.weight from [16, 3, 8, 8] to [16, 3, 4, 4], \
+                 visual.pos_embed from [1, 10, 16] to [1, 17, 16]",
+            ),
+            ("back", "tensors taken as they are"),
+        ] {
+            let run = format!("{task}-{init}");
+            let out = train(task, init, &run, &[]);
+            let said = String::from_utf8_lossy(&out.stderr);
+            assert!(out.status.success(), "{said}");
+            let line = said.lines().find(|line| line.contains("model.init = "));
+            let line = line.expect(&said);
+            assert!(line.ends_with(words), "{line}");
+            curves.push(metrics(&world.path(&run)));
+        }
+        assert_eq!(curves[0], curves[1]);
+    }
+    let deeper = ["--set", "model.depth=3"];
+    let out = train("align.toml", "teacher", "deeper", &deeper);
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{said}");
+    assert!(said.lines().last().unwrap().contains("visual has 2 blocks, and 3 here"), "{said}");
+}

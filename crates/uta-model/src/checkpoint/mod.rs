@@ -12,6 +12,7 @@ pub(crate) mod origin;
 pub mod resize;
 pub mod safetensors;
 pub mod torch;
+pub(crate) mod transfer;
 pub(crate) mod weights;
 
 use std::path::Path;

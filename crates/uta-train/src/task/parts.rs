@@ -21,21 +21,20 @@ pub fn load(path: &Path, arch: Option<&str>, device: Device) -> Result<Clip, Mod
     Ok(clip)
 }
 
-/// Copies `towers` (`visual.`, `text.`) of what `init` names into the model; `"random"` leaves it as it is. A text tower stays
-/// too where `init` has none, and `false` says so.
+/// Starts `towers` (`visual.`, `text.`) of the model from what `init` names, and logs what was taken, resized and left;
+/// `"random"` leaves them as they are. A text tower stays too where `init` has none, and `false` says so.
 pub(super) fn initialise(clip: &Clip, init: &str, towers: &[&str]) -> Result<bool, TrainError> {
     if init == "random" {
         return Ok(true);
     }
     let source = load(Path::new(init), None, clip.store.device())?;
-    let mut whole = true;
-    for &tower in towers {
-        match tower == "text." && source.text.is_none() {
-            true => whole = false,
-            false => clip.copy_from(&source, tower)?,
-        }
-    }
-    Ok(whole)
+    let there = |tower: &&str| *tower != "text." || source.text.is_some();
+    let found: Vec<&str> = towers.iter().copied().filter(there).collect();
+    let report = clip
+        .start_from(&source, &found)
+        .map_err(|e| TrainError::recipe(format!("model.init = {init}: {e}")))?;
+    tracing::info!("model.init = {init}: {report}");
+    Ok(found.len() == towers.len())
 }
 
 /// The trainable parameters of a store whose key starts with one of `prefixes`.

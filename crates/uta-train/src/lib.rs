@@ -17,7 +17,7 @@ mod trainer;
 
 pub use device::{device, device_name};
 pub use error::TrainError;
-pub use optim::{CosineSchedule, Ema, Optimizer, Parameter};
+pub use optim::{CosineSchedule, Ema, Optimizer};
 pub use recipe::{Recipe, RecipeError};
 pub use run::{RunDir, tensorboard};
 pub use task::align::{

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use small::{batch, recipe, teacher};
 use tch::{Device, Kind, Tensor, no_grad};
 use torch_ext::{Precision, autocast};
-use uta_model::{Ffn, VitConfig, same_tokens};
-use uta_train::{Mode, Optimizer, Parameter, Task};
+use uta_model::{Ffn, Parameter, VitConfig, same_tokens};
+use uta_train::{Mode, Optimizer, Task};
 
 const STEPS: usize = 60;
 
@@ -122,10 +122,15 @@ fn curves(precision: &str, seed: i64, checkpointed: bool, steps: usize) -> [Vec<
     let task = small::task(&recipe, teacher, Device::Cpu);
     let start = task.parameters().into_iter().map(|p| (p.name, p.tensor));
     let student = Plain::of(&recipe.model.vision, start);
+    let own = task.parameters();
     let parameters: Vec<Parameter> = student
         .weights
         .iter()
-        .map(|(name, t)| Parameter { name: format!("visual.{name}"), tensor: t.shallow_clone() })
+        .map(|(name, t)| {
+            let name = format!("visual.{name}");
+            let like = own.iter().find(|p| p.name == name).unwrap();
+            Parameter { name, tensor: t.shallow_clone(), layer: like.layer, decays: like.decays }
+        })
         .collect();
     let mut ours = Optimizer::new(&task.parameters(), &recipe.optim);
     let mut theirs = Optimizer::new(&parameters, &recipe.optim);

@@ -7,8 +7,9 @@ use std::path::Path;
 
 use tch::{Kind, Tensor};
 use uta_model::safetensors_io::Checkpoint;
+use uta_model::{Layer, Parameter};
+use uta_train::Optimizer;
 use uta_train::recipe::Optim;
-use uta_train::{Optimizer, Parameter};
 
 const TOLERANCE: f64 = 1e-6;
 
@@ -31,7 +32,22 @@ fn one_step_and_ten_equal_pytorchs_adamw_with_clipping() {
     };
     let parameters: Vec<Parameter> = under("param.")
         .into_iter()
-        .map(|(name, start)| Parameter { name, tensor: start.copy().set_requires_grad(true) })
+        .map(|(name, start)| {
+            // Two blocks, so four layers.
+            let id = match name.as_str() {
+                _ if name.contains("blocks.0") => 1,
+                _ if name.contains("blocks.1") => 2,
+                _ if name.contains("head") || name.contains(".norm") => 3,
+                _ => 0,
+            };
+            let embeds = name.ends_with("pos_embed") || name.ends_with("cls_token");
+            Parameter {
+                decays: start.dim() > 1 && !embeds,
+                tensor: start.copy().set_requires_grad(true),
+                layer: Layer { id, of: 4 },
+                name,
+            }
+        })
         .collect();
     let options = Optim {
         weight_decay: 0.05,

@@ -1,15 +1,16 @@
-//! AdamW over groups of parameters, with clipping by global norm, and a moving average of the weights. Nothing here waits
+//! AdamW with clipping by global norm, a moving average of the weights, and the learning rate over time. Nothing here waits
 //! for the device: the norm and the count of skipped steps stay there until somebody reads them.
 
+mod ema;
 mod schedule;
-
-use std::collections::BTreeMap;
 
 use tch::{Device, Kind, TchError, Tensor, no_grad};
 use torch_ext::AdamW;
+use uta_model::Parameter;
 
 use serde::{Deserialize, Serialize};
 
+pub use ema::Ema;
 pub use schedule::{CosineSchedule, Schedule};
 
 /// `[optim]`: AdamW.
@@ -55,16 +56,7 @@ impl Default for Optim {
     }
 }
 
-/// A trainable tensor and its checkpoint key. Optimiser state is stored under the same key.
-#[derive(Debug)]
-pub struct Parameter {
-    /// Checkpoint key.
-    pub name: String,
-    /// The leaf tensor.
-    pub tensor: Tensor,
-}
-
-/// AdamW with EVA's groups: no decay for vectors, biases, position embeddings and `[CLS]`; a rate for each layer.
+/// AdamW over groups of parameters: those of one layer that decay, and those that don't.
 pub struct Optimizer {
     options: Optim,
     groups: Vec<Group>,
@@ -86,13 +78,12 @@ struct Group {
 impl Optimizer {
     /// An optimiser for `params`, which it keeps in the order of their names.
     pub fn new(params: &[Parameter], options: &Optim) -> Optimizer {
-        let depths = depths(params.iter().map(|p| p.name.as_str()));
         let mut sorted: Vec<&Parameter> = params.iter().collect();
         sorted.sort_by(|a, b| a.name.cmp(&b.name));
         let mut groups: Vec<Group> = Vec::new();
         for p in sorted {
-            let weight_decay = if decays(&p.name, &p.tensor) { options.weight_decay } else { 0.0 };
-            let lr_scale = lr_scale(&p.name, &depths, options.layer_decay);
+            let weight_decay = if p.decays { options.weight_decay } else { 0.0 };
+            let lr_scale = p.layer.lr_scale(options.layer_decay);
             let same = |g: &&mut Group| g.weight_decay == weight_decay && g.lr_scale == lr_scale;
             let group = match groups.iter_mut().find(same) {
                 Some(group) => group,
@@ -211,148 +202,16 @@ impl Optimizer {
     }
 }
 
-/// A moving average of the parameters.
-pub struct Ema {
-    decay: f64,
-    params: Vec<Tensor>,
-    averages: Vec<(String, Tensor)>,
-}
-
-impl Ema {
-    /// Starts at the parameters' present values.
-    pub fn new(params: &[Parameter], decay: f64) -> Ema {
-        let average =
-            |p: &Parameter| (format!("ema.{}", p.name), no_grad(|| p.tensor.detach().copy()));
-        Ema {
-            decay,
-            params: params.iter().map(|p| p.tensor.shallow_clone()).collect(),
-            averages: params.iter().map(average).collect(),
-        }
-    }
-
-    fn tensors(&self) -> Vec<Tensor> {
-        self.averages.iter().map(|(_, t)| t.shallow_clone()).collect()
-    }
-
-    /// After step `step` (from 0). Early on the decay is smaller, (1 + t) / (10 + t), so that the start is soon forgotten.
-    ///
-    /// # Errors
-    /// Never, while shapes stay as they were.
-    pub fn update(&self, step: u64) -> Result<(), TchError> {
-        let decay = self.decay.min((1.0 + step as f64) / (10.0 + step as f64));
-        no_grad(|| torch_ext::lerp_(&self.tensors(), &self.params, 1.0 - decay))
-    }
-
-    /// Exchanges weights and averages; the same call brings them back.
-    pub fn swap(&self) {
-        no_grad(|| {
-            for (param, (_, average)) in self.params.iter().zip(&self.averages) {
-                let weight = param.detach().copy();
-                param.detach().copy_(average);
-                average.shallow_clone().copy_(&weight);
-            }
-        });
-    }
-
-    /// The averages, by checkpoint key.
-    pub fn state(&self) -> Vec<(String, Tensor)> {
-        self.averages.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect()
-    }
-}
-
-/// As in EVA-02 (`EVA-02/asuka/optim_factory.py`): matrices decay; vectors, biases, position embeddings, `[CLS]` and mask
-/// tokens don't.
-fn decays(name: &str, tensor: &Tensor) -> bool {
-    let last = name.rsplit('.').next().unwrap_or(name);
-    tensor.dim() > 1
-        && !name.ends_with(".bias")
-        && !["pos_embed", "positional_embedding", "cls_token", "mask_token"].contains(&last)
-}
-
-/// (tower, block) of a key such as `visual.blocks.3.norm1.weight` or `text.transformer.resblocks.3.ln_1.bias`.
-fn block(name: &str) -> (&str, Option<u32>) {
-    let mut parts = name.split('.');
-    let tower = parts.next().unwrap_or("");
-    let index = parts
-        .skip_while(|&part| part != "blocks" && part != "resblocks")
-        .nth(1)
-        .and_then(|index| index.parse().ok());
-    (tower, index)
-}
-
-/// The number of blocks of each tower.
-fn depths<'a>(names: impl Iterator<Item = &'a str>) -> BTreeMap<String, u32> {
-    let mut depths = BTreeMap::new();
-    for name in names {
-        let (tower, index) = block(name);
-        let depth = depths.entry(tower.to_owned()).or_insert(0);
-        *depth = index.map_or(0, |i| i + 1).max(*depth);
-    }
-    depths
-}
-
-/// decay^(L + 1 - id): embeddings are layer 0, block i is layer i + 1, all that follows is layer L + 1 (EVA-02,
-/// `optim_factory.py`).
-fn lr_scale(name: &str, depths: &BTreeMap<String, u32>, decay: f64) -> f64 {
-    let (tower, index) = block(name);
-    let last = depths.get(tower).copied().unwrap_or(0) + 1;
-    let embeds = ["patch_embed", "pos_embed", "cls_token", "mask_token"]
-        .iter()
-        .chain(&["token_embedding", "positional_embedding"])
-        .any(|part| name.split('.').any(|p| p == *part));
-    let id = match index {
-        Some(i) => i + 1,
-        None if embeds => 0,
-        None => last,
-    };
-    decay.powi((last - id) as i32)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use uta_model::Layer;
+
     use super::*;
 
     fn parameter(name: &str, values: &[f32], shape: &[i64]) -> Parameter {
         let tensor = Tensor::from_slice(values).reshape(shape).set_requires_grad(true);
-        Parameter { name: name.into(), tensor }
-    }
-
-    #[test]
-    fn layer_decay_gives_evas_rates() {
-        let names: Vec<String> =
-            (0..12).map(|i| format!("visual.blocks.{i}.norm1.weight")).collect();
-        let depths = depths(names.iter().map(String::as_str));
-        // By hand, B with decay 0.7.
-        for (name, rate) in [
-            ("visual.patch_embed.proj.weight", 0.009689),
-            ("visual.blocks.0.norm1.weight", 0.013841),
-            ("visual.blocks.11.norm1.weight", 0.7),
-            ("visual.head.weight", 1.0),
-        ] {
-            assert!((lr_scale(name, &depths, 0.7) - rate).abs() < 1e-6, "{name}");
-        }
-    }
-
-    #[test]
-    fn vectors_biases_position_and_cls_do_not_decay() {
-        for (name, shape, decay) in [
-            ("visual.blocks.0.mlp.w1.weight", &[2, 2][..], true),
-            ("visual.blocks.0.mlp.w1.bias", &[4], false),
-            ("visual.blocks.0.norm1.weight", &[4], false),
-            ("visual.pos_embed", &[1, 2, 2], false),
-            ("visual.cls_token", &[1, 1, 4], false),
-            ("text.positional_embedding", &[2, 2], false),
-            ("text.token_embedding.weight", &[2, 2], true),
-            ("logit_scale", &[1, 1, 1, 4], true),
-        ] {
-            assert_eq!(
-                decays(name, &Tensor::zeros(shape, (Kind::Float, Device::Cpu))),
-                decay,
-                "{name}"
-            );
-        }
-        assert!(!decays("logit_scale", &Tensor::from(1f32)));
+        Parameter { name: name.into(), tensor, layer: Layer { id: 0, of: 1 }, decays: true }
     }
 
     #[test]
@@ -378,17 +237,5 @@ mod tests {
         let p = parameter("visual.head.weight", &[1.0], &[1, 1]);
         let mut optimizer = Optimizer::new(&[p], &Optim::default());
         assert!(optimizer.step(0.1).unwrap_err().to_string().contains("visual.head.weight"));
-    }
-
-    #[test]
-    fn swapping_twice_brings_the_weights_back() {
-        let p = [parameter("w", &[1.0, 2.0], &[2])];
-        let ema = Ema::new(&p, 0.5);
-        no_grad(|| p[0].tensor.shallow_clone().copy_(&Tensor::from_slice(&[3f32, 4.0])));
-        ema.update(1000).unwrap();
-        ema.swap();
-        assert_eq!(Vec::<f32>::try_from(&p[0].tensor.detach()).unwrap(), [2.0, 3.0]);
-        ema.swap();
-        assert_eq!(Vec::<f32>::try_from(&p[0].tensor.detach()).unwrap(), [3.0, 4.0]);
     }
 }

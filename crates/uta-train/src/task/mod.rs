@@ -12,9 +12,9 @@ use tch::{Kind, Tensor};
 use uta_data::targets::Replay;
 use uta_data::{Batch, Source};
 use uta_eval::{EvalOptions, EvalSet, Evaluator};
-use uta_model::ModelError;
+use uta_model::{ModelError, Parameter};
 
-use crate::{Parameter, Recipe, TrainError};
+use crate::{Recipe, TrainError};
 
 /// Whether a forward pass is for learning or for measuring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,12 +38,13 @@ pub struct Output {
 
 /// A model in training.
 pub trait Task {
-    /// What the optimiser changes.
+    /// The tensors that the optimiser changes. Every loss gives each of them a gradient: a part of the net that no sample of
+    /// a batch reaches adds 0 times its weights.
     fn parameters(&self) -> Vec<Parameter>;
 
-    /// What a checkpoint holds: the parameters, and copies of what else makes it a whole model.
-    fn saved(&self) -> Vec<Parameter> {
-        self.parameters()
+    /// The tensors of a checkpoint by name: the parameters, and copies of what else makes it a whole model.
+    fn saved(&self) -> Vec<(String, Tensor)> {
+        self.parameters().into_iter().map(|p| (p.name, p.tensor)).collect()
     }
 
     /// The loss of a batch. Called under the run's autocast; randomness inside (drop path) comes from libtorch's

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 use uta_eval::{EvalOptions, EvalSet, Evaluator};
 use uta_model::{Clip, ModelError, Origin};
 
-use crate::{Parameter, TrainError};
+use crate::TrainError;
 
 /// The CLIP at `path` (its net named by `arch` where the file can't tell). What was assumed about it is said in the log.
 ///
@@ -35,19 +35,6 @@ pub(super) fn initialise(clip: &Clip, init: &str, towers: &[&str]) -> Result<boo
         .map_err(|e| TrainError::recipe(format!("model.init = {init}: {e}")))?;
     tracing::info!("model.init = {init}: {report}");
     Ok(found.len() == towers.len())
-}
-
-/// The trainable parameters of a store whose key starts with one of `prefixes`.
-pub(super) fn parameters_of(clip: &Clip, prefixes: &[&str]) -> Vec<Parameter> {
-    let mut parameters: Vec<Parameter> = clip
-        .store
-        .variables()
-        .into_iter()
-        .filter(|(name, _)| prefixes.iter().any(|prefix| name.starts_with(prefix)))
-        .map(|(name, tensor)| Parameter { name, tensor })
-        .collect();
-    parameters.sort_by(|a, b| a.name.cmp(&b.name));
-    parameters
 }
 
 /// Saves a CLIP in training as [`crate::Task::save`] asks.

@@ -126,7 +126,7 @@ impl Trainer {
         let saved = saved_state(&optimizer, ema.as_ref());
         let (run, state) = group.agree(match (group.is_first(), resume) {
             (false, _) => Ok((None, None)),
-            (true, true) => RunDir::reopen(out, &recipe, &named(&task.saved()), &saved)
+            (true, true) => RunDir::reopen(out, &recipe, &task.saved(), &saved)
                 .map(|(run, state)| (Some(run), state)),
             (true, false) => {
                 RunDir::create(out, &recipe, device, world).map(|run| (Some(run), None))
@@ -478,7 +478,7 @@ impl Trainer {
         };
         let saved = match &mut self.run {
             Some(run) => {
-                let model = named(&self.task.saved());
+                let model = self.task.saved();
                 let optimizer = saved_state(&self.optimizer, self.ema.as_ref());
                 run.save_checkpoint(state, &model, &optimizer, self.recipe.checkpoint.keep)
             }
@@ -498,10 +498,6 @@ impl Trainer {
         });
         self.group.agree(saved)
     }
-}
-
-fn named(params: &[crate::Parameter]) -> Vec<(String, Tensor)> {
-    params.iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect()
 }
 
 fn saved_state(optimizer: &Optimizer, ema: Option<&Ema>) -> Vec<(String, Tensor)> {

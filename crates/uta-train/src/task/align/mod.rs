@@ -15,14 +15,14 @@ use uta_data::mask::MaskGenerator;
 use uta_data::targets::{Replay, Wanted};
 use uta_data::{Batch, Source};
 use uta_eval::{EvalOptions, EvalSet, Evaluator, upload};
-use uta_model::{Clip, ClipConfig, ModelError, same_tokens};
+use uta_model::{Clip, ClipConfig, ModelError, Parameter, same_tokens};
 
 use self::cache::Cache;
 use self::teacher::{load_teacher, student_config};
-use super::parts::{clip_evaluators, initialise, parameters_of, save_clip, to_device};
+use super::parts::{clip_evaluators, initialise, save_clip, to_device};
 use super::{Mode, Output, Task};
+use crate::TrainError;
 use crate::recipe::{AlignRecipe, Recipe};
-use crate::{Parameter, TrainError};
 
 pub use cache::{CacheOptions, Made, cached_targets, decode, make};
 pub(crate) use teacher::masks;
@@ -165,7 +165,7 @@ impl Align {
 
 impl Task for Align {
     fn parameters(&self) -> Vec<Parameter> {
-        parameters_of(&self.student, &["visual."])
+        self.student.visual.parameters()
     }
 
     fn forward(&self, batch: &Batch, mode: Mode) -> Result<Output, TrainError> {

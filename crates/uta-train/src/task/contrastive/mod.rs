@@ -10,12 +10,12 @@ use tch::{Device, Kind, Reduction, Tensor, no_grad};
 use torch_ext::distributed::ProcessGroup;
 use uta_data::{Batch, Source, Tokenizer, require_captions};
 use uta_eval::{EvalOptions, EvalSet, Evaluator, upload};
-use uta_model::{ByLength, Clip, ClipConfig, ModelError, unit};
+use uta_model::{ByLength, Clip, ClipConfig, ModelError, Parameter, unit};
 
-use super::parts::{clip_evaluators, initialise, parameters_of, save_clip, to_device};
+use super::parts::{clip_evaluators, initialise, save_clip, to_device};
 use super::{Mode, Output, Task};
+use crate::TrainError;
 use crate::recipe::{ContrastiveRecipe, Recipe};
-use crate::{Parameter, TrainError};
 
 /// The largest logit scale: CLIP's bound on the temperature, 1 / 100.
 const MAX_LOGIT_SCALE: f64 = 100.0;
@@ -100,18 +100,15 @@ impl Contrastive {
 
 impl Task for Contrastive {
     fn parameters(&self) -> Vec<Parameter> {
-        let prefixes: &[&str] = match self.options.learn_temperature {
-            true => &["visual.", "text.", "logit_scale"],
-            false => &["visual.", "text."],
-        };
-        parameters_of(&self.clip, prefixes)
+        self.clip.parameters()
     }
 
-    fn saved(&self) -> Vec<Parameter> {
-        let mut saved = self.parameters();
+    fn saved(&self) -> Vec<(String, Tensor)> {
+        let mut saved: Vec<(String, Tensor)> =
+            self.parameters().into_iter().map(|p| (p.name, p.tensor)).collect();
         // A fixed temperature is the recipe's, also where a run goes on: what is read from a checkpoint goes into the copy.
         if let (Some(scale), false) = (&self.clip.logit_scale, self.options.learn_temperature) {
-            saved.push(Parameter { name: "logit_scale".into(), tensor: scale.copy() });
+            saved.push(("logit_scale".into(), scale.copy()));
         }
         saved
     }

@@ -18,8 +18,8 @@ use uta_model::safetensors_io::write_atomically;
 use uta_train::{Recipe, RecipeError};
 
 use crate::error::Usage;
-use crate::metrics::{Curve, Metrics, Model};
 use crate::reference::{self, About, Reference, ShownSet};
+use crate::report::metrics::{Curve, Metrics, Model};
 use crate::{report, train};
 
 /// The training styles, and the two that neither teacher nor student has seen.

@@ -10,7 +10,6 @@ macro_rules! eprintln {
 
 mod bench;
 mod cache;
-mod chart;
 mod compute;
 mod data;
 mod demo;
@@ -18,9 +17,7 @@ mod embed;
 mod error;
 mod eval;
 mod masks;
-mod metrics;
 mod plan;
-mod plot;
 mod reference;
 mod report;
 mod train;
@@ -63,7 +60,7 @@ enum Commands {
     Data(data::Data),
     Masks(masks::Args),
     Plan(plan::Args),
-    Plot(plot::Args),
+    Plot(report::plot::Args),
     #[command(subcommand)]
     Bench(bench::Bench),
 }
@@ -132,7 +129,7 @@ fn run(command: Commands) -> anyhow::Result<()> {
         Commands::Data(args) => data::run(args),
         Commands::Masks(args) => masks::run(&args),
         Commands::Plan(args) => plan::run(&args),
-        Commands::Plot(args) => plot::run(&args),
+        Commands::Plot(args) => report::plot::run(&args),
         Commands::Bench(args) => bench::run(&args),
     }
 }

@@ -4,14 +4,17 @@
 //! time, of a run in progress too. It is self-contained: style, curves and pictures are inside.
 //! A file that is missing takes its section with it.
 
-use crate::chart::{Chart, Drawing, HEIGHT, Series, Stroke, Unit, WIDTH};
+pub mod chart;
+pub mod metrics;
+pub mod plot;
+
 use crate::masks;
-use crate::metrics::{Metrics, Model};
-use crate::plot;
 use crate::reference::{self, Reference, Shown};
 use anyhow::Context;
 use askama::Template;
 use base64::Engine as _;
+use chart::{Chart, Drawing, HEIGHT, Series, Stroke, Unit, WIDTH};
+use metrics::{Metrics, Model};
 use serde::Deserialize;
 use serde_json::Value;
 use std::fs;

@@ -4,8 +4,8 @@
 //! dark colours, a .svg file, and through resvg a .png file. That is why the charts are drawn here:
 //! a plotting crate's output has its colours burnt in, and its bitmaps have no antialiasing.
 
+use super::metrics::Curve;
 use crate::error::Usage;
-use crate::metrics::Curve;
 use anyhow::Context;
 use resvg::{tiny_skia, usvg};
 use std::fmt::{self, Display, Write as _};
@@ -669,8 +669,8 @@ impl Drawing {
         const SCALE: f32 = 2.0;
         let mut options = usvg::Options { font_family: "Inter".into(), ..Default::default() };
         let fonts = Arc::make_mut(&mut options.fontdb);
-        fonts.load_font_data(include_bytes!("../assets/fonts/Inter-Regular.otf").to_vec());
-        fonts.load_font_data(include_bytes!("../assets/fonts/Inter-SemiBold.otf").to_vec());
+        fonts.load_font_data(include_bytes!("../../assets/fonts/Inter-Regular.otf").to_vec());
+        fonts.load_font_data(include_bytes!("../../assets/fonts/Inter-SemiBold.otf").to_vec());
         fonts.set_sans_serif_family("Inter");
         let tree = usvg::Tree::from_str(&self.standalone(), &options)?;
         let size = tree.size().to_int_size().scale_by(SCALE).context("the drawing is empty")?;

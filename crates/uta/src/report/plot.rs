@@ -1,8 +1,8 @@
 //! `uta plot`: the curves of one run or several, metric by metric, in one picture.
 
-use crate::chart::{self, Chart, Drawing, Series, Stroke, Unit};
+use super::chart::{self, Chart, Drawing, Series, Stroke, Unit};
+use super::metrics::{Curve, Metrics, Model};
 use crate::error::Usage;
-use crate::metrics::{Curve, Metrics, Model};
 use std::path::PathBuf;
 use uta_data::progress::counted;
 

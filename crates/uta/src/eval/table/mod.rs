@@ -274,7 +274,7 @@ pub fn run(args: &TableArgs) -> anyhow::Result<()> {
         write(&file, &text)?;
     }
     match args.json {
-        true => crate::eval::line(&mut std::io::stdout().lock(), &page.json())?,
+        true => super::page::line(&mut std::io::stdout().lock(), &page.json())?,
         false => {
             let mut stdout = std::io::stdout().lock();
             write!(stdout, "{}", page.terminal())?;

@@ -1,7 +1,7 @@
 //! `uta masks`: how often each patch is masked, in numbers and as the paper's Fig. 3.
 
 use crate::error::Usage;
-use crate::report::chart::{Anchor, Drawing};
+use crate::report::svg::{Anchor, Drawing};
 use serde_json::json;
 use std::io::{self, Write};
 use std::path::PathBuf;

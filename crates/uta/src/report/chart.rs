@@ -1,67 +1,13 @@
-//! Line charts and heat maps, drawn as SVG.
-//!
-//! One drawing serves three places: the report, whose style sheet gives the classes their light and
-//! dark colours, a .svg file, and through resvg a .png file. That is why the charts are drawn here:
-//! a plotting crate's output has its colours burnt in, and its bitmaps have no antialiasing.
+//! Line charts.
 
+use std::fmt::Write as _;
+
+use super::axes::{TICKS, Unit, count, minus, number, span, ticks};
 use super::metrics::Curve;
-use crate::error::Usage;
-use anyhow::Context;
-use resvg::{tiny_skia, usvg};
-use std::fmt::{self, Display, Write as _};
-use std::fs;
-use std::path::Path;
-use std::sync::Arc;
+use super::svg::{Anchor, Drawing, Escaped};
 
 /// The number of distinct series colours; further series begin again.
 const HUES: usize = 8;
-
-/// Colours of a file that stands alone. `assets/report/report.css` holds those of the report.
-const STYLE: &str = "\
-    text{font-family:Inter,system-ui,sans-serif;fill:#1c2330}\
-    .title{font-size:14px;font-weight:600}.small{font-size:11px;fill:#657084}\
-    .grid{stroke:#e6e9ef}.axis{stroke:#aab2c0}\
-    .line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}\
-    .faint{fill:none;stroke-width:1;stroke-opacity:.28}\
-    .reference{fill:none;stroke-width:1.25;stroke-dasharray:5 4}\
-    .h0{stroke:#3a66d6}.h1{stroke:#e0592a}.h2{stroke:#1f9d76}.h3{stroke:#9c4fd0}\
-    .h4{stroke:#c98a00}.h5{stroke:#d6387a}.h6{stroke:#1593b8}.h7{stroke:#8a6a4f}\
-    .neutral{stroke:#8a93a5}\
-    .dot{fill:#fff;stroke-width:2}.frame{fill:none;stroke:#d5dae3}\
-    .kept{fill:#3a66d6}.masked{fill:#e6e9ef}";
-
-/// How values are written on an axis.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unit {
-    /// As they are.
-    Number,
-    /// A share, as a percentage.
-    Percent,
-}
-
-impl Unit {
-    /// How the number called `metric` is written: those that are shares by their definition in percent.
-    pub fn of(metric: &str) -> Self {
-        let name = metric.rsplit(['/', '_']).next().unwrap_or(metric);
-        let cut_off = name.strip_prefix("top").or(name.strip_prefix('r'));
-        let ranked =
-            cut_off.is_some_and(|k| !k.is_empty() && k.bytes().all(|b| b.is_ascii_digit()));
-        if ranked || metric == "data_wait" { Self::Percent } else { Self::Number }
-    }
-
-    /// A value by itself, to about three digits.
-    pub fn show(self, value: f64) -> String {
-        match self {
-            Self::Percent if value == 0.0 => "0 %".into(),
-            Self::Percent if value.abs() < 0.001 => {
-                format!("{:.3} %", value * 100.0)
-            }
-            Self::Percent if value.abs() < 0.0995 => format!("{:.2} %", value * 100.0),
-            Self::Percent => format!("{:.1} %", value * 100.0),
-            Self::Number => number(value),
-        }
-    }
-}
 
 /// How a series is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +52,7 @@ pub struct Chart {
 
 /// Width of a chart, in the drawing's units.
 pub const WIDTH: f64 = 480.0;
+
 /// Height of a chart.
 pub const HEIGHT: f64 = 280.0;
 
@@ -390,65 +337,6 @@ impl Frame {
     }
 }
 
-fn span(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
-    values.fold(None, |span, value| {
-        let (low, high) = span.unwrap_or((value, value));
-        Some((value.min(low), value.max(high)))
-    })
-}
-
-/// The most steps between the ticks of an axis.
-const TICKS: f64 = 6.0;
-
-/// Round values within low..=high, evenly spaced.
-fn ticks(low: f64, high: f64) -> Vec<f64> {
-    let rough = (high - low) / TICKS;
-    if !(rough.is_finite() && rough > 0.0) {
-        return vec![low];
-    }
-    let power = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0]
-        .into_iter()
-        .map(|factor| factor * power)
-        .find(|step| *step >= rough * 0.999)
-        .unwrap_or(10.0 * power);
-    let first = (low / step - 1e-9).ceil() as i64;
-    let last = (high / step + 1e-9).floor() as i64;
-    (first..=last).map(|i| i as f64 * step).collect()
-}
-
-/// A value to three digits.
-fn number(value: f64) -> String {
-    let size = value.abs();
-    minus(match size {
-        0.0 => "0".to_owned(),
-        _ if !(1e-3..1e6).contains(&size) => {
-            let text = format!("{value:.1e}");
-            text.replace(".0e", "e")
-        }
-        _ if size >= 99.95 => format!("{value:.0}"),
-        _ if size >= 9.995 => format!("{value:.1}"),
-        _ if size >= 0.0995 => format!("{value:.3}"),
-        _ => format!("{value:.4}"),
-    })
-}
-
-/// A count: 250, 1.5k, 20k, 3M.
-fn count(value: f64) -> String {
-    let (value, suffix) = match value.abs() {
-        size if size >= 1e9 => (value / 1e9, "G"),
-        size if size >= 1e6 => (value / 1e6, "M"),
-        size if size >= 1e3 => (value / 1e3, "k"),
-        _ => (value, ""),
-    };
-    let text = format!("{value:.2}");
-    minus(format!("{}{suffix}", text.trim_end_matches('0').trim_end_matches('.')))
-}
-
-fn minus(text: String) -> String {
-    text.replace('-', "\u{2212}")
-}
-
 /// The most points of a curve worth drawing.
 const DRAWN: usize = 400;
 
@@ -490,237 +378,12 @@ fn extremes(curve: &Curve) -> Curve {
     kept
 }
 
-/// How a drawing is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// As text.
-    Svg,
-    /// As pixels.
-    Png,
-}
-
-impl Format {
-    /// What the ending of a file's name stands for.
-    pub fn of(path: &Path) -> Result<Format, Usage> {
-        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-        match ending.to_ascii_lowercase().as_str() {
-            "svg" => Ok(Format::Svg),
-            "png" => Ok(Format::Png),
-            _ => Err(Usage(format!("{}: the name must end in .png or .svg", path.display()))),
-        }
-    }
-}
-
-/// Which end of a text its position means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Anchor {
-    /// The left.
-    Start,
-    /// The middle.
-    Middle,
-    /// The right.
-    End,
-}
-
-/// An SVG drawing under way. Colours come from classes only, except those of heat maps.
-#[derive(Clone, Debug)]
-pub struct Drawing {
-    width: f64,
-    height: f64,
-    body: String,
-}
-
-impl Drawing {
-    /// An empty drawing.
-    pub fn new(width: f64, height: f64) -> Self {
-        Self { width, height, body: String::new() }
-    }
-
-    fn element(&mut self, element: fmt::Arguments<'_>) {
-        let _ = self.body.write_fmt(element);
-    }
-
-    fn open(&mut self, attributes: fmt::Arguments<'_>) {
-        self.element(format_args!("<g {attributes}>"));
-    }
-
-    fn close(&mut self) {
-        self.body.push_str("</g>");
-    }
-
-    /// Draws what `inner` draws with its origin at (x, y).
-    pub fn at(&mut self, x: f64, y: f64, inner: impl FnOnce(&mut Self)) {
-        self.open(format_args!("transform=\"translate({x:.1} {y:.1})\""));
-        inner(self);
-        self.close();
-    }
-
-    /// Writes a text on the base line (x, y).
-    pub fn text(&mut self, x: f64, y: f64, class: &str, anchor: Anchor, text: &str) {
-        let anchor = match anchor {
-            Anchor::Start => "start",
-            Anchor::Middle => "middle",
-            Anchor::End => "end",
-        };
-        let text = Escaped(text);
-        self.element(format_args!(
-            "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{text}</text>"
-        ));
-    }
-
-    /// Draws a straight line.
-    pub fn line(&mut self, from: (f64, f64), to: (f64, f64), class: &str) {
-        self.element(format_args!(
-            "<path class=\"{class}\" d=\"M{:.1} {:.1}L{:.1} {:.1}\"/>",
-            from.0, from.1, to.0, to.1
-        ));
-    }
-
-    /// Draws a row-major map of shares (0 to 1) with `columns` columns, in a square of `side` at (0, 0).
-    pub fn heat_map(&mut self, shares: &[f64], columns: usize, side: f64) {
-        self.cells(shares.len(), columns, side, 0.0, |i| {
-            format!("fill=\"{}\"><title>{:.1} %</title></rect>", heat(shares[i]), shares[i] * 100.0)
-        });
-    }
-
-    /// Draws a mask, row-major, in a square of `side` at (0, 0): masked cells pale, kept ones strong.
-    pub fn mask(&mut self, kept: &[bool], columns: usize, side: f64) {
-        let gap = if columns <= 16 { 0.8 } else { 0.4 };
-        self.cells(kept.len(), columns, side, gap, |i| {
-            format!("class=\"{}\"/>", if kept[i] { "kept" } else { "masked" })
-        });
-    }
-
-    /// One rectangle a cell; `rest` gives what stands after its place and size.
-    fn cells(
-        &mut self,
-        cells: usize,
-        columns: usize,
-        side: f64,
-        gap: f64,
-        rest: impl Fn(usize) -> String,
-    ) {
-        let rows = cells.div_ceil(columns);
-        let pitch = side / columns.max(rows) as f64;
-        // Without a gap, cells overlap by a hair: else the background shines through between them.
-        let size = if gap > 0.0 { pitch - gap } else { pitch + 0.3 };
-        for i in 0..cells {
-            let (x, y) = ((i % columns) as f64 * pitch, (i / columns) as f64 * pitch);
-            self.element(format_args!(
-                "<rect x=\"{x:.2}\" y=\"{y:.2}\" width=\"{size:.2}\" height=\"{size:.2}\" {}",
-                rest(i)
-            ));
-        }
-    }
-
-    /// Draws the key of heat maps, 0 to 100 %, `width` wide and 34 high.
-    pub fn heat_key(&mut self, width: f64) {
-        const STEPS: u32 = 64;
-        self.text(0.0, 0.0, "small", Anchor::Start, "share of samples that mask a patch");
-        let pitch = width / f64::from(STEPS);
-        for i in 0..STEPS {
-            let colour = heat((f64::from(i) + 0.5) / f64::from(STEPS));
-            let (x, wide) = (f64::from(i) * pitch, pitch + 0.3);
-            self.element(format_args!(
-                "<rect x=\"{x:.2}\" y=\"7\" width=\"{wide:.2}\" height=\"8\" fill=\"{colour}\"/>"
-            ));
-        }
-        self.text(0.0, 29.0, "small", Anchor::Start, "0 %");
-        self.text(width / 2.0, 29.0, "small", Anchor::Middle, "50 %");
-        self.text(width, 29.0, "small", Anchor::End, "100 %");
-    }
-
-    /// For a page whose style sheet gives the colours.
-    pub fn inline(&self, description: &str) -> String {
-        let Self { width, height, body } = self;
-        format!(
-            "<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\">{body}</svg>",
-            Escaped(description)
-        )
-    }
-
-    /// A file of its own, on white with a margin.
-    pub fn standalone(&self) -> String {
-        const MARGIN: f64 = 20.0;
-        let (width, height) = (self.width + 2.0 * MARGIN, self.height + 2.0 * MARGIN);
-        format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
-             viewBox=\"{} {} {width} {height}\"><style>{STYLE}</style>\
-             <rect x=\"{0}\" y=\"{1}\" width=\"100%\" height=\"100%\" fill=\"#fff\"/>{}</svg>\n",
-            -MARGIN, -MARGIN, self.body
-        )
-    }
-
-    /// Writes a .svg or .png file, by the name's ending.
-    pub fn save(&self, path: &Path) -> anyhow::Result<()> {
-        let bytes = match Format::of(path)? {
-            Format::Svg => self.standalone().into_bytes(),
-            Format::Png => self.png()?,
-        };
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)
-                .with_context(|| format!("cannot make the folder {}", folder.display()))?;
-        }
-        fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
-    }
-
-    /// The picture in PNG, at twice the size for sharp screens.
-    fn png(&self) -> anyhow::Result<Vec<u8>> {
-        const SCALE: f32 = 2.0;
-        let mut options = usvg::Options { font_family: "Inter".into(), ..Default::default() };
-        let fonts = Arc::make_mut(&mut options.fontdb);
-        fonts.load_font_data(include_bytes!("../../assets/fonts/Inter-Regular.otf").to_vec());
-        fonts.load_font_data(include_bytes!("../../assets/fonts/Inter-SemiBold.otf").to_vec());
-        fonts.set_sans_serif_family("Inter");
-        let tree = usvg::Tree::from_str(&self.standalone(), &options)?;
-        let size = tree.size().to_int_size().scale_by(SCALE).context("the drawing is empty")?;
-        let mut pixels = tiny_skia::Pixmap::new(size.width(), size.height())
-            .context("the drawing is too large for a bitmap")?;
-        let transform = tiny_skia::Transform::from_scale(SCALE, SCALE);
-        resvg::render(&tree, transform, &mut pixels.as_mut());
-        Ok(pixels.encode_png()?)
-    }
-}
-
-/// Light yellow to dark violet, evenly spaced in lightness, so that it also reads in grey.
-fn heat(share: f64) -> String {
-    const STOPS: [[f64; 3]; 6] = [
-        [253.0, 245.0, 214.0],
-        [250.0, 204.0, 132.0],
-        [240.0, 145.0, 96.0],
-        [203.0, 84.0, 106.0],
-        [131.0, 48.0, 119.0],
-        [49.0, 24.0, 87.0],
-    ];
-    let place = share.clamp(0.0, 1.0) * (STOPS.len() - 1) as f64;
-    let lower = (place as usize).min(STOPS.len() - 2);
-    let part = place - lower as f64;
-    let mixed = |c: usize| (STOPS[lower][c] * (1.0 - part) + STOPS[lower + 1][c] * part) as u8;
-    format!("#{:02x}{:02x}{:02x}", mixed(0), mixed(1), mixed(2))
-}
-
-/// Text as it stands in markup.
-struct Escaped<'a>(&'a str);
-
-impl Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for c in self.0.chars() {
-            match c {
-                '&' => f.write_str("&amp;")?,
-                '<' => f.write_str("&lt;")?,
-                '>' => f.write_str("&gt;")?,
-                '"' => f.write_str("&quot;")?,
-                c => f.write_char(c)?,
-            }
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use resvg::tiny_skia;
+    use std::path::Path;
 
     fn chart(points: Curve) -> Chart {
         let mut chart = Chart::over_steps("loss <train>", Unit::Number);
@@ -732,30 +395,6 @@ mod tests {
         let mut drawing = Drawing::new(WIDTH, HEIGHT);
         chart.draw(&mut drawing);
         drawing
-    }
-
-    #[test]
-    fn ticks_are_round_and_within_the_range() {
-        assert_eq!(ticks(0.0, 1000.0), [0.0, 200.0, 400.0, 600.0, 800.0, 1000.0]);
-        let found = ticks(-0.93, -0.11);
-        assert!(found.iter().all(|tick| (-0.93..=-0.11).contains(tick)), "{found:?}");
-        assert_eq!(found.len(), 4);
-        assert_eq!(ticks(3.0, 3.0), [3.0]);
-    }
-
-    #[test]
-    fn values_are_written_to_about_three_digits() {
-        assert_eq!(number(-0.92345), "\u{2212}0.923");
-        assert_eq!(number(1.5e-3), "0.0015");
-        assert_eq!(number(2e-5), "2e\u{2212}5");
-        assert_eq!(count(1500.0), "1.5k");
-        assert_eq!(Unit::of("text_to_image/r1"), Unit::Percent);
-        assert_eq!(Unit::of("top5").show(0.1256), "12.6 %");
-        assert_eq!(Unit::of("top1").show(1.0 / 1607.0), "0.062 %");
-        assert_eq!(Unit::of("learning_rate"), Unit::Number);
-        assert_eq!(Unit::of("rate"), Unit::Number);
-        assert_eq!(Unit::of("batch_top1"), Unit::Percent);
-        assert_eq!(Unit::of("data_wait"), Unit::Percent);
     }
 
     #[test]
@@ -789,8 +428,9 @@ mod tests {
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
         let path = svg.split("line h0\"").nth(1).unwrap().split("/>").next().unwrap();
         assert_eq!(path.matches('M').count(), 2);
-        assert_eq!(drawn(&chart(vec![])).body, "");
-        assert_eq!(drawn(&chart(vec![(0.0, f64::NAN)])).body, "");
+        let nothing = Drawing::new(WIDTH, HEIGHT).standalone();
+        assert_eq!(drawn(&chart(vec![])).standalone(), nothing);
+        assert_eq!(drawn(&chart(vec![(0.0, f64::NAN)])).standalone(), nothing);
     }
 
     #[test]

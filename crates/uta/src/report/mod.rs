@@ -4,22 +4,26 @@
 //! time, of a run in progress too. It is self-contained: style, curves and pictures are inside.
 //! A file that is missing takes its section with it.
 
-pub mod chart;
+mod axes;
+mod chart;
 pub mod metrics;
 pub mod plot;
+pub mod svg;
 
 use crate::masks;
 use crate::reference::{self, Reference, Shown};
 use anyhow::Context;
 use askama::Template;
+use axes::Unit;
 use base64::Engine as _;
-use chart::{Chart, Drawing, HEIGHT, Series, Stroke, Unit, WIDTH};
+use chart::{Chart, HEIGHT, Series, Stroke, WIDTH};
 use metrics::{Metrics, Model};
 use serde::Deserialize;
 use serde_json::Value;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
+use svg::Drawing;
 use toml::Table;
 use uta_data::mask::{MaskGenerator, MaskKind};
 use uta_model::safetensors_io::write_atomically;

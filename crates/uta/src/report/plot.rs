@@ -1,7 +1,9 @@
 //! `uta plot`: the curves of one run or several, metric by metric, in one picture.
 
-use super::chart::{self, Chart, Drawing, Series, Stroke, Unit};
+use super::axes::Unit;
+use super::chart::{self, Chart, Series, Stroke};
 use super::metrics::{Curve, Metrics, Model};
+use super::svg::{Drawing, Format};
 use crate::error::Usage;
 use std::path::PathBuf;
 use uta_data::progress::counted;
@@ -22,7 +24,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    chart::Format::of(&args.out)?;
+    Format::of(&args.out)?;
     // `runs/*` names what else lies there too, folders and files.
     let other = |path: &PathBuf| path.exists() && !path.join("metrics.jsonl").exists();
     let (others, mut paths): (Vec<_>, Vec<_>) = args.runs.iter().cloned().partition(other);

@@ -1,7 +1,7 @@
 //! `uta masks`: how often each patch is masked, in numbers and as the paper's Fig. 3.
 
 use crate::error::Usage;
-use crate::report::svg::{Anchor, Drawing};
+use crate::report::masks::figure;
 use serde_json::json;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -60,7 +60,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .map_err(|error| Usage(error.to_string()))?;
     let samples = args.samples as usize;
     if let Some(out) = &args.out {
-        figure(args.kind, args.ratio, args.grid, samples, args.seed)?.save(out)?;
+        figure(args.kind, args.ratio, (rows, columns), samples, args.seed)?.save(out)?;
         eprintln!("drawn in {}", out.display());
     }
     let statistics = MaskStatistics::collect(&generator, args.seed, samples);
@@ -111,92 +111,6 @@ fn summary(generator: &MaskGenerator, statistics: &MaskStatistics) -> String {
     text
 }
 
-/// Side of a heat map in the figure.
-const SIDE: f64 = 208.0;
-const GAP: f64 = 32.0;
-/// Example masks under each map, a row of them.
-const EXAMPLES: usize = 4;
-
-/// The paper's Fig. 3: block-wise, reversed block-wise and random masks side by side, each with
-/// its standard deviation over positions and a few examples. `kind` comes first if it's another one.
-fn figure(
-    kind: MaskKind,
-    ratio: f64,
-    grid: Grid,
-    samples: usize,
-    seed: u64,
-) -> anyhow::Result<Drawing> {
-    let mut kinds = vec![MaskKind::Block, MaskKind::BlockReversed, MaskKind::Random];
-    if !kinds.contains(&kind) {
-        kinds.insert(0, kind);
-    }
-    let width = kinds.len() as f64 * (SIDE + GAP) - GAP;
-    let mut drawing = Drawing::new(width, PANEL_HEIGHT + 126.0);
-    let heading = format!(
-        "How often each patch is masked: {}x{} patches, ratio {ratio}, {}",
-        grid.0,
-        grid.1,
-        counted(samples, "sample")
-    );
-    drawing.text(0.0, 14.0, "title", Anchor::Start, &heading);
-    let legend = "Small squares: single masks, the kept patches in blue";
-    drawing.text(0.0, 33.0, "small", Anchor::Start, legend);
-    for (i, &kind) in kinds.iter().enumerate() {
-        let generator = MaskGenerator::new(kind, ratio, (grid.0, grid.1))?;
-        drawing.at(i as f64 * (SIDE + GAP), 58.0, |to| panel(to, &generator, seed, samples));
-    }
-    drawing.at(0.0, PANEL_HEIGHT + 92.0, |to| to.heat_key(SIDE));
-    Ok(drawing)
-}
-
-const PANEL_HEIGHT: f64 = 24.0 + SIDE + 14.0 + (SIDE - 3.0 * 10.0) / 4.0;
-
-/// One kind of mask: name, map, examples.
-fn panel(to: &mut Drawing, generator: &MaskGenerator, seed: u64, samples: usize) {
-    let (_, columns) = generator.grid();
-    let statistics = MaskStatistics::collect(generator, seed, samples);
-    to.text(0.0, 12.0, "title", Anchor::Start, generator.kind().name());
-    let deviation = format!("sd {:.3}", statistics.standard_deviation());
-    to.text(SIDE, 12.0, "small", Anchor::End, &deviation);
-    to.at(0.0, 24.0, |to| to.heat_map(&statistics.probability, columns, SIDE));
-    let pitch = (SIDE + 10.0) / EXAMPLES as f64;
-    for example in 0..EXAMPLES {
-        let mut kept = vec![false; generator.patches()];
-        for patch in generator.batch(seed, &[example as u64]) {
-            kept[patch as usize] = true;
-        }
-        to.at(example as f64 * pitch, 24.0 + SIDE + 14.0, |to| {
-            to.mask(&kept, columns, pitch - 10.0)
-        });
-    }
-}
-
-/// Masks from which the report's probabilities are counted.
-const SAMPLES: usize = 5000;
-
-/// The least and the largest probability of being masked, over the places of the grid.
-pub fn extremes(generator: &MaskGenerator, seed: u64) -> (f64, f64) {
-    let statistics = MaskStatistics::collect(generator, seed, SAMPLES);
-    let fold =
-        |of: fn(f64, f64) -> f64, first| statistics.probability.iter().copied().fold(first, of);
-    (fold(f64::min, 1.0), fold(f64::max, 0.0))
-}
-
-/// The part of the figure that a run's report shows: its own masks, beside plain block-wise ones.
-pub fn report_figure(generator: &MaskGenerator, ratio: f64, seed: u64) -> anyhow::Result<Drawing> {
-    let mut generators = vec![generator.clone()];
-    if generator.kind() == MaskKind::BlockReversed {
-        generators.push(MaskGenerator::new(MaskKind::Block, ratio, generator.grid())?);
-    }
-    let width = generators.len() as f64 * (SIDE + GAP) - GAP;
-    let mut drawing = Drawing::new(width, PANEL_HEIGHT + 66.0);
-    for (i, generator) in generators.iter().enumerate() {
-        drawing.at(i as f64 * (SIDE + GAP), 0.0, |to| panel(to, generator, seed, SAMPLES));
-    }
-    drawing.at(0.0, PANEL_HEIGHT + 34.0, |to| to.heat_key(SIDE));
-    Ok(drawing)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -209,19 +123,6 @@ mod tests {
         for wrong in ["", "x", "0", "3x", "-1", "16x16x3", "4000"] {
             assert!(wrong.parse::<Grid>().is_err(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn the_figure_shows_the_three_kinds_with_their_spread() {
-        let drawing = figure(MaskKind::BlockReversed, 0.5, Grid(16, 16), 5000, 0).unwrap();
-        let svg = drawing.standalone();
-        for kind in [">block<", ">block-reversed<", ">random<"] {
-            assert!(svg.contains(kind), "{kind}");
-        }
-        assert!(svg.contains("sd 0.23"), "block-wise masks favour the centre");
-        // Three heat maps of 256 cells, each cell with its percentage.
-        assert_eq!(svg.matches("<title>").count(), 3 * 256);
-        assert_eq!(svg.matches("class=\"kept\"").count(), 3 * EXAMPLES * 128);
     }
 
     #[test]

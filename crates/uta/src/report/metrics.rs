@@ -142,6 +142,11 @@ impl Metrics {
         all.find(same).map(|evaluation| &evaluation.curve)
     }
 
+    /// The newest number called `metric`, of one model on one set.
+    pub fn latest(&self, model: Model, set: &str, metric: &str) -> Option<f64> {
+        self.evaluation(model, set, metric)?.last().map(|point| point.1)
+    }
+
     /// The names of the numbers that evaluations gave, in the order of first appearance.
     pub fn evaluated(&self) -> Vec<&str> {
         unique(self.evaluations.iter().map(|evaluation| evaluation.metric.as_str()))

@@ -11,8 +11,8 @@ use uta_data::targets::TargetKind;
 use uta_train::recipe::MAX_IMAGES;
 use uta_train::{CacheOptions, Made, Recipe, TrainError, make_cache};
 
-use crate::data::print;
 use crate::error::Usage;
+use crate::output::print;
 
 /// Compute the teacher's targets once, for runs that then need no teacher
 ///

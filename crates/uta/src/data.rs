@@ -1,15 +1,12 @@
 //! `uta data get|pack|index|stats|verify`: sets made, packed, described and checked. The work is uta-data's; here it meets
 //! the terminal.
 
-use std::fmt::Display;
 use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::bail;
-
 use clap::builder::RangedU64ValueParser as AtLeastOne;
 use clap::{Args, Subcommand, ValueEnum};
-use serde::Serialize;
 use uta_data::DataError;
 use uta_data::emoji;
 use uta_data::pack::{PackOptions, pack};
@@ -19,6 +16,7 @@ use uta_data::stats::stats;
 use uta_data::verify::verify;
 
 use crate::compute::PairArgs;
+use crate::output::print;
 use crate::whole::Whole;
 
 /// Make, pack, describe and check sets of pictures.
@@ -189,14 +187,4 @@ pub fn run(data: Data) -> anyhow::Result<()> {
             }
         }
     }
-}
-
-/// A result on standard output: as one JSON object, or for people.
-pub fn print(json: bool, value: &(impl Serialize + Display)) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    match json {
-        true => writeln!(out, "{}", serde_json::to_string(value)?)?,
-        false => writeln!(out, "{value}")?,
-    }
-    Ok(())
 }

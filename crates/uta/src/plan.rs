@@ -14,8 +14,8 @@ use uta_train::plan::{Kernels, Memory, Shapes};
 use uta_train::recipe::{AlignRecipe, PrecisionName, TaskRecipe};
 
 use crate::bench::Product;
-use crate::data::print;
 use crate::error::Usage;
+use crate::output::print;
 use crate::report::grouped;
 
 /// The devices there are figures for.

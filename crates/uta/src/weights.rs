@@ -16,8 +16,8 @@ use uta_eval::EvalOptions;
 use uta_model::safetensors_io::write_atomically;
 use uta_model::{Clip, ClipConfig, Exported, Layout, NetConfig, Origin};
 
-use crate::data::print;
 use crate::error::Usage;
+use crate::output::print;
 
 /// Look into checkpoints, convert and resize them.
 #[derive(Debug, Subcommand)]

@@ -10,7 +10,7 @@ use uta_data::rng::{Purpose, Rng};
 use uta_data::{Rgb, Stream, StreamOptions, TrainTransform, open, open_sets};
 use uta_train::Recipe;
 
-use crate::data::print;
+use crate::output::print;
 
 /// Images a second of reading, decoding, cropping, and of all together
 #[derive(Debug, clap::Args)]

@@ -17,8 +17,8 @@ use uta_train::recipe::{AlignRecipe, MAX_IMAGES, TaskRecipe};
 use uta_train::{Align, Mode, Optimizer, Recipe, Task, decode_targets};
 
 use crate::compute::warn_of_bf16;
-use crate::data::print;
 use crate::error::Usage;
+use crate::output::print;
 
 /// Images a second of a recipe's step: the frozen teacher, the student, both, or the student with cached targets
 ///

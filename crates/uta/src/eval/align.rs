@@ -6,9 +6,9 @@ use std::rc::Rc;
 use clap::Args;
 use serde_json::json;
 use torch_ext::distributed::ProcessGroup;
+use uta_data::mask::{MaskGenerator, MaskKind};
 use uta_eval::Align;
 use uta_eval::ranking::interval;
-use uta_data::mask::{MaskGenerator, MaskKind};
 
 use super::page::Page;
 use super::setup::{Common, Setup};

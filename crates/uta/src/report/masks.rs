@@ -1,7 +1,7 @@
 //! How often each patch is masked, drawn as the paper's Fig. 3.
 
-use uta_data::progress::counted;
 use uta_data::mask::{MaskGenerator, MaskKind, MaskStatistics};
+use uta_data::progress::counted;
 
 use super::run::Run;
 use super::svg::{Anchor, Drawing};

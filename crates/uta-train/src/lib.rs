@@ -24,7 +24,7 @@ pub use task::align::{
     Align, CacheOptions, Made, cached_targets, decode as decode_targets, make as make_cache, plan,
 };
 pub use task::contrastive::Contrastive;
-pub use task::kinds::{build, has_room};
+pub use task::kinds::{build, distill, has_room, planned};
 pub use task::parts::load;
-pub use task::{Mode, Output, Task};
+pub use task::{Distill, Mode, Output, Task};
 pub use trainer::{Outcome, Trainer};

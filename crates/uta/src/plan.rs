@@ -8,10 +8,9 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 use serde::{Deserialize, Serialize};
 use torch_ext::Precision;
-use uta_model::{ClipConfig, Origin, TextConfig, VitConfig};
 use uta_train::Recipe;
-use uta_train::plan::{Kernels, Memory, Shapes};
-use uta_train::recipe::{AlignRecipe, PrecisionName, TaskRecipe};
+use uta_train::plan::{Kernels, Memory};
+use uta_train::recipe::PrecisionName;
 
 use crate::bench::Product;
 use crate::error::Usage;
@@ -204,13 +203,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     let mut recipe = Recipe::load(&args.recipe, &args.sets)?;
-    let TaskRecipe::Align(own) = recipe.task.clone() else {
-        let path = args.recipe.display();
-        return Err(Usage(format!("{path}: only runs of task \"align\" are planned yet")).into());
-    };
-    let teacher = teacher(&own)?;
-    recipe.model.follow(teacher.vision.out);
-    let shapes = Shapes::new(&recipe, &own, &teacher)?.on_devices(args.count);
+    let shapes = uta_train::planned(&mut recipe)?.on_devices(args.count);
     let (batch, repeats) = (recipe.train.batch as u64, recipe.data.repeats as u64);
     let micro_batch = recipe.micro_batch(args.count as usize)?;
     let epoch = Epoch::of(args, &recipe);
@@ -278,30 +271,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         device,
     };
     print(args.json, &report)
-}
-
-/// The teacher's sizes: those of the cache's, of a preset, or of the net at its path.
-fn teacher(own: &AlignRecipe) -> anyhow::Result<ClipConfig> {
-    let teacher = &own.teacher;
-    if let Some(dir) = teacher.cache.as_ref().filter(|dir| dir.exists()) {
-        return Ok(uta_train::cached_targets(dir)?.0);
-    }
-    let (arch, path) = (teacher.arch.as_deref(), teacher.path.as_ref());
-    match (arch.map(VitConfig::preset), path.filter(|path| path.exists())) {
-        (Some(Ok(vision)), _) => {
-            // A CLIP on disk has its text tower with it; random weights to measure speed have none.
-            let text = arch.zip(path).and_then(|(arch, _)| TextConfig::preset(arch).ok());
-            Ok(ClipConfig::new(vision, text))
-        }
-        (_, Some(path)) => Ok(Origin::open(path, arch)?.clip_config("task align")?.clone()),
-        (Some(Err(error)), None) => Err(Usage(format!("teacher.arch: {error}")).into()),
-        (None, None) => {
-            let path = path.map_or_else(String::new, |path| path.display().to_string());
-            let hint =
-                "say what it is with --set teacher.arch=PRESET (eva01-g-14-plus, vit-l-14, ...)";
-            Err(Usage(format!("teacher.path {path}: not there; {hint}")).into())
-        }
-    }
 }
 
 /// The samples of a recipe's data.

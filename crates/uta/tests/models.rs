@@ -471,6 +471,13 @@ fn a_step_is_measured_without_data_and_says_where_its_time_goes() {
     }
     let absent = "recipes/pretrain/uta-b14-in21k.toml";
     refused(&root, &["bench", "step", absent, "--set", "teacher.arch=vit-x"], &["vit-x"]);
-    let contrastive = "recipes/mini/clip-emoji.toml";
-    refused(&root, &["bench", "step", contrastive], &["only the steps of task"]);
+    // A task without a teacher has the whole step alone.
+    let pair = "recipes/mini/clip-emoji.toml";
+    let found = json(&root, &["bench", "step", pair, "--batch", "4", "--steps", "1", "--json"]);
+    assert_eq!(
+        (found["task"].as_str(), found["part"].as_str()),
+        (Some("contrastive"), Some("all"))
+    );
+    assert!(found["utilisation"].as_f64().unwrap() > 0.0, "{found}");
+    refused(&root, &["bench", "step", pair, "--part", "student"], &["--part", "has no teacher"]);
 }

@@ -142,7 +142,10 @@ fn what_cannot_be_planned_is_said_in_one_line() {
         assert!(text.contains(words) && text.trim().lines().count() == 1, "{args:?}: {text}");
     }
     let out = uta(&["plan", "recipes/mini/clip-emoji.toml"]);
-    assert!(String::from_utf8_lossy(&out.stderr).contains("only runs of task \"align\""));
+    assert!(
+        String::from_utf8_lossy(&out.stderr)
+            .contains("task \"contrastive\": its runs can't be planned yet")
+    );
 }
 
 /// Between two batches, and between checkpointed blocks and others, so that what a process needs for itself falls out. What is

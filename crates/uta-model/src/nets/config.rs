@@ -307,6 +307,13 @@ impl TextConfig {
         take(presets().text, name)
     }
 
+    /// Multiply-accumulates of the products of a forward pass over one text of full length.
+    pub fn macs(&self) -> u64 {
+        let (t, d) = (self.context_length, self.width);
+        let block = t * 12 * d * d + 2 * t * t * d;
+        (self.layers * block + d * self.out) as u64
+    }
+
     /// Parameters.
     pub fn parameters(&self) -> i64 {
         let d = self.width;

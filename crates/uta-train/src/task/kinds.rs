@@ -4,10 +4,12 @@ use std::rc::Rc;
 
 use tch::Device;
 use torch_ext::distributed::ProcessGroup;
+use uta_model::Clip;
 
-use super::Task;
+use super::align::plan::Shapes;
 use super::align::{self, Align};
 use super::contrastive::Contrastive;
+use super::{Distill, Task};
 use crate::TrainError;
 use crate::recipe::{Recipe, TaskRecipe};
 
@@ -25,6 +27,37 @@ pub fn build(
         TaskRecipe::Align(own) => Box::new(Align::new(recipe, own, device)?),
         TaskRecipe::Contrastive(own) => Box::new(Contrastive::new(recipe, own, device, group)?),
     })
+}
+
+/// The task of `recipe` under `teacher`, where it is one that learns from a teacher.
+///
+/// # Errors
+/// When the teacher's patches or width don't fit the student's.
+pub fn distill(
+    recipe: &Recipe,
+    teacher: Clip,
+    device: Device,
+) -> Result<Option<Box<dyn Distill>>, TrainError> {
+    Ok(match &recipe.task {
+        TaskRecipe::Align(own) => {
+            Some(Box::new(Align::with_teacher(recipe, own, teacher, device)?))
+        }
+        TaskRecipe::Contrastive(_) => None,
+    })
+}
+
+/// The shapes of a recipe's run, to plan it with; `model.out` becomes the teacher's width where it isn't written.
+///
+/// # Errors
+/// When the teacher's sizes aren't known or don't fit; of a task whose runs can't be planned.
+pub fn planned(recipe: &mut Recipe) -> Result<Shapes, TrainError> {
+    let TaskRecipe::Align(own) = recipe.task.clone() else {
+        let message = format!("task \"{}\": its runs can't be planned yet", recipe.task.kind());
+        return Err(TrainError::recipe(message));
+    };
+    let teacher = align::plan::teacher_config(&own.teacher)?;
+    recipe.model.follow(teacher.vision.out);
+    Shapes::new(recipe, &own, &teacher)
 }
 
 /// Whether a CPU's step of `recipe` on `batch` images at a time has room in this machine's memory.

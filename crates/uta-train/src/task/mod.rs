@@ -78,7 +78,7 @@ pub trait Task {
         Ok(())
     }
 
-    /// Multiply-accumulates of the image encoders' products in a step, for one image that is seen whole.
+    /// Multiply-accumulates of a step's products for one sample, whose image is seen whole and whose text has full length.
     fn macs(&self) -> u64;
 
     /// Writes into the recipe what its keys left to the task, such as the width of the net's output.
@@ -103,4 +103,28 @@ pub trait Task {
 
     /// Called after each optimiser step, for constraints on parameters.
     fn constrain(&self) {}
+}
+
+/// A task whose loss compares a student with a frozen teacher, in the parts of [`Task::forward`].
+pub trait Distill: Task {
+    /// The pixels of a batch as both nets see them: f32 [B, 3, S, S].
+    fn images(&self, batch: &Batch) -> Tensor;
+
+    /// The patches of each sample that the student sees, i64 [B, K]; `None` when all are.
+    fn kept(&self, batch: &Batch, mode: Mode) -> Option<Tensor>;
+
+    /// The teacher's tokens of a batch, whose `images` [B, 3, S, S] it sees whole, where the student has one: [B, 1+K, E].
+    ///
+    /// # Errors
+    /// When they were to be read, and can't.
+    fn target(
+        &self,
+        batch: &Batch,
+        images: &Tensor,
+        kept: Option<&Tensor>,
+        mode: Mode,
+    ) -> Result<Tensor, TrainError>;
+
+    /// How far the student's tokens of `images` are from `target` [B, 1+K, E].
+    fn loss(&self, images: &Tensor, kept: Option<&Tensor>, target: &Tensor, mode: Mode) -> Output;
 }

@@ -1,4 +1,4 @@
-//! `uta bench step`: a pre-training step of a recipe, beside plain matrix products in the same run.
+//! `uta bench step`: a training step of a recipe, beside plain matrix products in the same run.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -9,18 +9,19 @@ use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
+use torch_ext::distributed::ProcessGroup;
 use torch_ext::{OperatorTime, Precision, autocast, profile};
 use uta_data::targets::{TargetKind, TargetSet, TargetWriter, Targets, View};
 use uta_data::{Batch, Item};
 use uta_model::{Clip, ClipConfig, VitConfig};
-use uta_train::recipe::{AlignRecipe, MAX_IMAGES, TaskRecipe};
-use uta_train::{Align, Mode, Optimizer, Recipe, Task, decode_targets};
+use uta_train::recipe::MAX_IMAGES;
+use uta_train::{Mode, Optimizer, Recipe, decode_targets};
 
 use crate::compute::warn_of_bf16;
 use crate::error::Usage;
 use crate::output::print;
 
-/// Images a second of a recipe's step: the frozen teacher, the student, both, or the student with cached targets
+/// Images a second of a recipe's step; with a teacher, of the teacher, the student, both, or the student with cached targets
 ///
 /// Pictures are random and nothing is read but the recipe and, where there is one, the teacher. Utilisation is the rate of
 /// the step's matrix products over that of a plain one, measured in turn with the steps.
@@ -59,7 +60,7 @@ pub struct Args {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 enum Part {
-    /// Teacher and student, as in training
+    /// The whole step, as in training
     All,
     /// Forward, backward and update against fixed targets
     Student,
@@ -76,6 +77,7 @@ struct Report {
     /// Of the step with the teacher, measured in turn (`--part cached`).
     #[serde(skip_serializing_if = "Option::is_none")]
     live_images_per_second: Option<f64>,
+    task: String,
     part: Part,
     batch: usize,
     /// Patches that the student sees of each image.
@@ -109,15 +111,15 @@ struct Share {
 impl Display for Report {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let part = match self.part {
-            Part::All => "teacher and student",
+            Part::All => "the whole step",
             Part::Student => "student",
             Part::Teacher => "teacher",
             Part::Cached => "student with cached targets",
         };
         writeln!(
             f,
-            "{part}, batch {}, {}, {} threads on {}",
-            self.batch, self.precision, self.threads, self.device
+            "task {}, {part}, batch {}, {}, {} threads on {}",
+            self.task, self.batch, self.precision, self.threads, self.device
         )?;
         writeln!(f, "  images/s       {:.2}", self.images_per_second)?;
         if let Some(live) = self.live_images_per_second {
@@ -149,13 +151,7 @@ impl Display for Report {
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let recipe = Recipe::load(&args.recipe, &args.sets)?;
-    let TaskRecipe::Align(own) = &recipe.task else {
-        let path = args.recipe.display();
-        return Err(
-            Usage(format!("{path}: only the steps of task \"align\" are measured yet")).into()
-        );
-    };
+    let mut recipe = Recipe::load(&args.recipe, &args.sets)?;
     let threads = args.threads.map_or(recipe.train.threads, usize::from);
     if threads > 0 {
         tch::set_num_threads(threads as i32);
@@ -169,64 +165,127 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if device == Device::Cpu {
         uta_train::has_room(&recipe, batch)?;
     }
-    print(args.json, &measure(args, &recipe, own, device, batch)?)
+    tch::manual_seed(recipe.train.seed as i64);
+    let mut pictures = Pictures { batch, size: recipe.model.vision.image_size as usize, step: 0 };
+    let timed = match teacher(args, &recipe, device)? {
+        Some(teacher) => Timed::distilled(args, &mut recipe, teacher, device, &mut pictures)?,
+        None => Timed::whole(args, &recipe, device)?,
+    };
+    print(args.json, &measure(args, &recipe, device, timed, pictures)?)
+}
+
+/// Takes a step on a batch.
+type StepFn = dyn FnMut(&Batch, bool) -> anyhow::Result<()>;
+
+/// A step to be timed.
+struct Timed {
+    /// Forward, backward and update of a batch; with the teacher where there is a choice and the second argument says so.
+    step: Box<StepFn>,
+    /// Whether there is that choice: targets from a cache, or from the teacher.
+    has_cache: bool,
+    /// Patches that the net in training sees of each image.
+    kept: i64,
+    /// Multiply-accumulates of a step's products for one image.
+    macs: u64,
+}
+
+impl Timed {
+    /// The step of any task, as training makes it.
+    fn whole(args: &Args, recipe: &Recipe, device: Device) -> anyhow::Result<Timed> {
+        if args.part != Part::All {
+            let task = recipe.task.kind();
+            let message =
+                format!("--part: task \"{task}\" has no teacher and so no parts; leave it out");
+            return Err(Usage(message).into());
+        }
+        let task = uta_train::build(recipe, device, &ProcessGroup::single())?;
+        let mut optimizer = Optimizer::new(&task.parameters(), &recipe.optim);
+        let (precision, lr) = (Precision::from(recipe.train.precision), recipe.optim.lr);
+        let macs = task.macs();
+        let step = move |batch: &Batch, _: bool| {
+            let output = autocast(device, precision, || task.forward(batch, Mode::Train))?;
+            output.loss.backward();
+            let _norm = optimizer.step(lr)?;
+            Ok(())
+        };
+        let kept = recipe.model.vision.num_patches();
+        Ok(Timed { step: Box::new(step), has_cache: false, kept, macs })
+    }
+
+    /// The step, or a part of it, of a task that learns from `teacher`.
+    fn distilled(
+        args: &Args,
+        recipe: &mut Recipe,
+        teacher: Clip,
+        device: Device,
+        pictures: &mut Pictures,
+    ) -> anyhow::Result<Timed> {
+        recipe.model.follow(teacher.config.vision.out);
+        let (student, target) = (recipe.model.vision.clone(), teacher.config.vision.clone());
+        let mut built = recipe.clone();
+        if args.part == Part::Teacher {
+            built.model.vision.depth = 1; // no step of it is taken, and its memory isn't the teacher's
+        }
+        let task = uta_train::distill(&built, teacher, device)?;
+        let task = task.expect("a task with a teacher learns from it");
+        let mut optimizer = match args.part {
+            Part::Teacher => None,
+            _ => Some(Optimizer::new(&task.parameters(), &recipe.optim)),
+        };
+        let (precision, lr) = (Precision::from(recipe.train.precision), recipe.optim.lr);
+        let first = pictures.next();
+        let kept = task.kept(&first, Mode::Train);
+        let fixed = autocast(device, precision, || {
+            task.target(&first, &task.images(&first), kept.as_ref(), Mode::Train)
+        })?;
+        let kept = kept.map_or(student.num_patches(), |kept| kept.size()[1]);
+        let part = args.part;
+        let cached = match part {
+            Part::Cached => Some(Cached::new(&target)?),
+            _ => None,
+        };
+        let has_cache = cached.is_some();
+        let step = move |batch: &Batch, live: bool| {
+            autocast(device, precision, || {
+                let images = task.images(batch);
+                let kept = task.kept(batch, Mode::Train);
+                let target = match &cached {
+                    Some(cached) if !live => cached.target(batch, kept.as_ref(), device)?,
+                    _ if part == Part::Student => fixed.shallow_clone(),
+                    _ => task.target(batch, &images, kept.as_ref(), Mode::Train)?,
+                };
+                if part != Part::Teacher {
+                    task.loss(&images, kept.as_ref(), &target, Mode::Train).loss.backward();
+                }
+                Ok::<(), anyhow::Error>(())
+            })?;
+            if let Some(optimizer) = &mut optimizer {
+                let _norm = optimizer.step(lr)?;
+            }
+            Ok(())
+        };
+        let macs = match args.part {
+            Part::All => target.macs(target.num_patches()) + 3 * student.macs(kept),
+            Part::Student | Part::Cached => 3 * student.macs(kept),
+            Part::Teacher => target.macs(target.num_patches()),
+        };
+        Ok(Timed { step: Box::new(step), has_cache, kept, macs })
+    }
 }
 
 fn measure(
     args: &Args,
     recipe: &Recipe,
-    own: &AlignRecipe,
     device: Device,
-    batch: usize,
+    timed: Timed,
+    mut pictures: Pictures,
 ) -> anyhow::Result<Report> {
-    tch::manual_seed(recipe.train.seed as i64);
-    let teacher = teacher(args, recipe, own, device)?;
-    let mut recipe = recipe.clone();
-    recipe.model.follow(teacher.config.vision.out);
-    let (student, target) = (recipe.model.vision.clone(), teacher.config.vision.clone());
-    if args.part == Part::Teacher {
-        recipe.model.vision.depth = 1; // no step of it is taken, and its memory isn't the teacher's
-    }
-    let task = Align::with_teacher(&recipe, own, teacher, device)?;
-    let mut optimizer = match args.part {
-        Part::Teacher => None,
-        _ => Some(Optimizer::new(&task.parameters(), &recipe.optim)),
-    };
-    let precision = Precision::from(recipe.train.precision);
-    let mut pictures = Pictures { batch, size: student.image_size as usize, step: 0 };
-    let fixed = autocast(device, precision, || {
-        let first = pictures.next();
-        task.target(
-            &first,
-            &task.images(&first),
-            task.kept(&first, Mode::Train).as_ref(),
-            Mode::Train,
-        )
-    })?;
-    let cached = match args.part {
-        Part::Cached => Some(Cached::new(&target)?),
-        _ => None,
-    };
-
+    let Timed { mut step, has_cache, kept, macs } = timed;
+    let (batch, precision) = (pictures.batch, Precision::from(recipe.train.precision));
     // The seconds that it took.
     let mut step = |batch: &Batch, live: bool| -> anyhow::Result<f64> {
         let began = Instant::now();
-        autocast(device, precision, || {
-            let images = task.images(batch);
-            let kept = task.kept(batch, Mode::Train);
-            let target = match &cached {
-                Some(cached) if !live => cached.target(batch, kept.as_ref(), device)?,
-                _ if args.part == Part::Student => fixed.shallow_clone(),
-                _ => task.target(batch, &images, kept.as_ref(), Mode::Train)?,
-            };
-            if args.part != Part::Teacher {
-                task.loss(&images, kept.as_ref(), &target, Mode::Train).loss.backward();
-            }
-            Ok::<(), anyhow::Error>(())
-        })?;
-        if let Some(optimizer) = &mut optimizer {
-            let _norm = optimizer.step(recipe.optim.lr)?;
-        }
+        step(batch, live)?;
         wait(device);
         Ok(began.elapsed().as_secs_f64())
     };
@@ -240,35 +299,27 @@ fn measure(
     let (mut seconds, mut live, mut ceilings) = (vec![], vec![], vec![]);
     for _ in 0..args.steps {
         seconds.push(step(&pictures.next(), false)?);
-        if cached.is_some() {
+        if has_cache {
             live.push(step(&pictures.next(), true)?);
         }
         ceilings.push(plain.flops() / plain.seconds());
     }
     // On a CPU the largest memory that the process has held.
     let peak_memory = torch_ext::peak_memory(device).or_else(|| super::memory("VmHWM:"));
-    let profile = match args.profile {
-        true => {
-            let batch = pictures.next();
-            let (done, operators) = profile(device, || step(&batch, false));
-            done?;
-            Some(shares(&operators))
-        }
-        false => None,
-    };
-
-    let kept = task.kept(&pictures.next(), Mode::Train);
-    let kept = kept.map_or(student.num_patches(), |kept| kept.size()[1]);
-    let macs = match args.part {
-        Part::All => target.macs(target.num_patches()) + 3 * student.macs(kept),
-        Part::Student | Part::Cached => 3 * student.macs(kept),
-        Part::Teacher => target.macs(target.num_patches()),
+    let profile = if args.profile {
+        let batch = pictures.next();
+        let (done, operators) = profile(device, || step(&batch, false));
+        done?;
+        Some(shares(&operators))
+    } else {
+        None
     };
     let (seconds, ceiling) = (median(seconds), median(ceilings));
     let rate = 2.0 * macs as f64 * batch as f64 / seconds;
     Ok(Report {
         images_per_second: batch as f64 / seconds,
         live_images_per_second: (!live.is_empty()).then(|| batch as f64 / median(live)),
+        task: recipe.task.kind().to_string(),
         part: args.part,
         batch,
         kept: kept as usize,
@@ -284,32 +335,28 @@ fn measure(
     })
 }
 
-/// The recipe's teacher, without its text tower; for the student alone, one block of it, that gives targets of the right shape.
-fn teacher(
-    args: &Args,
-    recipe: &Recipe,
-    own: &AlignRecipe,
-    device: Device,
-) -> anyhow::Result<Clip> {
-    let teacher = &own.teacher;
+/// The recipe's teacher, where its task has one, without its text tower; for the student alone, one block of it, that gives
+/// targets of the right shape.
+fn teacher(args: &Args, recipe: &Recipe, device: Device) -> anyhow::Result<Option<Clip>> {
+    let Some(teacher) = recipe.task.teacher() else { return Ok(None) };
     let random = |vision| Clip::new(&ClipConfig::new(vision, None), device);
     let path = teacher.path.as_ref();
-    match (&teacher.arch, path.filter(|path| path.exists())) {
+    Ok(Some(match (&teacher.arch, path.filter(|path| path.exists())) {
         (arch, _) if args.part == Part::Student => {
             let like = match arch {
                 Some(arch) => VitConfig::preset(arch)?,
                 None => VitConfig { ffn: uta_model::Ffn::Gelu, ..recipe.model.vision.clone() },
             };
-            Ok(random(VitConfig { depth: 1, ..like }))
+            random(VitConfig { depth: 1, ..like })
         }
-        (arch, Some(path)) => Ok(uta_train::load(path, arch.as_deref(), device)?),
-        (Some(arch), None) => Ok(random(VitConfig::preset(arch)?)),
+        (arch, Some(path)) => uta_train::load(path, arch.as_deref(), device)?,
+        (Some(arch), None) => random(VitConfig::preset(arch)?),
         (None, None) => {
             let path = path.map_or_else(String::new, |path| path.display().to_string());
             let hint = "give random weights with --set teacher.arch=PRESET (eva01-g-14-plus, vit-l-14, ...)";
-            Err(Usage(format!("teacher.path {path}: not there; {hint}")).into())
+            return Err(Usage(format!("teacher.path {path}: not there; {hint}")).into());
         }
-    }
+    }))
 }
 
 /// Random pictures, each with masks of its own.
@@ -327,7 +374,7 @@ impl Pictures {
         self.step += 1;
         let item = |position| Item {
             key: String::new(),
-            captions: vec![],
+            captions: vec![format!("a photo of a thing of number {position}")],
             class: None,
             position,
             index: position as usize,

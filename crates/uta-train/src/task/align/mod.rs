@@ -20,7 +20,7 @@ use uta_model::{Clip, ClipConfig, ModelError, Parameter, same_tokens};
 use self::cache::Cache;
 use self::teacher::{load_teacher, student_config};
 use super::parts::{clip_evaluators, initialise, save_clip, to_device};
-use super::{Mode, Output, Task};
+use super::{Distill, Mode, Output, Task};
 use crate::TrainError;
 use crate::recipe::{AlignRecipe, Recipe};
 
@@ -96,14 +96,14 @@ impl Align {
         freeze_text(&mut student);
         Align { student: Rc::new(student), targets, masks, validation_masks, seed }
     }
+}
 
-    /// The pixels of a batch as both nets see them: f32 [B, 3, S, S].
-    pub fn images(&self, batch: &Batch) -> Tensor {
+impl Distill for Align {
+    fn images(&self, batch: &Batch) -> Tensor {
         self.student.normalise(&upload(batch, self.student.store.device()))
     }
 
-    /// The kept patches of each sample, i64 [B, K]; `None` when all are.
-    pub fn kept(&self, batch: &Batch, mode: Mode) -> Option<Tensor> {
+    fn kept(&self, batch: &Batch, mode: Mode) -> Option<Tensor> {
         let masks = match mode {
             Mode::Train => &self.masks,
             Mode::Validate => &self.validation_masks,
@@ -117,11 +117,7 @@ impl Align {
         Some(to_device(kept, device).view([batch.len() as i64, -1]))
     }
 
-    /// The teacher's tokens of a batch, whose `images` [B, 3, S, S] it sees whole, where the student has one: [B, 1+K, E].
-    ///
-    /// # Errors
-    /// When they were to be read, and can't.
-    pub fn target(
+    fn target(
         &self,
         batch: &Batch,
         images: &Tensor,
@@ -144,14 +140,7 @@ impl Align {
         }
     }
 
-    /// How far the student's tokens of `images` point from `target` [B, 1+K, E].
-    pub fn loss(
-        &self,
-        images: &Tensor,
-        kept: Option<&Tensor>,
-        target: &Tensor,
-        mode: Mode,
-    ) -> Output {
+    fn loss(&self, images: &Tensor, kept: Option<&Tensor>, target: &Tensor, mode: Mode) -> Output {
         let tokens = self.student.visual.forward_t(images, kept, mode == Mode::Train); // [B, 1+K, E]
         let cosine = cosine(&tokens, target); // [B, 1+K]
         let loss = -cosine.mean(Kind::Float);

@@ -7,10 +7,10 @@ use serde::Serialize;
 use tch::Device;
 use torch_ext::{Precision, attends};
 use uta_data::targets::TargetKind;
-use uta_model::{ClipConfig, Ffn, RelPos, TextConfig, VitConfig};
+use uta_model::{ClipConfig, Ffn, Origin, RelPos, TextConfig, VitConfig};
 
 use super::cache::cached_targets;
-use super::recipe::AlignRecipe;
+use super::recipe::{AlignRecipe, Teacher};
 use super::teacher::{masks, student_config};
 use crate::recipe::{PrecisionName, Recipe};
 use crate::{RecipeError, TrainError};
@@ -403,6 +403,32 @@ impl Shapes {
             Ffn::Gelu | Ffn::QuickGelu => 2 * e * c.hidden,
         };
         t * ((WIDE + e) * c.width + attention.max(ffn))
+    }
+}
+
+/// The sizes of a recipe's teacher, from its cache, its preset, or the net at its path; no weights are read.
+///
+/// # Errors
+/// When there is none of these.
+pub(crate) fn teacher_config(teacher: &Teacher) -> Result<ClipConfig, TrainError> {
+    if let Some(dir) = teacher.cache.as_ref().filter(|dir| dir.exists()) {
+        return Ok(cached_targets(dir)?.0);
+    }
+    let (arch, path) = (teacher.arch.as_deref(), teacher.path.as_ref());
+    match (arch.map(VitConfig::preset), path.filter(|path| path.exists())) {
+        (Some(Ok(vision)), _) => {
+            // A CLIP on disk has its text tower with it; random weights to measure speed have none.
+            let text = arch.zip(path).and_then(|(arch, _)| TextConfig::preset(arch).ok());
+            Ok(ClipConfig::new(vision, text))
+        }
+        (_, Some(path)) => Ok(Origin::open(path, arch)?.clip_config("teacher.path")?.clone()),
+        (Some(Err(error)), None) => Err(TrainError::recipe(format!("teacher.arch: {error}"))),
+        (None, None) => {
+            let path = path.map_or_else(String::new, |path| path.display().to_string());
+            Err(TrainError::recipe(format!(
+                "teacher.path {path}: not there; say what it is with --set teacher.arch=PRESET (eva01-g-14-plus, vit-l-14, ...)"
+            )))
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use tch::{Device, Kind, Reduction, Tensor, no_grad};
 use torch_ext::distributed::ProcessGroup;
 use uta_data::{Batch, Source, Tokenizer, require_captions};
 use uta_eval::{EvalOptions, EvalSet, Evaluator, upload};
-use uta_model::{ByLength, Clip, ClipConfig, ModelError, Parameter, unit};
+use uta_model::{ByLength, Clip, ClipConfig, ModelError, Parameter, TextConfig, unit};
 
 use super::parts::{clip_evaluators, initialise, save_clip, to_device};
 use super::{Mode, Output, Task};
@@ -185,7 +185,8 @@ impl Task for Contrastive {
 
     fn macs(&self) -> u64 {
         let vision = &self.clip.config.vision;
-        3 * vision.macs(vision.num_patches())
+        let text = self.clip.config.text.as_ref().map_or(0, TextConfig::macs);
+        3 * (vision.macs(vision.num_patches()) + text)
     }
 
     fn save(&self, dir: &Path, weights: Option<Kind>) -> Result<(), ModelError> {

@@ -21,8 +21,8 @@ mod raster;
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::fmt::{self, Display, Formatter};
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
@@ -30,6 +30,7 @@ use std::time::Instant;
 use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use uta_base::{AtomicFolder, Lock};
 
 use self::catalogue::{Emoji, IconSet, Info, Picture};
 pub use self::packages::PackageError;
@@ -565,11 +566,7 @@ fn licences(contents: &Contents) -> String {
 /// The set's folder under a lock that makes a second `get` wait.
 struct Place<'a> {
     out: &'a Path,
-    /// Where a new set grows.
-    partial: PathBuf,
-    /// Where the one that it replaces waits to be deleted.
-    old: PathBuf,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Place<'_> {
@@ -579,16 +576,14 @@ impl Place<'_> {
             value: out.display().to_string(),
             reason: "the path of a new folder is needed".into(),
         })?;
-        let beside = |suffix: &str| out.with_file_name(format!(".{name}.{suffix}"));
         let parent = match out.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
         fs::create_dir_all(parent).map_err(DataError::io("create", parent))?;
-        let path = beside("lock");
-        let lock = File::create(&path).map_err(DataError::io("create", &path))?;
-        lock.lock().map_err(DataError::io("lock", &path))?;
-        Ok(Place { out, partial: beside("partial"), old: beside("old"), _lock: lock })
+        let path = out.with_file_name(format!(".{name}.lock"));
+        let lock = Lock::hold(&path).map_err(DataError::io("lock", &path))?;
+        Ok(Place { out, _lock: lock })
     }
 
     /// What the folder holds, when it is whole and made from just this. An error when it is not ours to replace.
@@ -619,26 +614,11 @@ impl Place<'_> {
         Ok((whole && manifest.made_from == *made_from).then_some(manifest.contents))
     }
 
-    /// Fills a folder beside and puts it in place of the old one, if `fill` succeeds.
+    /// Fills a folder that takes the place of the old one, if `fill` succeeds.
     fn replace(&self, fill: impl FnOnce(&Path) -> Result<(), DataError>) -> Result<(), DataError> {
-        let remove = |path: &Path| match fs::remove_dir_all(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(DataError::io("remove", path)(e)),
-            _ => Ok(()),
-        };
-        // What a killed process left.
-        remove(&self.partial)?;
-        remove(&self.old)?;
-        fs::create_dir(&self.partial).map_err(DataError::io("create", &self.partial))?;
-        if let Err(error) = fill(&self.partial) {
-            // The first error is the one to tell; the next run sweeps.
-            let _ = fs::remove_dir_all(&self.partial);
-            return Err(error);
-        }
-        if self.out.exists() {
-            fs::rename(self.out, &self.old).map_err(DataError::io("replace", self.out))?;
-        }
-        fs::rename(&self.partial, self.out).map_err(DataError::io("create", self.out))?;
-        remove(&self.old)
+        let folder = AtomicFolder::create(self.out).map_err(DataError::io("create", self.out))?;
+        fill(folder.path())?;
+        folder.finish().map_err(DataError::io("create", self.out))
     }
 }
 
@@ -663,12 +643,7 @@ fn seal(folder: &Path, made_from: MadeFrom, contents: &mut Contents) -> Result<(
 }
 
 fn write_file(path: &Path, text: &str) -> Result<(), DataError> {
-    let write = || {
-        let mut file = File::create(path)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    };
-    write().map_err(DataError::io("write", path))
+    fs::write(path, text).map_err(DataError::io("write", path))
 }
 
 /// `f` of every item, in order, on all cores. The first error in that order ends it.
@@ -715,6 +690,8 @@ fn bar(length: usize, unit: &str, what: &'static str) -> ProgressBar {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::fs::File;
+
     use serde_json::Value;
 
     use super::*;
@@ -901,7 +878,7 @@ mod tests {
         world.get(16).unwrap();
         let files = world.files();
         // What a killed process leaves.
-        fs::create_dir(world.dir.path().join(".emoji.partial")).unwrap();
+        fs::create_dir(world.dir.path().join(".emoji.tmp")).unwrap();
         let noto = world.dir.path().join("npm").join(world.styles[0].package.file_name());
         let whole = fs::read(&noto).unwrap();
         fs::write(&noto, "damaged").unwrap();
@@ -909,7 +886,7 @@ mod tests {
         assert_eq!(world.files(), files);
         fs::write(&noto, whole).unwrap();
         world.get(32).unwrap();
-        assert!(!world.dir.path().join(".emoji.partial").exists());
+        assert!(!world.dir.path().join(".emoji.tmp").exists());
         assert!(!world.dir.path().join(".emoji.old").exists());
     }
 

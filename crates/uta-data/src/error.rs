@@ -237,9 +237,3 @@ impl DataError {
         move |source| DataError::Io { action, path, source }
     }
 }
-
-/// Whether an operating system's answer is that there is no more room: on the disk, in a quota, or for a file.
-pub fn is_full(error: &io::Error) -> bool {
-    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
-}

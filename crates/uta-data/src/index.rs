@@ -3,7 +3,7 @@
 //! `.NAME.tar.uta-index` is a [`sidecar`]: its line holds the size and the time of change that the tar had, and then comes for
 //! each sample where its run of members begins (u64) and how long it is (u32), little-endian. An index of another tar is not
 //! used. (`NAME.tar.idx` is what other programs call their own indices.)
-//! That of a shard elsewhere is kept in [`cache_folder`](sidecar::cache_folder), under the checksum of its URL.
+//! That of a shard elsewhere is kept in [`cache_folder`](crate::cache_folder), under the checksum of its URL.
 
 use std::ffi::OsString;
 use std::fs::{self, Metadata};
@@ -64,7 +64,7 @@ fn changed(tar: &Metadata) -> (u64, u32) {
 pub(crate) fn place(shard: &Path) -> Option<PathBuf> {
     if source::is_url(shard) {
         let sum = sha256::hex(&Sha256::digest(shard.as_os_str().as_encoded_bytes()));
-        return Some(sidecar::cache_folder()?.join("indices").join(format!("{sum}.idx")));
+        return Some(crate::cache_folder()?.join("indices").join(format!("{sum}.idx")));
     }
     let mut name = OsString::from(".");
     name.push(shard.file_name()?);

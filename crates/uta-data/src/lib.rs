@@ -29,16 +29,13 @@ mod pairs;
 mod parallel;
 mod pillow;
 mod png;
-pub mod progress;
 mod quietly;
 mod rand_augment;
 #[cfg(feature = "remote")]
 mod remote;
 mod repair;
 mod resize;
-pub mod rng;
 mod scans;
-pub mod sha256;
 pub mod shards;
 mod sidecar;
 mod sizes;
@@ -55,13 +52,12 @@ pub mod verify;
 pub use color::{ColorJitter, PhotometricDistortion};
 pub use decode::{DecodeOptions, MAX_PIXELS, Rgb, decode, decode_with, dimensions, is_image};
 pub use erasing::{ErasingMode, RandomErasing};
-pub use error::{DataError, Fault, is_full};
+pub use error::{DataError, Fault};
 pub use mix::MixupMode;
 pub use order::{Draw, Order, OrderKind, Part};
 pub use pairs::{Captions, PairOptions};
 pub use rand_augment::{PolicyError, RandAugment};
 pub use resize::Filter;
-pub use sidecar::cache_folder;
 pub use sizes::without_mark;
 pub use source::{
     Folder, OddClass, Sample, Set, Source, expand, holds_images, is_table, is_url, open, open_all,
@@ -74,3 +70,4 @@ pub use tokenizer::Tokenizer;
 pub use transform::{
     Convention, CropBox, EvalTransform, Fit, Interpolation, TrainTransform, resample,
 };
+pub use uta_base::{cache_folder, is_full, progress, rng, sha256};

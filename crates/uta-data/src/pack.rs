@@ -1,6 +1,5 @@
 //! `uta data pack`: a folder of images to shards, with what lies beside them and classes from folders.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fmt, fs};
@@ -13,7 +12,7 @@ use crate::parallel::Ordered;
 use crate::progress::counted;
 use crate::shards::{CLASS_NAMES, Limit, ShardWriter};
 use crate::stream::guarded;
-use crate::{DataError, Rejected, Sample, Source, decode, open, progress, sidecar, sizes};
+use crate::{DataError, Rejected, Sample, Source, decode, open, progress, sizes};
 
 /// How to pack.
 #[derive(Clone, Debug)]
@@ -108,7 +107,7 @@ pub fn pack(dir: &Path, out: &Path, options: &PackOptions) -> Result<Packed, Dat
     }
     if let (Some(here), None) = (source.class_names(), there) {
         let text = here.join("\n") + "\n";
-        sidecar::replace(&names, |file| file.write_all(text.as_bytes()))
+        uta_base::write_atomically(&names, text.as_bytes())
             .map_err(DataError::io("write", &names))?;
     }
     let shards = writer.finish()?;

@@ -5,7 +5,7 @@
 //! outside are refused all the same.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 #[cfg(target_os = "linux")]
 use std::num::NonZeroU64;
 use std::ops::Range;
@@ -17,6 +17,7 @@ use std::{fmt, thread};
 
 use serde::{Deserialize, Serialize};
 use tar::{Archive, EntryType};
+use uta_base::{AtomicFile, CompleteFile};
 
 use crate::decode::{EXTENSIONS, is_image};
 use crate::index::{self, Stamp};
@@ -68,16 +69,16 @@ pub struct ShardWriter {
     prefix: String,
     limit: Limit,
     /// The shard being written, and its bytes.
-    open: Option<(tar::Builder<BufWriter<File>>, u64)>,
+    open: Option<(tar::Builder<AtomicFile>, u64)>,
     shards: Vec<Begun>,
 }
 
 /// A shard that was begun.
 struct Begun {
-    /// Where it lies until the set is finished.
-    beside: PathBuf,
     path: PathBuf,
     samples: usize,
+    /// Once it is closed, until it has its name.
+    complete: Option<CompleteFile>,
 }
 
 impl ShardWriter {
@@ -125,13 +126,13 @@ impl ShardWriter {
         }
         if self.open.is_none() {
             let name = format!("{}-{:06}.tar", self.prefix, self.shards.len());
-            let (beside, path) = (self.dir.join(format!(".{name}.tmp")), self.dir.join(name));
+            let path = self.dir.join(name);
             if path.exists() {
                 return Err(DataError::Exists { path });
             }
-            let file = File::create(&beside).map_err(DataError::io("create", &beside))?;
-            self.shards.push(Begun { beside, path, samples: 0 });
-            self.open = Some((tar::Builder::new(BufWriter::new(file)), 0));
+            let file = AtomicFile::create(&path).map_err(DataError::io("create", &path))?;
+            self.shards.push(Begun { path, samples: 0, complete: None });
+            self.open = Some((tar::Builder::new(file), 0));
         }
         let shard = self.shards.last_mut().expect("a shard is open");
         let (builder, written) = self.open.as_mut().expect("a shard is open");
@@ -142,58 +143,47 @@ impl ShardWriter {
             header.set_mtime(0);
             builder
                 .append_data(&mut header, format!("{key}.{extension}"), *data)
-                .map_err(DataError::io("write", &shard.beside))?;
+                .map_err(DataError::io("write", &shard.path))?;
         }
         shard.samples += 1;
         *written += bytes;
         Ok(())
     }
 
+    /// Ends and syncs the open shard, which gets its name with all others.
     fn close(&mut self) -> Result<(), DataError> {
         let Some((builder, ..)) = self.open.take() else { return Ok(()) };
-        let path = &self.shards.last().expect("a shard is open").beside;
-        builder
-            .into_inner()
-            .and_then(|mut writer| {
-                writer.flush()?;
-                writer.get_ref().sync_all()
-            })
-            .map_err(DataError::io("write", path))
+        let shard = self.shards.last_mut().expect("a shard is open");
+        let complete = builder.into_inner().and_then(AtomicFile::complete);
+        shard.complete = Some(complete.map_err(DataError::io("write", &shard.path))?);
+        Ok(())
     }
 
     /// Ends, syncs and renames every shard into place, and adds them to `sizes.json`; returns their paths.
     ///
     /// # Errors
-    /// A disk that refuses.
+    /// A disk that refuses; none of the shards is then left.
     pub fn finish(mut self) -> Result<Vec<PathBuf>, DataError> {
         self.close()?;
-        if let Err(e) = self.give_names() {
-            // Those that have theirs already would be in the way of another try.
-            for shard in self.shards.iter().filter(|shard| !shard.beside.exists()) {
-                let _ = fs::remove_file(&shard.path);
+        let mut named = vec![];
+        if let Err(e) = self.give_names(&mut named) {
+            // They would be in the way of another try.
+            for path in named {
+                let _ = fs::remove_file(path);
             }
             return Err(e);
         }
-        Ok(std::mem::take(&mut self.shards).into_iter().map(|shard| shard.path).collect())
+        Ok(named)
     }
 
-    fn give_names(&self) -> Result<(), DataError> {
-        for Begun { beside, path, .. } in &self.shards {
-            fs::rename(beside, path).map_err(DataError::io("rename", path))?;
+    /// Gives every shard its name, which is added to `named`.
+    fn give_names(&mut self, named: &mut Vec<PathBuf>) -> Result<(), DataError> {
+        for Begun { path, complete, .. } in &mut self.shards {
+            let complete = complete.take().expect("every shard is closed");
+            complete.give_name().map_err(DataError::io("rename", &*path))?;
+            named.push(path.clone());
         }
-        sizes::add(&self.dir, self.shards.iter().map(|shard| (&*shard.path, shard.samples)))?;
-        File::open(&self.dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(DataError::io("sync", &self.dir))
-    }
-}
-
-impl Drop for ShardWriter {
-    /// An unfinished set leaves nothing behind.
-    fn drop(&mut self) {
-        for shard in &self.shards {
-            let _ = fs::remove_file(&shard.beside);
-        }
+        sizes::add(&self.dir, self.shards.iter().map(|shard| (&*shard.path, shard.samples)))
     }
 }
 

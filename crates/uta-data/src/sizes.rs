@@ -4,12 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::{DataError, sidecar, source};
+use crate::{DataError, source};
 
 const SIZES: &str = "sizes.json";
 const LENGTH: &str = "__len__";
@@ -127,8 +127,7 @@ pub(crate) fn add<'a>(
     let mut sizes = of(folder)?;
     sizes.extend(shards.map(|(shard, samples)| (file_name(shard), samples.into())));
     let text = serde_json::to_string_pretty(&sizes).expect("names and numbers") + "\n";
-    sidecar::replace(&path, |out| out.write_all(text.as_bytes()))
-        .map_err(DataError::io("write", &path))
+    uta_base::write_atomically(&path, text.as_bytes()).map_err(DataError::io("write", &path))
 }
 
 #[cfg(test)]

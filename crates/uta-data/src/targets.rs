@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crc32c::crc32c;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use uta_base::{AtomicFile, Lock};
 
 use crate::ahead::Ahead;
 use crate::parallel::Ordered;
@@ -393,8 +394,7 @@ pub fn crops(
 pub struct TargetWriter<'a> {
     set: &'a TargetSet,
     shard: u64,
-    file: File,
-    beside: PathBuf,
+    file: AtomicFile,
     places: Places,
     /// `views` and `checks`.
     tables: Vec<u8>,
@@ -407,17 +407,15 @@ impl<'a> TargetWriter<'a> {
     /// When it can't be written.
     pub fn create(set: &'a TargetSet, shard: u64) -> Result<TargetWriter<'a>, DataError> {
         let path = set.path(shard);
-        let beside = set.dir.join(format!(".{}-{shard:06}.tmp", set.name));
         let places = set.places(shard);
-        let file = File::create(&beside).map_err(DataError::io("create", &beside))?;
+        let file = AtomicFile::create(&path).map_err(DataError::io("create", &path))?;
         let mut tables = vec![0; (places.targets - places.views) as usize];
         tables[..(places.checks - places.views) as usize].fill(0xff);
-        let writer = TargetWriter { set, shard, file, beside, places, tables };
+        let writer = TargetWriter { set, shard, file, places, tables };
         // What is left unwritten reads as zeros.
-        writer
-            .file
-            .set_len(writer.places.end)
-            .and_then(|()| writer.file.write_all_at(&set.header(shard), 0))
+        let out = writer.file.file();
+        out.set_len(writer.places.end)
+            .and_then(|()| out.write_all_at(&set.header(shard), 0))
             .map_err(DataError::io("write", path))?;
         Ok(writer)
     }
@@ -448,7 +446,10 @@ impl<'a> TargetWriter<'a> {
             *check = crc32c(row).to_le_bytes();
         }
         let offset = self.places.targets + r * set.tokens * set.row();
-        self.file.write_all_at(rows, offset).map_err(DataError::io("write", set.path(self.shard)))
+        self.file
+            .file()
+            .write_all_at(rows, offset)
+            .map_err(DataError::io("write", set.path(self.shard)))
     }
 
     /// Syncs the shard and gives it its name.
@@ -458,18 +459,10 @@ impl<'a> TargetWriter<'a> {
     pub fn finish(self) -> Result<(), DataError> {
         let path = self.set.path(self.shard);
         self.file
+            .file()
             .write_all_at(&self.tables, self.places.views)
-            .and_then(|()| self.file.sync_all())
-            .and_then(|()| fs::rename(&self.beside, &path))
-            .and_then(|()| File::open(&self.set.dir)?.sync_all())
+            .and_then(|()| self.file.finish())
             .map_err(DataError::io("write", path))
-    }
-}
-
-impl Drop for TargetWriter<'_> {
-    /// An unfinished shard leaves nothing behind.
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.beside);
     }
 }
 
@@ -662,18 +655,14 @@ impl Replay {
 ///
 /// # Errors
 /// When another process has it, or it can't be made.
-pub fn lock(dir: &Path) -> Result<File, DataError> {
+pub fn lock(dir: &Path) -> Result<Lock, DataError> {
     fs::create_dir_all(dir).map_err(DataError::io("create", dir))?;
     let path = dir.join(".lock");
-    let lock = File::create(&path).map_err(DataError::io("create", &path))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(fs::TryLockError::WouldBlock) => {
-            let reason = "another process is writing here".into();
-            Err(DataError::Targets { path: dir.to_owned(), reason })
-        }
-        Err(fs::TryLockError::Error(e)) => Err(DataError::io("lock", &path)(e)),
-    }
+    let lock = Lock::try_hold(&path).map_err(DataError::io("lock", &path))?;
+    lock.ok_or_else(|| {
+        let reason = "another process is writing here".into();
+        DataError::Targets { path: dir.to_owned(), reason }
+    })
 }
 
 #[cfg(test)]

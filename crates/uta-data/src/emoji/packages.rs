@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use flate2::read::GzDecoder;
 use sha2::{Digest, Sha256};
+use uta_base::{Lock, move_into_place};
 
 use crate::DataError;
 use crate::sha256::{add_file, hex};
@@ -120,7 +121,7 @@ pub(super) struct Store<'a> {
     offline: bool,
     /// The npm client: a name looked up in `PATH`, or a path.
     npm: &'a OsStr,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl<'a> Store<'a> {
@@ -128,8 +129,7 @@ impl<'a> Store<'a> {
     pub fn open(cache: &'a Path, offline: bool, npm: &'a OsStr) -> Result<Store<'a>, DataError> {
         fs::create_dir_all(cache).map_err(DataError::io("create", cache))?;
         let path = cache.join(".lock");
-        let lock = File::create(&path).map_err(DataError::io("create", &path))?;
-        lock.lock().map_err(DataError::io("lock", &path))?;
+        let lock = Lock::hold(&path).map_err(DataError::io("lock", &path))?;
         Ok(Store { cache, offline, npm, _lock: lock })
     }
 
@@ -161,8 +161,7 @@ impl<'a> Store<'a> {
                 return Err(PackageError::Npm { package: package.spec(), reason }.into());
             }
             package.check(&file)??;
-            File::open(&file).and_then(|f| f.sync_all()).map_err(DataError::io("sync", &file))?;
-            fs::rename(&file, path).map_err(DataError::io("create", path))
+            move_into_place(&file, path).map_err(DataError::io("create", path))
         });
         // Nothing to add when even this fails: the folder is swept at the next fetch.
         let _ = fs::remove_dir_all(&beside);

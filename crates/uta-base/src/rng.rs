@@ -3,7 +3,7 @@
 //! The same (seed, epoch, sample) gives the same crop on any thread, rank or day, so nothing about randomness has to be
 //! saved for a run to be resumed.
 
-/// What a draw is for. Two purposes never share a sequence, even with the same seed and counters.
+/// The use of a draw. Two purposes never share a sequence, even with the same seed and counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Purpose {
@@ -19,7 +19,7 @@ pub enum Purpose {
     DropPath = 5,
     /// Initial weights.
     Init = 6,
-    /// What stands in for an unusable sample.
+    /// The sample that stands in for an unusable one.
     Replace = 7,
     /// How the images of a batch are mixed.
     Mix = 8,
@@ -33,7 +33,7 @@ pub struct Rng {
 
 /// The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection of u64 that changes half of the output bits for
 /// every changed input bit.
-pub(crate) fn mix(mut z: u64) -> u64 {
+fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
@@ -51,13 +51,13 @@ impl Rng {
         Rng { state: counters.iter().fold(head, |state, &c| absorb(state, c)) }
     }
 
-    /// What the sequence goes on from.
-    pub(crate) fn state(&self) -> u64 {
+    /// The state from which the sequence goes on.
+    pub fn state(&self) -> u64 {
         self.state
     }
 
     /// The sequence that goes on from `state`.
-    pub(crate) fn from_state(state: u64) -> Rng {
+    pub fn from_state(state: u64) -> Rng {
         Rng { state }
     }
 
@@ -98,14 +98,14 @@ impl Rng {
         Rng { state: mix(self.state ^ mix(part.wrapping_add(STEP))) }
     }
 
-    /// Of the standard normal distribution (Box and Muller, 1958). Here and below own arithmetic and no crate's: a resumed run
+    /// A draw from the standard normal distribution (Box and Muller, 1958). Here and below own arithmetic and no crate's: a resumed run
     /// must draw the same after an update.
     pub fn normal(&mut self) -> f64 {
         let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
         radius * (std::f64::consts::TAU * self.uniform()).cos()
     }
 
-    /// Of the Beta distribution, a quotient of two Gamma variates; `a` and `b` are above 0.
+    /// A draw from the Beta distribution, a quotient of two Gamma variates; `a` and `b` are above 0.
     pub fn beta(&mut self, a: f64, b: f64) -> f64 {
         let (x, y) = (self.ln_gamma_variate(a), self.ln_gamma_variate(b));
         1.0 / (1.0 + (y - x).exp())

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-/// Adds what a file holds to `hash`, and returns how many bytes that is.
+/// Adds the contents of a file to `hash`, and returns how many bytes that is.
 ///
 /// # Errors
 /// When it can't be read.

@@ -25,6 +25,7 @@ pub use nets::net::{Net, NetConfig};
 pub use nets::parameter::{Layer, Parameter};
 pub use nets::preprocess::{Convention, Interpolation, Preprocess, Resize};
 pub use nets::text::{ByLength, TextTower};
+pub use nets::vit::memory::{Compute, Kernels};
 pub use nets::vit::{Features, Vit, same_tokens};
 
 /// Named tensors in files: [`Checkpoint`](safetensors_io::Checkpoint) reads any file of weights, [`save`](safetensors_io::save)

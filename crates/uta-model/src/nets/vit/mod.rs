@@ -8,6 +8,7 @@
 //! Shapes: B batch, N patches, K kept patches, T = 1 + K tokens, D width, H heads, E joint width.
 
 mod block;
+pub mod memory;
 mod positions;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,13 +1,13 @@
 //! What a run of task `align` takes, from its shapes: products, memory, traffic. No net is made and no picture read.
 //!
-//! Shapes: T tokens (`[CLS]` and the patches that a net processes), D width, F channels inside the feed-forward network,
-//! H heads, E joint width, S side of an image, P of a patch.
+//! What a block keeps for the backward pass is counted beside the block, in uta-model.
+//!
+//! Shapes: T tokens (`[CLS]` and the patches that a net processes), D width, E joint width, S side of an image, P of a patch.
 
 use serde::Serialize;
-use tch::Device;
-use torch_ext::{Precision, attends};
 use uta_data::targets::TargetKind;
-use uta_model::{ClipConfig, Ffn, Origin, RelPos, TextConfig, VitConfig};
+pub use uta_model::Kernels;
+use uta_model::{ClipConfig, Compute, Origin, TextConfig, VitConfig};
 
 use super::cache::cached_targets;
 use super::recipe::{AlignRecipe, Teacher};
@@ -17,41 +17,6 @@ use crate::{RecipeError, TrainError};
 
 /// Bytes of an f32: weights, gradients, moments, the residual stream, the loss.
 const WIDE: i64 = 4;
-
-/// Which kernels run: they don't keep the same things for the backward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kernels {
-    /// CUDA's: attention is fused, and norms inside branches run in f32.
-    Gpu,
-    /// A CPU's: fused loops keep less, and norms come in the type of their input.
-    Cpu {
-        /// Whether attention is fused too: it isn't on every processor, nor for each type.
-        attends: bool,
-    },
-}
-
-impl Kernels {
-    /// Those of this machine's CPU for products in `precision`.
-    pub fn of_this_cpu(precision: PrecisionName) -> Kernels {
-        Kernels::Cpu { attends: attends(Device::Cpu, Precision::from(precision).kind()) }
-    }
-
-    fn is_gpu(self) -> bool {
-        self == Kernels::Gpu
-    }
-
-    /// Whether scores and probabilities of the attention of `c` never lie in memory as whole matrices: in f32, libtorch's own
-    /// attention sees to that where ours doesn't.
-    fn fuses_attention(self, c: &VitConfig, precision: PrecisionName) -> bool {
-        self.is_gpu() || self.takes_attention(c) || precision == PrecisionName::F32
-    }
-
-    /// Whether `torch_ext::attention` takes that of `c`.
-    fn takes_attention(self, c: &VitConfig) -> bool {
-        let fits = c.rel_pos == RelPos::None && c.width % (2 * c.heads) == 0;
-        self == Kernels::Cpu { attends: true } && fits
-    }
-}
 
 /// The shapes of a run.
 #[derive(Clone, Debug)]
@@ -209,7 +174,7 @@ impl Shapes {
         let narrow = self.precision == PrecisionName::Bf16;
         let live = !self.is_cached();
         let teacher = if live { self.teacher.parameters() } else { 0 };
-        let frozen = if live { products(&self.teacher) } else { 0 };
+        let frozen = if live { self.teacher.product_weights() } else { 0 };
         let towers = if live { 2 } else { 1 };
         let text = self.text.as_ref().map_or(0, |text| towers * WIDE * text.parameters());
         let pixels = 3 * self.student.image_size.pow(2);
@@ -220,8 +185,8 @@ impl Shapes {
             gradients: own,
             moments: 2 * own,
             average: if self.ema { own } else { 0 },
-            copies: if narrow { 2 * products(&self.student) } else { 0 },
-            teacher: self.compute() * frozen + WIDE * (teacher - frozen),
+            copies: if narrow { 2 * self.student.product_weights() } else { 0 },
+            teacher: self.value_bytes() * frozen + WIDE * (teacher - frozen),
             text,
             pixels: times((1 + WIDE) * pixels),
             ahead: times(self.prefetch * (pixels + targets)),
@@ -268,12 +233,14 @@ impl Shapes {
         })
     }
 
+    /// How the nets are computed.
+    fn compute(&self, kernels: Kernels) -> Compute {
+        Compute { precision: self.precision.into(), kernels }
+    }
+
     /// Bytes of a value in the type that products compute in.
-    fn compute(&self) -> i64 {
-        match self.precision {
-            PrecisionName::Bf16 => 2,
-            PrecisionName::F32 => WIDE,
-        }
+    fn value_bytes(&self) -> i64 {
+        self.compute(Kernels::Gpu).bytes()
     }
 
     /// Bytes that the student keeps of one image for its backward pass.
@@ -282,7 +249,7 @@ impl Shapes {
     /// f32; the final norm's input, in f32, and the head's; and the loss in f32: the student's tokens, and the targets'
     /// directions, beside the targets themselves.
     fn activations(&self, kernels: Kernels) -> i64 {
-        let (c, e) = (&self.student, self.compute());
+        let (c, e) = (&self.student, self.value_bytes());
         let (t, d) = (1 + self.kept, c.width);
         let embedding = e * self.kept * 3 * c.patch_size.pow(2);
         let block = if self.checkpointed { WIDE * d } else { self.kept_by_block(kernels) };
@@ -291,118 +258,33 @@ impl Shapes {
 
     /// The part of `activations` that is behind the blocks, and gone when the backward pass reaches them.
     fn kept_behind_blocks(&self) -> i64 {
-        let (c, e, t) = (&self.student, self.compute(), 1 + self.kept);
+        let (c, e, t) = (&self.student, self.value_bytes(), 1 + self.kept);
         let target = if self.is_cached() { self.target_bytes(t) } else { t * e * c.out };
         t * ((WIDE + e) * c.width + 2 * WIDE * c.out) + target
     }
 
-    /// Bytes that a block of the student keeps of one token, e being those of a value in the compute type.
-    ///
-    /// | kept by | f32 on the CPU | bf16 on the CPU | f32 on a GPU | bf16 on a GPU |
-    /// |---|---|---|---|---|
-    /// | two norms: their input, the stream | 8 D | 8 D | 8 D | 8 D |
-    /// | q, k, v: the norm's output | 4 D | 2 D | 4 D | 2 D |
-    /// | attention: q, k, v, and the projection's input | 16 D | 8 D | 16 D | 8 D |
-    /// | `inner_attn_ln`: its output beside its input | 4 D | 2 D | 4 D | 6 D |
-    /// | w1, w2 (or fc1 alone): the norm's output | 4 D | 2 D | 4 D | 2 D |
-    /// | SwiGLU: w1 x, w2 x, their product or its norm | 12 F | 6 F | 12 F | 6 F |
-    /// | SwiGLU: SiLU, and the product beside its norm | | | 8 F | 6 F |
-    /// | GELU and its input; the fast one's sigmoid too | 8 F (12 F) | 4 F (6 F) | 8 F (12 F) | 4 F (6 F) |
-    /// | layer scale: both branches | 8 D | 4 D | 8 D | 4 D |
-    /// | without `torch_ext::attention`: output in its own order, or probabilities | 4 D | 2 H T | | |
-    ///
-    /// On a GPU `ffn_ln` reads and keeps an f32 copy, so that the product itself goes: 4 F + 2 F instead of 2 F + 2 F. The
-    /// statistics of norms and softmax, below a hundredth, and biases of relative positions aren't counted.
+    /// Bytes that a block of the student keeps of one token.
     fn kept_by_block(&self, kernels: Kernels) -> i64 {
-        let (c, e) = (&self.student, self.compute());
-        let narrow = self.precision == PrecisionName::Bf16;
-        let (d, gpu) = (c.width, kernels.is_gpu());
-        let some = |there: bool, bytes: i64| if there { bytes } else { 0 };
-        // A norm inside a branch: its output, and on a GPU its input in f32 in the place of that in bf16.
-        let widened = some(narrow && gpu, WIDE - e);
-        let (stream, normed) = (2 * WIDE * d, e * d);
-        let apart = match (gpu || kernels.takes_attention(c), narrow) {
-            (true, _) => 0,
-            (false, true) => self.scores(c, 1 + self.kept),
-            (false, false) => e * d,
-        };
-        let attention =
-            normed + 4 * e * d + apart + some(c.attn_norm, (e + WIDE * i64::from(widened > 0)) * d);
-        let ffn = self.kept_by_ffn(kernels);
-        stream + attention + ffn + some(c.layer_scale, 2 * e * d)
-    }
-
-    /// The part of `kept_by_block` that its feed-forward network keeps, with the norm's output.
-    fn kept_by_ffn(&self, kernels: Kernels) -> i64 {
-        let (c, e) = (&self.student, self.compute());
-        let (d, f, gpu) = (c.width, c.hidden, kernels.is_gpu());
-        // Nothing in f32.
-        let widened = if gpu { WIDE - e } else { 0 };
-        let inside = match c.ffn {
-            Ffn::SwiGlu if gpu => 4 * e * f + if c.ffn_norm { (e + widened) * f } else { 0 },
-            Ffn::SwiGlu | Ffn::QuickGelu => 3 * e * f,
-            Ffn::Gelu => 2 * e * f,
-        };
-        e * d + inside
-    }
-
-    /// Bytes a token of the scores of attention among `tokens`, or of the probabilities: a number for each head and token.
-    fn scores(&self, c: &VitConfig, tokens: i64) -> i64 {
-        self.compute() * c.heads * tokens
+        self.student.kept_by_block(1 + self.kept, self.compute(kernels))
     }
 
     /// Bytes of one image that are alive at most while the backward pass begins: in the loss, three tensors as wide as the
-    /// tokens, in f32; or in the last block's feed-forward network, gradients of the stream and the branch, and of what is
-    /// inside, the operand that `torch_ext::linear` turns on the CPU, and what the block keeps where it runs again; or in its
-    /// attention, gradients of the stream, of queries, keys, values and output, and of scores and probabilities where those
-    /// lie in memory, when what the feed-forward network kept is gone.
+    /// tokens, in f32; or in the last block, with what it keeps where it runs again.
     fn backward_transient(&self, kernels: Kernels) -> i64 {
-        let (c, e) = (&self.student, self.compute());
-        let inside = match c.ffn {
-            Ffn::SwiGlu => 3,
-            Ffn::Gelu | Ffn::QuickGelu => 2,
-        };
-        let turned = match kernels {
-            Kernels::Cpu { .. } if self.precision == PrecisionName::Bf16 => {
-                e * c.width.min(c.hidden)
-            }
-            _ => 0,
-        };
-        let t = 1 + self.kept;
+        let (c, t) = (&self.student, 1 + self.kept);
         let again = match self.checkpointed {
             true => t * self.kept_by_block(kernels) - self.kept_behind_blocks(),
             false => 0,
         };
-        let ffn = (WIDE + e) * c.width + inside * e * c.hidden + turned;
-        let scores = match kernels.fuses_attention(c, self.precision) {
-            true => 0,
-            false => 2 * self.scores(c, t),
-        };
-        let attention = (WIDE + 4 * e) * c.width + scores - self.kept_by_ffn(kernels);
-        (t * ffn.max(attention) + again).max(t * 3 * WIDE * c.out)
+        let block = c.backward_transient(t, self.compute(kernels));
+        (t * block + again).max(t * 3 * WIDE * c.out)
     }
 
-    /// Bytes of one image that are alive at most in the teacher's forward pass: the stream in f32, a norm's output, and the
-    /// larger of a block's two branches. All tokens' targets, from which the kept ones are taken, are fewer.
+    /// Bytes of one image that are alive at most in the teacher's forward pass. All tokens' targets, from which the kept ones
+    /// are taken, are fewer.
     fn teacher_transient(&self, kernels: Kernels) -> i64 {
-        let (c, e) = (&self.teacher, self.compute());
-        let t = 1 + c.num_patches();
-        // q, k, v and the output; q and k turned, but where the CPU's attention does it.
-        let turned = if c.rope && !kernels.takes_attention(c) { 2 * e * c.width } else { 0 };
-        let qkv = 3 * e * c.width + turned;
-        let attention = match kernels.fuses_attention(c, self.precision) {
-            true => qkv + e * c.width,
-            // Scores and probabilities; then these, the values in their order, and the output.
-            false => {
-                let scores = self.scores(c, t);
-                qkv + (2 * scores).max(scores + 2 * e * c.width)
-            }
-        };
-        let ffn = match c.ffn {
-            Ffn::SwiGlu => 3 * e * c.hidden,
-            Ffn::Gelu | Ffn::QuickGelu => 2 * e * c.hidden,
-        };
-        t * ((WIDE + e) * c.width + attention.max(ffn))
+        let t = 1 + self.teacher.num_patches();
+        t * self.teacher.forward_transient(t, self.compute(kernels))
     }
 }
 
@@ -464,17 +346,9 @@ pub(crate) fn has_room(recipe: &Recipe, kept: i64, batch: usize) -> Result<(), T
     Err(RecipeError { origin: origin.into(), message }.into())
 }
 
-/// Weights of a net's blocks and head that products read: what is frozen or cast to the compute type.
-fn products(c: &VitConfig) -> i64 {
-    // One token's products, less those of its attention to itself.
-    c.macs(0) as i64 - 2 * c.width * c.depth
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use uta_model::Head;
-
     use crate::recipe::TaskRecipe;
 
     use super::*;
@@ -552,58 +426,6 @@ mod tests {
         assert_eq!(live.activations - cached.activations, 8 * 155 * 1024);
         assert_eq!(cached.ahead - live.ahead, 2 * 8 * 155 * 1024);
         assert!(cached.step < live.step - live.teacher && cached.start < live.start);
-    }
-
-    #[test]
-    fn weights_that_products_read_are_all_but_vectors_and_embeddings() {
-        for name in uta_model::preset_names() {
-            let c = VitConfig::preset(&name).unwrap();
-            let ffn = if c.ffn == Ffn::SwiGlu { 3 } else { 2 };
-            let head = if c.head == Head::None { 0 } else { c.width * c.out };
-            let matrices = c.depth * (4 * c.width.pow(2) + ffn * c.width * c.hidden) + head;
-            assert_eq!(products(&c), matrices, "{name}");
-        }
-    }
-
-    /// What autograd's saved tensors hold for such a block in PyTorch on the CPU (`tests/golden/block_memory.py`), statistics
-    /// apart. A GPU's attention keeps its output in one order only and no probabilities, its `ffn_ln` an f32 input; and ours
-    /// casts a norm's output once, not for each of five products.
-    #[test]
-    fn a_block_on_a_gpu_keeps_what_autograd_saves() {
-        let (d, f, heads, tokens) = (768, 2048, 12, 155);
-        for (precision, bytes) in
-            [("bf16", 44192 - 24 - 2 * heads * tokens + 2 * f - 6 * d), ("f32", 68680 - 72 - 4 * d)]
-        {
-            let shapes = shapes("preset = \"uta-b14\"", "ratio = 0.4", precision);
-            assert_eq!(shapes.kept_by_block(Kernels::Gpu), bytes, "{precision}");
-        }
-    }
-
-    #[test]
-    fn a_block_on_the_cpu_keeps_less_than_on_a_gpu() {
-        for precision in ["bf16", "f32"] {
-            let shapes = shapes("preset = \"uta-b14\"", "ratio = 0.4", precision);
-            let [cpu, gpu] =
-                [Kernels::Cpu { attends: true }, Kernels::Gpu].map(|k| shapes.kept_by_block(k));
-            assert!(cpu < gpu, "{precision}: {cpu} and {gpu}");
-        }
-    }
-
-    #[test]
-    fn attention_that_is_not_fused_keeps_probabilities_in_bf16_and_a_second_output_in_f32() {
-        let (d, heads, tokens) = (768, 12, 155);
-        for (precision, more) in [("bf16", 2 * heads * tokens), ("f32", 4 * d)] {
-            let shapes = shapes("preset = \"uta-b14\"", "ratio = 0.4", precision);
-            let [fused, apart] =
-                [true, false].map(|attends| shapes.kept_by_block(Kernels::Cpu { attends }));
-            assert_eq!(apart - fused, more, "{precision}");
-            // Heads of an odd width aren't taken by the fused loops.
-            let odd = "preset = \"uta-b14\"\nrope = false\nwidth = 756";
-            let odd = self::shapes(odd, "ratio = 0.4", precision);
-            let [one, other] =
-                [true, false].map(|attends| odd.kept_by_block(Kernels::Cpu { attends }));
-            assert_eq!(one, other, "{precision}");
-        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
 """Bytes that autograd saves of one token in a block of UTA-B/14, on the CPU: `python block_memory.py` prints, for bf16 and
-f32, all of them and those of statistics, which are expected values of crates/uta-train/src/task/align/plan.rs.
+f32, all of them and those of statistics, which are expected values of crates/uta-model/src/nets/vit/memory.rs.
 
 Made with PyTorch 2.13.0.
 """

@@ -1,11 +1,11 @@
-//! What can be wrong with a configuration or a checkpoint.
+//! Errors in configurations and checkpoints.
 
 use std::path::{Path, PathBuf};
 
-/// What can be wrong with a configuration or a checkpoint; each says where and what to do.
+/// An error in a configuration or a checkpoint: each says where it is and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// The operating system refused.
+    /// A file that can't be read or written.
     #[error("{path}: {source}")]
     Io {
         /// The file.
@@ -16,12 +16,12 @@ pub enum ModelError {
     /// Sizes that make no network.
     #[error("{0}")]
     Config(String),
-    /// Not the file it should be.
+    /// A file that isn't what it should be.
     #[error("{path}: {message}")]
     Format {
         /// The file.
         path: PathBuf,
-        /// What was found and what was expected.
+        /// The finding, and what was expected.
         message: String,
     },
     /// A net of one kind, where another is needed.
@@ -31,7 +31,7 @@ pub enum ModelError {
         path: PathBuf,
         /// The kind of net that it holds.
         found: &'static str,
-        /// What needs another: a command, mostly.
+        /// The command, or the like, that needs another.
         by: String,
         /// The kind that it needs.
         needed: &'static str,

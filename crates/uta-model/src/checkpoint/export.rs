@@ -1,4 +1,4 @@
-//! A net written as other programs read it: weights under their names, their configuration beside.
+//! Writing a net as other programs read it: weights under their names, their configuration beside.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +15,7 @@ use crate::{
     Clip, Ffn, Head, ModelError, NetConfig, Pool, Preprocess, RelPos, TextConfig, VitConfig,
 };
 
-/// What was written.
+/// The files of an export, and what to know of them.
 #[derive(Debug)]
 pub struct Exported {
     /// The files: configurations first, then the weights.
@@ -24,16 +24,16 @@ pub struct Exported {
     pub family: &'static str,
     /// Our names of tensors that the layout has no place for: the text encoder's, in timm's.
     pub left_out: Vec<String>,
-    /// What the layout has no words for, and what its program will do instead; for the user to read.
+    /// Settings that the layout has no words for, and what its program will do instead; for the user to read.
     pub notes: Vec<String>,
     /// The lines of Python that load what was written.
     pub python: Vec<String>,
 }
 
-/// Loads this program's own layout in PyTorch.
+/// The Python module that loads this program's own layout in PyTorch.
 const LOADER: &str = include_str!("uta_model.py");
 
-/// Of [`Layout::EvaClip`]: the weights, and the configuration by whose stem EVA-CLIP's factory knows the net.
+/// Files of [`Layout::EvaClip`]: the weights, and the configuration by whose stem EVA-CLIP's factory knows the net.
 const EVA_WEIGHTS: &str = "eva_clip.pt";
 const EVA_CONFIG: &str = "eva_clip.json";
 
@@ -137,7 +137,7 @@ impl Clip {
         Ok(Exported { files, family: adapter.family, left_out, notes, python })
     }
 
-    /// Whether who reads `layout` looks for the tokeniser's files beside the weights.
+    /// Whether programs that read `layout` look for the tokeniser's files beside the weights.
     pub fn wants_tokenizer(&self, layout: Layout) -> bool {
         let Some(t) = self.config.text.as_ref().filter(|t| has_tokenizer(t)) else { return false };
         match layout {
@@ -184,7 +184,8 @@ impl Clip {
                 vec![format!("import torch; weights = torch.load({})", within(EVA_WEIGHTS))]
             }
             Layout::EvaClip => {
-                let (mean, std) = (json!(self.config.mean), json!(self.config.std));
+                let mean = json!(self.config.mean);
+                let std = json!(self.config.std);
                 let mut lines = vec![
                     format!("import eva_clip; eva_clip.add_model_config({})", within(EVA_CONFIG)),
                     format!(
@@ -214,9 +215,10 @@ impl Clip {
         }
     }
 
-    /// What EVA-CLIP's factory is told of a net (`eva_clip/model.py`).
+    /// The configuration for EVA-CLIP's factory (`eva_clip/model.py`).
     fn eva_clip(&self, notes: &mut Vec<String>) -> Result<Value, ModelError> {
-        let (v, t) = (&self.config.vision, self.text_config("eva-clip")?);
+        let v = &self.config.vision;
+        let t = self.text_config("eva-clip")?;
         for (is, what) in [
             (v.head != Head::Biased, "no head with a bias"),
             (v.pool != Pool::Cls, "mean pooling"),
@@ -285,7 +287,8 @@ impl Clip {
 
     /// `open_clip_config.json` (`open_clip/push_to_hf_hub.py`).
     fn open_clip(&self, notes: &mut Vec<String>) -> Result<Value, ModelError> {
-        let (v, t) = (&self.config.vision, self.text_config("open-clip")?);
+        let v = &self.config.vision;
+        let t = self.text_config("open-clip")?;
         let quick = v.ffn == Ffn::QuickGelu;
         let mut vision = json!({"image_size": v.image_size});
         let plain = is_clip(v);
@@ -409,7 +412,8 @@ impl Clip {
 
     /// `config.json` of a CLIPModel.
     fn hugging_face(&self) -> Result<Value, ModelError> {
-        let (v, t) = (&self.config.vision, self.text_config("hf")?);
+        let v = &self.config.vision;
+        let t = self.text_config("hf")?;
         let activation = |quick: bool| if quick { "quick_gelu" } else { "gelu" };
         if v.layer_scale {
             return Err(ModelError::Config("CLIPModel knows no layer scale".to_owned()));
@@ -449,7 +453,7 @@ impl Clip {
         }))
     }
 
-    /// `preprocessor_config.json`, where Hugging Face keeps what pixels go through.
+    /// `preprocessor_config.json`: resizing, cropping and normalisation in Hugging Face's words.
     fn preprocessor(&self, notes: &mut Vec<String>) -> Value {
         let side = self.config.vision.image_size;
         let mut config = json!({

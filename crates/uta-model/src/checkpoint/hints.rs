@@ -1,5 +1,5 @@
-//! What to tell who names a model that isn't there, or a file that is none: what the file is instead, the nearest names, and
-//! where a known one is published.
+//! Advice for a model that isn't there, or a file that is no checkpoint: what the file is instead, the nearest names, and where
+//! a known one is published.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -40,8 +40,8 @@ const BEGINNINGS: [(&[u8], &str); 24] = [
     (b"\x80\x04", "is a pickle, but none that torch.save wrote"),
 ];
 
-/// What a file that is no checkpoint is, told by its first bytes ([`HEAD`](super::file::HEAD) are enough), in words that follow its name; `None` when nothing
-/// tells.
+/// The kind of a file that is no checkpoint, told by its first bytes ([`HEAD`](super::file::HEAD) are enough), in words that
+/// follow its name; `None` when nothing tells.
 pub(crate) fn what_else(head: &[u8]) -> Option<String> {
     if head.is_empty() {
         return Some("is empty".into());
@@ -82,7 +82,7 @@ fn text(head: &[u8]) -> Option<&str> {
     (!text.trim().is_empty() && !text.chars().any(odd)).then_some(text)
 }
 
-/// Who publishes files of which names: how a lower-case name begins, what it holds, and where it is.
+/// Published files: how a lower-case name begins, how it ends, and where it is.
 const PUBLISHED: [(&str, &str, &str); 17] = [
     ("vit-b-32.pt", "", OPENAI),
     ("vit-b-16.pt", "", OPENAI),
@@ -110,7 +110,7 @@ const OPEN_CLIP: &str = "open_clip's are on huggingface.co: laion, and the names
 /// Names shown of what lies beside.
 const SHOWN: usize = 3;
 
-/// How alike names must be, as strsim measures it, to be told.
+/// The least likeness, as strsim measures it, of a name that is suggested.
 const ALIKE: f64 = 0.75;
 
 /// Why there is no model at `path`, which isn't there, and what may have been meant; in words that follow it.
@@ -136,11 +136,12 @@ pub(crate) fn missing(path: &Path) -> String {
         let hub = path.is_relative()
             && path.components().count() == 2
             && path.extension().is_none_or(|e| !is_weights(e));
-        parts.push(match hub {
-            true => format!(
+        parts.push(if hub {
+            format!(
                 "if it is a repository of huggingface.co, fetch it first (`hf download {said} --local-dir DIR`) and give DIR"
-            ),
-            false => format!("nor a folder {}", parent.display()),
+            )
+        } else {
+            format!("nor a folder {}", parent.display())
         });
     }
     let near = nearest(parent, &lower);
@@ -162,7 +163,7 @@ pub(crate) fn is_weights(extension: &OsStr) -> bool {
         .any(|known| extension.eq_ignore_ascii_case(known))
 }
 
-/// What lies in `dir` under names like `name`, the nearest first: folders, and files that may hold weights.
+/// Folders and files of weights in `dir` whose names are like `name`, the nearest first.
 fn nearest(dir: &Path, name: &str) -> Vec<String> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().take(10_000);
     let mut found: Vec<(f64, String)> = entries

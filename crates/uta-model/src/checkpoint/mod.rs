@@ -1,8 +1,8 @@
 //! Files of weights: everybody's formats, names and configurations.
 //!
-//! [`file`] opens, [`safetensors`] and [`torch`] read and write a format each, [`weights`] has the tensors by name,
-//! [`adapter`] knows each family's names, [`origin`] finds out what a user's file or folder is, and [`export`] writes what
-//! other programs read.
+//! `file` opens, [`safetensors`] and [`torch`] read and write a format each, `weights` has the tensors by name, `adapter` the
+//! names of each family, `origin` finds out what a user's file or folder is, [`resize`](mod@resize) and `transfer` make a net fit
+//! another, and `export` writes what other programs read.
 
 pub(crate) mod adapter;
 pub(crate) mod export;

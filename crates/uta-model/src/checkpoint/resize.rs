@@ -30,7 +30,8 @@ impl Clip {
         let mut changed = vec![];
         no_grad(|| {
             for (name, target) in clip.variables() {
-                let (stored, shape) = (before[&name].to_device(Device::Cpu), target.size());
+                let stored = before[&name].to_device(Device::Cpu);
+                let shape = target.size();
                 let fit = fitted(&name, &stored, &shape).expect("nothing but the grid differs");
                 target.shallow_clone().copy_(&fit);
                 if stored.size() != shape {
@@ -75,7 +76,8 @@ pub fn patch_embedding(weight: &Tensor, patch: i64) -> Tensor {
 pub fn relative_positions(table: &Tensor, grid: i64) -> Tensor {
     let table = table.to_kind(Kind::Float);
     let (rows, heads) = table.size2().expect("a table of relative positions is [offsets, H]");
-    let (before, after) = ((rows - 3).isqrt(), 2 * grid - 1);
+    let before = (rows - 3).isqrt();
+    let after = 2 * grid - 1;
     assert_eq!(before * before, rows - 3, "offsets fill a square");
     if before == after {
         return table;
@@ -95,7 +97,8 @@ pub(crate) fn fitted(name: &str, stored: &Tensor, shape: &[i64]) -> Option<Tenso
     }
     let side =
         |cells: i64| Some(cells.max(0).isqrt()).filter(|&side| side > 0 && side * side == cells);
-    let (before, after) = (&size[..], shape);
+    let before = &size[..];
+    let after = shape;
     match (name.rsplit('.').next()?, before, after) {
         ("pos_embed", &[1, from, d], &[1, to, width]) if d == width => {
             side(from - 1).zip(side(to - 1)).map(|(_, grid)| position_embedding(stored, grid))

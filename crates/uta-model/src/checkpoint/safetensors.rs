@@ -1,5 +1,5 @@
-//! safetensors files: written beside, synced and renamed; read as views of the mapped file, so that a checkpoint needs no
-//! memory besides the weights it fills.
+//! safetensors files. They are written under another name, synced and renamed; and read as views of the mapped file, so that a
+//! checkpoint needs no memory besides the weights it fills.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -155,7 +155,7 @@ impl Drop for Beside {
     }
 }
 
-/// A JSON object no key of which occurs twice: of two tensors of one name the format's own reader takes the last.
+/// A JSON object whose keys are distinct: of two tensors of one name the format's own reader would take the last.
 struct DistinctKeys;
 
 impl<'de> Deserialize<'de> for DistinctKeys {
@@ -185,7 +185,7 @@ impl<'de> Visitor<'de> for DistinctKeys {
 /// The contents of a safetensors file.
 #[derive(Debug)]
 pub(crate) struct Contents {
-    /// What the file says about itself.
+    /// The file's metadata.
     pub metadata: BTreeMap<String, String>,
     /// The tensors in their own kinds, on the CPU: views of the mapped file.
     pub tensors: BTreeMap<String, Tensor>,
@@ -207,12 +207,12 @@ pub(crate) fn read(mut open: OpenFile) -> Result<Contents, ModelError> {
         return Err(wrong(other));
     }
     if !whole {
-        return Err(wrong(match begun {
-            _ if length <= LENGTH as u64 => "is no safetensors file: shorter than a header".into(),
-            true => format!(
-                "is no whole safetensors file: a header of {size} bytes in a file of {length}"
-            ),
-            false => "is no checkpoint: neither a safetensors nor a PyTorch file".into(),
+        return Err(wrong(if length <= LENGTH as u64 {
+            "is no safetensors file: shorter than a header".into()
+        } else if begun {
+            format!("is no whole safetensors file: a header of {size} bytes in a file of {length}")
+        } else {
+            "is no checkpoint: neither a safetensors nor a PyTorch file".into()
         }));
     }
     let mut header = vec![0; size as usize];
@@ -246,7 +246,8 @@ pub(crate) fn read(mut open: OpenFile) -> Result<Contents, ModelError> {
         let shape: Option<Vec<i64>> =
             info.shape.iter().map(|&size| i64::try_from(size).ok()).collect();
         let shape = shape.ok_or_else(|| wrong(format!("{name} has an impossible shape")))?;
-        let (from, to) = (start + info.data_offsets.0, start + info.data_offsets.1);
+        let from = start + info.data_offsets.0;
+        let to = start + info.data_offsets.1;
         let tensor = if from == to {
             Tensor::f_zeros(&shape, (kind, Device::Cpu))
         } else {
@@ -256,7 +257,7 @@ pub(crate) fn read(mut open: OpenFile) -> Result<Contents, ModelError> {
             };
             bytes.f_narrow(0, from as i64, (to - from) as i64).and_then(|view| {
                 // Writers need not align; a view of another kind must be.
-                let aligned = from % kind.elt_size_in_bytes() == 0;
+                let aligned = from.is_multiple_of(kind.elt_size_in_bytes());
                 let view = if aligned { view } else { view.copy() };
                 view.f_view_dtype(kind)?.f_view(shape.as_slice())
             })

@@ -9,10 +9,10 @@ use tch::{Tensor, no_grad};
 use super::resize::fitted;
 use crate::{Clip, ModelError, Parameter};
 
-/// Names shown of each list.
+/// The most names shown of each list.
 const SHOWN: usize = 6;
 
-/// What became of a net's tensors when it started from another, by name.
+/// Report on a net's tensors, by name, after it started from another net.
 #[derive(Debug, Default, PartialEq)]
 pub struct Transfer {
     /// Copied as they are.
@@ -94,7 +94,8 @@ pub fn transfer(ours: &[Parameter], theirs: &[Parameter]) -> Result<Transfer, Mo
             let message = format!("{tower} has {there} blocks, and {here} here");
             return Err(ModelError::Config(message));
         }
-        let (here, there) = (tensor.size(), other.tensor.size());
+        let here = tensor.size();
+        let there = other.tensor.size();
         match fitted(name, &other.tensor, &here) {
             Some(fit) => {
                 copies.push((tensor, fit));

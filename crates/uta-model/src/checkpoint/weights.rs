@@ -11,13 +11,13 @@ use super::file::OpenFile;
 use super::{safetensors, torch};
 use crate::ModelError;
 
-/// How the name of an index of files ends.
+/// The end of the name of an index of files.
 const INDEX: &str = ".index.json";
 
 /// The longest index that is believed, in bytes.
 const MAX_INDEX: u64 = 100_000_000;
 
-/// Names shown of each kind of mismatch.
+/// The most names shown of each kind of mismatch.
 const SHOWN: usize = 10;
 
 /// The named tensors of a file, or of the files that an index names.
@@ -26,9 +26,9 @@ pub struct Checkpoint {
     path: PathBuf,
     /// The files that hold the tensors, where `path` is an index of several.
     pub shards: Vec<PathBuf>,
-    /// Whose names the file has, where the tensors have ours.
+    /// The family whose names the file has, where the tensors have ours.
     adapter: Option<&'static Adapter>,
-    /// What the file says about itself.
+    /// Metadata of a safetensors file.
     pub metadata: BTreeMap<String, String>,
     /// The tensors in their own kinds, on the CPU: views of the mapped file, read when they are used.
     pub tensors: BTreeMap<String, Tensor>,
@@ -140,7 +140,9 @@ impl Checkpoint {
     /// Lists missing, unexpected and mis-shaped names, as the file calls them; nothing has been changed then.
     pub fn fill(mut self, targets: &[(String, Tensor)]) -> Result<(), ModelError> {
         let adapter = self.adapter.unwrap_or(&Adapter::UTA);
-        let (mut missing, mut misshaped, mut pairs) = (vec![], vec![], vec![]);
+        let mut missing = vec![];
+        let mut misshaped = vec![];
+        let mut pairs = vec![];
         for (name, target) in targets {
             match self.tensors.remove(name) {
                 None => missing.extend(adapter.theirs(name, &target.size())),
@@ -189,16 +191,16 @@ impl Checkpoint {
     }
 }
 
-/// What wraps a module under its own name, wherever in the net: `DistributedDataParallel` and weight averages,
+/// Names of wrappers around a module, wherever in the net: `DistributedDataParallel` and weight averages,
 /// `torch.compile`, FSDP, and FSDP's checkpointing.
 const WRAPPERS: [&str; 4] =
     ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
-/// What training programs call the net, where all of their names begin with it.
+/// Names that training programs give the net, where all names begin with one.
 const HOLDERS: [&str; 7] =
     ["model", "net", "network", "clip", "clip_model", "state_dict", "model_state_dict"];
 
-/// How many updates `torch.optim.swa_utils.AveragedModel` has averaged.
+/// The count of updates that `torch.optim.swa_utils.AveragedModel` keeps.
 const AVERAGED: &str = "n_averaged";
 
 /// The tensors under the net's own names, without what trainers put around them.

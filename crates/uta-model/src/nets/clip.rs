@@ -26,7 +26,7 @@ pub struct Clip {
     pub logit_scale: Option<Tensor>,
     /// All variables by key.
     pub store: nn::VarStore,
-    /// What was assumed while it was read, and why; for the user to read.
+    /// Assumptions that were made while it was read, and why; for the user to read.
     pub notes: Vec<String>,
     /// The logit scale, where there is one.
     own: Vec<Parameter>,
@@ -53,7 +53,8 @@ impl Clip {
         // ln(1 / 0.07), CLIP's.
         let logit_scale =
             text.is_some().then(|| root.constant("logit_scale", &[], (1.0 / 0.07f64).ln()));
-        let (mean, std) = (config.mean, config.std);
+        let mean = config.mean;
+        let std = config.std;
         let per_channel = |value: fn(f64, f64) -> f64| {
             let values = [0, 1, 2].map(|i| value(mean[i], std[i]) as f32);
             Tensor::from_slice(&values).to_device(device)
@@ -93,10 +94,10 @@ impl Clip {
         variables
     }
 
-    /// Takes over another's variables whose key starts with `prefix`.
+    /// Copies another CLIP's variables whose key starts with `prefix`.
     ///
     /// # Errors
-    /// When names or shapes differ.
+    /// When names or shapes differ; [`Clip::start_from`] resizes.
     pub fn copy_from(&self, other: &Clip, prefix: &str) -> Result<(), ModelError> {
         let theirs = other.store.variables();
         for (name, ours) in self.variables() {
@@ -115,14 +116,14 @@ impl Clip {
         Ok(())
     }
 
-    /// Pixels u8 [B, S, S, 3] on the model's device to what the image encoder sees, f32 [B, 3, S, S].
+    /// Pixels u8 [B, S, S, 3] on the model's device, normalised for the image encoder: f32 [B, 3, S, S].
     pub fn normalise(&self, pixels: &Tensor) -> Tensor {
         let images = self.shift.addcmul(&pixels.to_kind(Kind::Float), &self.scale);
         // Channels stay last in memory, because cutting patches moves every pixel anyway.
         images.permute([0, 3, 1, 2])
     }
 
-    /// Makes the image encoder ready for looking forward only: [`Vit::freeze`]. It can't be saved afterwards.
+    /// Freezes the image encoder permanently: [`Vit::freeze`]. It can't be saved afterwards.
     pub fn freeze(&mut self, precision: torch_ext::Precision) {
         self.visual.freeze(precision);
     }
@@ -270,7 +271,8 @@ pub(crate) mod tests {
         configs.push(small());
         for config in configs {
             let clip = Clip::build(&config, Device::Cpu, true);
-            let (parameters, variables) = (clip.parameters(), clip.variables());
+            let parameters = clip.parameters();
+            let variables = clip.variables();
             let names = parameters.iter().map(|parameter| &parameter.name);
             assert!(names.eq(variables.iter().map(|(name, _)| name)));
             let depths = by_name::depths(variables.iter().map(|(name, _)| name.as_str()));

@@ -1,4 +1,4 @@
-//! Sizes of the networks: what a recipe says, what `config.json` holds, and the presets of the paper.
+//! Sizes of the networks, as recipes and `config.json` hold them, and the presets of the paper.
 
 use std::collections::BTreeMap;
 
@@ -19,8 +19,8 @@ const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 pub(crate) const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
 pub(crate) const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
 
-/// Patches along a side, at most: four times those of the largest net in use, detection at 1024 pixels.
-const MOST_PATCHES: i64 = 256;
+/// The most patches along a side: four times those of the largest net in use, detection at 1024 pixels.
+const MAX_GRID: i64 = 256;
 
 /// The feed-forward network of a block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,11 +44,11 @@ pub enum Head {
     Biased,
     /// `W x`: OpenAI's CLIP and OpenCLIP.
     Plain,
-    /// None: encoders that know no text (MAE, BEiT, timm's EVA-02). Then `out` is the width.
+    /// No head: encoders that know no text (MAE, BEiT, timm's EVA-02). Then `out` is the width.
     None,
 }
 
-/// What stands for the whole image.
+/// The token that stands for the whole image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Pool {
@@ -63,7 +63,7 @@ pub enum Pool {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RelPos {
-    /// None.
+    /// No bias.
     #[default]
     None,
     /// One table for all blocks: BEiT while it is pre-trained.
@@ -108,7 +108,7 @@ pub struct VitConfig {
     /// Whether attention has a LayerNorm before its last layer (`inner_attn_ln`): EVA02-CLIP.
     #[serde(default)]
     pub attn_norm: bool,
-    /// Whether a block normalises what a branch gives (`x + norm(f(x))`) instead of what it gets: EVA's bigE.
+    /// Whether a block normalises a branch's output (`x + norm(f(x))`) instead of its input: EVA's bigE.
     #[serde(default)]
     pub post_norm: bool,
     /// Whether tokens are normalised before the first block; patches are then embedded without a bias: OpenAI's CLIP.
@@ -120,7 +120,7 @@ pub struct VitConfig {
     /// The last layer.
     #[serde(default)]
     pub head: Head,
-    /// What stands for the whole image.
+    /// The token that stands for the whole image.
     #[serde(default)]
     pub pool: Pool,
     /// Whether there is a learned position embedding: all but BEiT's.
@@ -129,7 +129,7 @@ pub struct VitConfig {
     /// The relative position bias.
     #[serde(default)]
     pub rel_pos: RelPos,
-    /// Whether what a branch gives is multiplied by a vector (`gamma_1`, `gamma_2`): BEiT.
+    /// Whether a branch's output is multiplied by a vector (`gamma_1`, `gamma_2`): BEiT.
     #[serde(default)]
     pub layer_scale: bool,
     /// Whether there is a token for masked patches: nets pre-trained by masked image modelling.
@@ -182,7 +182,8 @@ impl VitConfig {
     /// Multiply-accumulates of the products of a forward pass over one image of which `kept` patches are processed: what
     /// papers count as FLOPs. A backward pass takes twice as many.
     pub fn macs(&self, kept: i64) -> u64 {
-        let (t, d) = (1 + kept, self.width);
+        let t = 1 + kept;
+        let d = self.width;
         let ffn = match self.ffn {
             Ffn::SwiGlu => 3 * d * self.hidden,
             Ffn::Gelu | Ffn::QuickGelu => 2 * d * self.hidden,
@@ -195,7 +196,9 @@ impl VitConfig {
 
     /// Parameters, head included.
     pub fn parameters(&self) -> i64 {
-        let (d, h, n) = (self.width, self.hidden, self.num_patches());
+        let d = self.width;
+        let h = self.hidden;
+        let n = self.num_patches();
         let some = |there: bool, count: i64| if there { count } else { 0 };
         let ffn = match self.ffn {
             Ffn::SwiGlu => 2 * (d * h + h) + some(self.ffn_norm, 2 * h) + h * d + d,
@@ -226,25 +229,25 @@ impl VitConfig {
         embedding + self.depth * block + 2 * d + head
     }
 
+    /// Checks that the sizes make a network.
+    ///
     /// # Errors
-    /// Names the size that makes no network, and what is allowed.
+    /// Names the size that makes none, and what is allowed.
     pub fn check(&self) -> Result<(), ModelError> {
         let sizes = [
-            ("image_size", self.image_size, MOST),
-            ("patch_size", self.patch_size, MOST),
-            ("width", self.width, MOST),
-            ("depth", self.depth, MOST_BLOCKS),
-            ("heads", self.heads, MOST),
-            ("hidden", self.hidden, MOST),
-            ("out", self.out, MOST),
+            ("image_size", self.image_size, MAX_SIZE),
+            ("patch_size", self.patch_size, MAX_SIZE),
+            ("width", self.width, MAX_SIZE),
+            ("depth", self.depth, MAX_BLOCKS),
+            ("heads", self.heads, MAX_SIZE),
+            ("hidden", self.hidden, MAX_SIZE),
+            ("out", self.out, MAX_SIZE),
         ];
         within(&sizes)?;
         divides("image_size", self.image_size, "patch_size", self.patch_size)?;
-        if self.grid() > MOST_PATCHES {
-            let message = format!(
-                "image_size / patch_size = {}: must be at most {MOST_PATCHES}",
-                self.grid()
-            );
+        if self.grid() > MAX_GRID {
+            let message =
+                format!("image_size / patch_size = {}: must be at most {MAX_GRID}", self.grid());
             return Err(ModelError::Config(message));
         }
         divides("width", self.width, "heads", self.heads)?;
@@ -256,7 +259,7 @@ impl VitConfig {
             return Err(ModelError::Config(message));
         }
         if self.rel_pos != RelPos::None {
-            within(&[("image_size / patch_size", self.grid(), MOST_RELATIVE)])?;
+            within(&[("image_size / patch_size", self.grid(), MAX_RELATIVE_GRID)])?;
         }
         if self.head == Head::None && self.out != self.width {
             let message =
@@ -323,16 +326,18 @@ impl TextConfig {
         embedding + self.layers * block + 2 * d + d * self.out
     }
 
+    /// Checks that the sizes make a network.
+    ///
     /// # Errors
-    /// Names the size that makes no network, and what is allowed.
+    /// Names the size that makes none, and what is allowed.
     pub fn check(&self) -> Result<(), ModelError> {
         within(&[
-            ("context_length", self.context_length, MOST),
-            ("vocab_size", self.vocab_size, MOST_TOKENS),
-            ("width", self.width, MOST),
-            ("heads", self.heads, MOST),
-            ("layers", self.layers, MOST_BLOCKS),
-            ("out", self.out, MOST),
+            ("context_length", self.context_length, MAX_SIZE),
+            ("vocab_size", self.vocab_size, MAX_TOKENS),
+            ("width", self.width, MAX_SIZE),
+            ("heads", self.heads, MAX_SIZE),
+            ("layers", self.layers, MAX_BLOCKS),
+            ("out", self.out, MAX_SIZE),
         ])?;
         divides("width", self.width, "heads", self.heads)
     }
@@ -351,10 +356,10 @@ pub struct ClipConfig {
     /// Mean of red, green and blue in 0..1, taken from the pixels.
     #[serde(default = "clip_mean")]
     pub mean: [f64; 3],
-    /// What the pixels are then divided by.
+    /// Standard deviation of red, green and blue, by which pixels are then divided.
     #[serde(default = "clip_std")]
     pub std: [f64; 3],
-    /// What an image goes through before; left out of `config.json` where it is CLIP's.
+    /// Resizing and cropping before that; left out of `config.json` where it is CLIP's.
     #[serde(default, skip_serializing_if = "Preprocess::is_default")]
     pub preprocess: Preprocess,
 }
@@ -379,7 +384,7 @@ impl ClipConfig {
         }
     }
 
-    /// A preset's image encoder alone, with CLIP's pixel statistics: what a teacher needs.
+    /// A preset's image encoder alone, with CLIP's pixel statistics: a teacher needs no more.
     ///
     /// # Errors
     /// When there is none of that name.
@@ -392,8 +397,10 @@ impl ClipConfig {
         self.vision.parameters() + self.text.as_ref().map_or(0, |text| text.parameters() + 1)
     }
 
+    /// Checks that the sizes make a network.
+    ///
     /// # Errors
-    /// Names the size that makes no network, and what is allowed.
+    /// Names the size that makes none, and what is allowed.
     pub fn check(&self) -> Result<(), ModelError> {
         self.vision.check()?;
         self.preprocess.check(self.vision.image_size)?;
@@ -440,12 +447,12 @@ fn take<T>(mut presets: BTreeMap<String, T>, name: &str) -> Result<T, ModelError
 }
 
 /// The largest size of a net, and of a vocabulary: parameters are then counted without overflow, whatever a file claims.
-const MOST: i64 = 1 << 16;
-const MOST_BLOCKS: i64 = 1 << 12;
-const MOST_TOKENS: i64 = 1 << 24;
+const MAX_SIZE: i64 = 1 << 16;
+const MAX_BLOCKS: i64 = 1 << 12;
+const MAX_TOKENS: i64 = 1 << 24;
 
 /// The longest side of a grid with relative positions, which need a table of all pairs of patches.
-const MOST_RELATIVE: i64 = 64;
+const MAX_RELATIVE_GRID: i64 = 64;
 
 fn within(sizes: &[(&str, i64, i64)]) -> Result<(), ModelError> {
     match sizes.iter().find(|(_, size, most)| !(1..=*most).contains(size)) {
@@ -494,7 +501,7 @@ mod tests {
         }
     }
 
-    /// Of the released nets, in millions, head of 1024 included.
+    /// In millions, of the released nets, head of 1024 included.
     #[test]
     fn parameter_counts_of_the_presets_are_the_published_ones() {
         for (name, millions) in [

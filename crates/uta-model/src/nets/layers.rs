@@ -53,7 +53,7 @@ impl<'a> Scope<'a> {
         Scope { decays: false, ..self.clone() }
     }
 
-    /// The variables that were made since this place, or the tower it is in, was begun.
+    /// Takes the list of the tower's variables.
     pub(crate) fn parameters(&self) -> Vec<Parameter> {
         self.made.borrow_mut().drain(..).collect()
     }
@@ -177,7 +177,7 @@ impl Linear {
         .expect(FITS)
     }
 
-    /// Makes ready for looking forward only, in `kind`.
+    /// Freezes the layer: from now on it runs forward only, in `kind`.
     pub(crate) fn freeze(&mut self, kind: Kind) {
         self.packed = pack(&self.weight, self.bias.as_ref(), kind);
         retire(&mut self.weight, self.packed.is_some(), kind);
@@ -204,7 +204,7 @@ pub(crate) fn joint(x: &Tensor, layers: &[(&Tensor, Option<&Tensor>)]) -> Option
         .map(|_| torch_ext::linear(x, layers).expect(FITS))
 }
 
-/// What a packed layer never fails for.
+/// The reason why products of a net's layers don't fail.
 pub(crate) const FITS: &str = "the layers of a net fit";
 
 /// A copy of a layer as products read it; `None` where oneDNN can't make one.
@@ -212,8 +212,8 @@ pub(crate) fn pack(weight: &Tensor, bias: Option<&Tensor>, kind: Kind) -> Option
     PackedLinear::new(weight, bias, kind).ok()
 }
 
-/// Takes a weight out of learning, for good. Where it was packed its memory is given back, and every handle of it is then
-/// empty; else it is stored as `kind`.
+/// Freezes a weight permanently. Where it was packed its memory is given back, and every handle of it is then empty; else it is
+/// stored as `kind`.
 pub(crate) fn retire(weight: &mut Tensor, packed: bool, kind: Kind) {
     if packed {
         weight.set_data(&Tensor::empty([0], (weight.kind(), weight.device())));
@@ -232,7 +232,8 @@ pub(crate) struct LayerNorm {
 
 impl LayerNorm {
     pub(crate) fn new(s: &Scope, width: i64, eps: f64) -> LayerNorm {
-        let (weight, bias) = (s.constant("weight", &[width], 1.0), s.zeros("bias", &[width]));
+        let weight = s.constant("weight", &[width], 1.0);
+        let bias = s.zeros("bias", &[width]);
         LayerNorm { weight, bias, eps }
     }
 
@@ -253,14 +254,14 @@ impl LayerNorm {
 pub(crate) struct Stream {
     x: Tensor, // [B, T, D]
     branch: Option<Tensor>,
-    /// What products compute in, in a frozen net, whose sums are made in place.
+    /// The compute type of a frozen net, whose sums are made in place; `None` in a net that learns.
     frozen: Option<Kind>,
-    /// But for rows that no fused loop takes.
+    /// Whether a fused loop takes rows of this width.
     fused: bool,
 }
 
 impl Stream {
-    /// Begins with `x`, which nobody else holds.
+    /// A stream that begins with `x`, of which there must be no other handle.
     pub(crate) fn new(x: Tensor, frozen: Option<Kind>) -> Stream {
         let fused = torch_ext::fuses(x.device(), x.size().last().copied().unwrap_or(0));
         let x = x.to_kind(Kind::Float);
@@ -270,10 +271,10 @@ impl Stream {
 
     /// x += branch
     pub(crate) fn add(&mut self, branch: Tensor) {
-        self.settle();
+        self.add_branch();
         self.branch = Some(branch);
         if !self.fused {
-            self.settle();
+            self.add_branch();
         }
     }
 
@@ -284,7 +285,8 @@ impl Stream {
         if !self.fused {
             return norm.forward(&self.x).to_kind(kind);
         }
-        let (branch, norm) = (self.branch.take(), norm.view());
+        let branch = self.branch.take();
+        let norm = norm.view();
         if self.frozen.is_some() {
             return torch_ext::add_layer_norm(&mut self.x, branch.as_ref(), norm, kind).expect(F32);
         }
@@ -293,15 +295,15 @@ impl Stream {
         normed
     }
 
-    /// x, as it is now: what comes later doesn't change it.
+    /// x as it is now; later sums don't change the result.
     pub(crate) fn value(&mut self) -> Tensor {
-        self.settle();
+        self.add_branch();
         if self.frozen.is_some() { self.x.copy() } else { self.x.shallow_clone() }
     }
 
     /// x of the first `n` tokens only, from now on.
     pub(crate) fn keep_first(&mut self, n: i64) {
-        self.settle();
+        self.add_branch();
         if self.x.size()[1] > n {
             self.x = self.x.narrow(1, 0, n);
             if self.fused {
@@ -310,7 +312,8 @@ impl Stream {
         }
     }
 
-    fn settle(&mut self) {
+    /// Adds the branch that waits.
+    fn add_branch(&mut self) {
         match self.branch.take() {
             Some(branch) if self.frozen.is_some() => self.x += branch,
             Some(branch) => self.x = &self.x + branch,
@@ -319,7 +322,7 @@ impl Stream {
     }
 }
 
-/// What the norm of a fused stream never fails for.
+/// The reason why the norm of a fused stream doesn't fail.
 const F32: &str = "the stream is f32, contiguous, and of rows that fuse";
 
 /// `x sigmoid(1.702 x)`, OpenAI's stand-in for GELU.

@@ -61,8 +61,10 @@ impl NetConfig {
         }
     }
 
+    /// Checks that the sizes make a network.
+    ///
     /// # Errors
-    /// Names the size that makes no network, and what is allowed.
+    /// Names the size that makes none, and what is allowed.
     pub fn check(&self) -> Result<(), ModelError> {
         match self {
             NetConfig::Clip(config) => config.check(),

@@ -1,5 +1,5 @@
-//! What an image goes through before a net sees it, besides normalisation: this program's words for it, and those of
-//! open_clip, timm and Hugging Face.
+//! Resizing and cropping of an image before a net sees it, normalisation apart: settings as this program writes them, and as
+//! open_clip, timm and Hugging Face do.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -7,22 +7,22 @@ use serde_json::{Value, json};
 
 use crate::ModelError;
 
-/// What is brought to `size / crop_pct`, before the centre is cut out.
+/// The side that is brought to `size / crop_pct`, before the centre is cut out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Resize {
-    /// The shorter side: what the longer one has more is cut. timm's `center`.
+    /// The shorter side: the excess of the longer one is cut. timm's `center`.
     #[default]
     #[serde(alias = "center")]
     Shortest,
-    /// The longer side: what the shorter one lacks is filled. timm's `border`.
+    /// The longer side: the rest of the shorter one is filled. timm's `border`.
     #[serde(alias = "border")]
     Longest,
     /// Both sides, whatever becomes of the proportions.
     Squash,
 }
 
-/// The filter, antialiased but for the nearest pixel.
+/// The resampling filter, antialiased except for the nearest pixel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Interpolation {
@@ -52,32 +52,32 @@ const RESAMPLE: [Interpolation; 6] = [
     Interpolation::Hamming,
 ];
 
-/// Whose way is followed where no setting tells.
+/// The program whose way is followed where settings don't say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Convention {
     /// Palettes and alpha become RGB after resizing.
     #[default]
     OpenClip,
-    /// Before.
+    /// They become RGB before resizing.
     Timm,
-    /// Before, on white paper; and a centre between two pixels goes to the upper left, not to the even one.
+    /// They become RGB before resizing, on white; and a centre between two pixels goes to the upper left, not to the even one.
     Hf,
 }
 
-/// What an image goes through. The default is CLIP's: shorter side, bicubic, centre.
+/// Resizing and cropping of an image. The default is CLIP's: shorter side, bicubic, centre.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Preprocess {
-    /// What is resized.
+    /// The side that is resized.
     pub resize: Resize,
-    /// By which filter.
+    /// The filter.
     pub interpolation: Interpolation,
     /// The net's share of the resized image's side, in (0, 1].
     pub crop_pct: f64,
     /// Red, green and blue of what the image doesn't cover.
     pub fill: [u8; 3],
-    /// Whose way is followed where no setting tells.
+    /// The program whose way is followed where settings don't say.
     pub convention: Convention,
 }
 
@@ -94,21 +94,23 @@ impl Default for Preprocess {
 }
 
 /// The largest side that an image is resized to.
-const MOST_SIDE: i64 = 1 << 16;
+const MAX_SIDE: i64 = 1 << 16;
 
 impl Preprocess {
     pub(crate) fn is_default(&self) -> bool {
         *self == Preprocess::default()
     }
 
+    /// Checks that an image can be cropped so for a net of `image_size`.
+    ///
     /// # Errors
-    /// When there is no such crop of a net of `image_size`.
+    /// When it can't.
     pub(crate) fn check(&self, image_size: i64) -> Result<(), ModelError> {
-        if 0.0 < self.crop_pct && self.crop_pct <= 1.0 && self.side(image_size) <= MOST_SIDE {
+        if 0.0 < self.crop_pct && self.crop_pct <= 1.0 && self.side(image_size) <= MAX_SIDE {
             return Ok(());
         }
         Err(ModelError::Config(format!(
-            "preprocess.crop_pct = {}: must be above 0, at most 1, and leave images within {MOST_SIDE} pixels",
+            "preprocess.crop_pct = {}: must be above 0, at most 1, and leave images within {MAX_SIDE} pixels",
             self.crop_pct
         )))
     }
@@ -197,7 +199,7 @@ impl Preprocess {
                 usual.interpolation
             }
         };
-        let edge = |value: &Value| value.as_i64().filter(|side| (1..=MOST_SIDE).contains(side));
+        let edge = |value: &Value| value.as_i64().filter(|side| (1..=MAX_SIDE).contains(side));
         let square =
             |size: &Value| edge(&size["height"]).filter(|_| size["height"] == size["width"]);
         let size = &cfg["size"];
@@ -304,12 +306,12 @@ fn crop_pct(crop: i64, side: i64) -> f64 {
     if again == side { share } else { crop as f64 / (side as f64 + 0.5) }
 }
 
-/// What timm fills with.
+/// The colour that timm fills with.
 fn filled_by(mean: [f64; 3]) -> [u8; 3] {
     mean.map(|channel| (255.0 * channel).round_ties_even() as u8)
 }
 
-/// What a configuration asks for, else what is usual; noted where it isn't known.
+/// The value that a configuration asks for, or `usual` where it has none; a value that isn't known is noted.
 fn asked<T: DeserializeOwned + Serialize>(
     key: &str,
     value: &Value,

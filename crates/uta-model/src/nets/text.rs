@@ -124,7 +124,8 @@ struct Block {
 
 impl Block {
     fn new(s: &Scope, c: &TextConfig) -> Block {
-        let (d, mlp) = (c.width, s / "mlp");
+        let d = c.width;
+        let mlp = s / "mlp";
         Block {
             ln_1: LayerNorm::new(&(s / "ln_1"), d, EPS),
             attn: Attention::new(&(s / "attn"), c),
@@ -165,7 +166,9 @@ impl Attention {
     fn forward(&self, x: &Tensor) -> Tensor {
         let qkv = x.linear(&self.in_proj_weight, Some(&self.in_proj_bias)).chunk(3, -1);
         let heads_first = |x: &Tensor| x.unflatten(-1, [self.heads, -1]).transpose(1, 2);
-        let (q, k, v) = (heads_first(&qkv[0]), heads_first(&qkv[1]), heads_first(&qkv[2]));
+        let q = heads_first(&qkv[0]);
+        let k = heads_first(&qkv[1]);
+        let v = heads_first(&qkv[2]);
         layers::attention(&q, &k, &v, None, true)
             .transpose(1, 2)
             .flatten(2, 3)

@@ -13,7 +13,7 @@ const MIM_HEAD: Part = ("lm_head.", "visual.head.", SAME);
 pub(super) const FUSED_CLIP: Adapter = Adapter {
     family: "eva-clip, fused",
     layout: Layout::EvaClip,
-    marks: &[Has("visual.blocks.0.attn.qkv.weight"), Has("visual.blocks.0.attn.q_bias")],
+    signs: &[Has("visual.blocks.0.attn.qkv.weight"), Has("visual.blocks.0.attn.q_bias")],
     expresses: |c| is_fused(c) && c.rel_pos == RelPos::None && !c.mask_token,
     parts: &[("visual.", "visual.", FUSED), TEXT, FLAT_TEXT, SCALE],
     ignored: &["visual.rope.*", "visual.blocks.*.attn.rope.*", "text.attn_mask"],
@@ -31,7 +31,7 @@ pub(super) const SPLIT_CLIP: Adapter = Adapter {
 pub(super) const PRETRAINING: Adapter = Adapter {
     family: "eva02 pre-training",
     layout: Layout::EvaClip,
-    marks: &[Has("blocks.0.attn.q_proj.weight"), Has("blocks.0.mlp.w1.weight")],
+    signs: &[Has("blocks.0.attn.q_proj.weight"), Has("blocks.0.mlp.w1.weight")],
     expresses: |c| is_split(c) && c.mask_token,
     parts: &[MIM_HEAD, ("", "visual.", SAME)],
     ignored: EVA_IGNORED,
@@ -41,7 +41,7 @@ pub(super) const PRETRAINING: Adapter = Adapter {
 pub(super) const FUSED_PRETRAINING: Adapter = Adapter {
     family: "eva, beit pre-training",
     layout: Layout::EvaClip,
-    marks: &[Has("blocks.0.attn.qkv.weight"), Has("blocks.0.attn.q_bias"), Has("mask_token")],
+    signs: &[Has("blocks.0.attn.qkv.weight"), Has("blocks.0.attn.q_bias"), Has("mask_token")],
     expresses: |c| (is_fused(c) || is_packed(c)) && c.mask_token,
     parts: &[MIM_HEAD, ("", "visual.", FUSED)],
     // BEiT v2 trains a short second branch besides.

@@ -59,7 +59,7 @@ const HF_TEXT: &[Rule] = &[
 pub(super) const CLIP: Adapter = Adapter {
     family: "hugging face clip",
     layout: Layout::Hf,
-    marks: &[Has("vision_model.encoder.layers.0.self_attn.q_proj.weight")],
+    signs: &[Has("vision_model.encoder.layers.0.self_attn.q_proj.weight")],
     expresses: is_clip,
     parts: &[
         ("vision_model.", "visual.", HF_VISION),

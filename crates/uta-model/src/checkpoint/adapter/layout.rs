@@ -2,7 +2,7 @@
 
 use crate::ModelError;
 
-/// What a user asks a checkpoint to be written as. Each has one or more [`Adapter`]s, for nets of different build.
+/// The layout that a checkpoint is written in. Each has one or more adapters, for nets of different build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// This program's own, which are UTA's official names: `config.json`, `model.safetensors` and, for PyTorch, a loader.
@@ -18,7 +18,7 @@ pub enum Layout {
 }
 
 impl Layout {
-    /// All, by the name that a user gives them.
+    /// All layouts, by the names that users give them.
     pub const ALL: [(&'static str, Layout); 5] = [
         ("uta", Layout::Uta),
         ("open-clip", Layout::OpenClip),

@@ -20,11 +20,11 @@ use tch::Tensor;
 pub(crate) use self::builds::is_clip;
 pub use self::layout::Layout;
 pub use self::rules::Adapter;
-use self::rules::{Has, Mark, Packed};
+use self::rules::{Has, Packed, Sign};
 use crate::{ModelError, VitConfig};
 
 impl Adapter {
-    /// Every family, those with the more telling marks first.
+    /// Every family, those with the more telling signs first.
     pub const ALL: &'static [Adapter] = &[
         hugging_face::CLIP,
         open_clip::CLIP,
@@ -47,13 +47,13 @@ impl Adapter {
     pub fn detect(tensors: &BTreeMap<String, Tensor>) -> Option<&'static Adapter> {
         let size =
             |key: &str, dim: usize| tensors.get(key).and_then(|t| t.size().get(dim).copied());
-        let holds = |mark: &Mark| match mark {
+        let holds = |sign: &Sign| match sign {
             Has(key) => tensors.contains_key(*key),
             Packed(up, down) => {
                 size(up, 0).is_some() && size(up, 0) == size(down, 1).map(|n| 2 * n)
             }
         };
-        Adapter::ALL.iter().find(|adapter| adapter.marks.iter().all(holds))
+        Adapter::ALL.iter().find(|adapter| adapter.signs.iter().all(holds))
     }
 
     /// The names that `layout` has for such an image encoder.

@@ -68,7 +68,7 @@ const CLIP_IGNORED: &[&str] = &[
 pub(super) const CLIP: Adapter = Adapter {
     family: "openai, open_clip",
     layout: Layout::OpenClip,
-    marks: &[Has("visual.class_embedding"), Has("visual.conv1.weight")],
+    signs: &[Has("visual.class_embedding"), Has("visual.conv1.weight")],
     expresses: is_clip,
     parts: &[("visual.", "visual.", CLIP_VISION), FLAT_TEXT, TEXT, SCALE],
     ignored: CLIP_IGNORED,
@@ -78,7 +78,7 @@ pub(super) const CLIP: Adapter = Adapter {
 pub(super) const EVA02_TRUNK: Adapter = Adapter {
     family: "open_clip, timm eva02 trunk",
     layout: Layout::OpenClip,
-    marks: &[Has("visual.trunk.blocks.0.mlp.fc1_g.weight")],
+    signs: &[Has("visual.trunk.blocks.0.mlp.fc1_g.weight")],
     expresses: |c| is_split(c) && !c.mask_token,
     parts: &[("visual.trunk.", "visual.", TIMM_SPLIT), HEAD_PROJ, TEXT, FLAT_TEXT, SCALE],
     ignored: CLIP_IGNORED,
@@ -88,7 +88,7 @@ pub(super) const EVA02_TRUNK: Adapter = Adapter {
 pub(super) const PACKED_EVA02_TRUNK: Adapter = Adapter {
     family: "open_clip, timm packed eva02 trunk",
     layout: Layout::OpenClip,
-    marks: &[
+    signs: &[
         Packed("visual.trunk.blocks.0.mlp.fc1.weight", "visual.trunk.blocks.0.mlp.fc2.weight"),
         Has("visual.trunk.blocks.0.attn.q_bias"),
     ],
@@ -101,7 +101,7 @@ pub(super) const PACKED_EVA02_TRUNK: Adapter = Adapter {
 pub(super) const EVA_TRUNK: Adapter = Adapter {
     family: "open_clip, timm eva trunk",
     layout: Layout::OpenClip,
-    marks: &[
+    signs: &[
         Has("visual.trunk.blocks.0.attn.qkv.weight"),
         Has("visual.trunk.blocks.0.attn.q_bias"),
     ],
@@ -114,7 +114,7 @@ pub(super) const EVA_TRUNK: Adapter = Adapter {
 pub(super) const VIT_TRUNK: Adapter = Adapter {
     family: "open_clip, timm vit trunk",
     layout: Layout::OpenClip,
-    marks: &[Has("visual.trunk.blocks.0.attn.qkv.bias")],
+    signs: &[Has("visual.trunk.blocks.0.attn.qkv.bias")],
     expresses: is_trunk_vit,
     parts: &[HEAD_PROJ, ("visual.trunk.", "visual.", TIMM_VIT), TEXT, FLAT_TEXT, SCALE],
     ignored: CLIP_IGNORED,

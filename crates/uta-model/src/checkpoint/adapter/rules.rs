@@ -7,15 +7,16 @@ use tch::Tensor;
 use super::layout::Layout;
 use crate::VitConfig;
 
-/// How one checkpoint family names, joins and turns the tensors of a network.
+/// The names that one checkpoint family has for the tensors of a network, and how it joins and transposes them.
 #[derive(Debug)]
 pub struct Adapter {
     /// The family.
     pub family: &'static str,
     /// The layout it belongs to.
     pub layout: Layout,
-    /// What tells a file of this family from others; the first family of [`Adapter::ALL`] with all of its marks is it.
-    pub(super) marks: &'static [Mark],
+    /// Signs by which a file of this family is told from others; the first family of [`Adapter::ALL`] that shows all of its signs is
+    /// it.
+    pub(super) signs: &'static [Sign],
     /// Whether the family has names for such an image encoder.
     pub(super) expresses: fn(&VitConfig) -> bool,
     /// The first whose prefix and one of whose rules fits a key decides, in both directions.
@@ -25,13 +26,13 @@ pub struct Adapter {
 }
 
 #[derive(Debug)]
-pub(super) enum Mark {
+pub(super) enum Sign {
     /// There is such a key.
     Has(&'static str),
     /// The first tensor has twice as many rows as the second has columns: a gate and its value packed together.
     Packed(&'static str, &'static str),
 }
-pub(super) use Mark::{Has, Packed};
+pub(super) use Sign::{Has, Packed};
 
 /// A part of the net: their prefix, ours, and the rules for what follows the prefix.
 pub(super) type Part = (&'static str, &'static str, &'static [Rule]);
@@ -45,7 +46,7 @@ pub(super) type Rule = (&'static [&'static str], &'static [&'static str], Form);
 
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Form {
-    /// Alike.
+    /// No difference.
     Same,
     /// Ours has this many leading dimensions of size 1 more.
     Batched(usize),
@@ -100,7 +101,7 @@ impl Adapter {
                 continue;
             }
             let pieces = cut(&tensor, ours.len()).and_then(|pieces| {
-                pieces.iter().map(|piece| turned(piece, found.rule.2)).collect::<Option<Vec<_>>>()
+                pieces.iter().map(|piece| reshaped(piece, found.rule.2)).collect::<Option<Vec<_>>>()
             });
             match pieces {
                 // Of two of theirs for one of ours, the second is one too many.
@@ -150,13 +151,14 @@ impl Adapter {
         out
     }
 
-    /// What a file of this family calls our tensor `name` of this shape: names and shapes, several where ours is theirs
+    /// The names and shapes that a file of this family has for our tensor `name` of this shape: several where ours is theirs
     /// joined. A name that no rule knows is theirs already.
     pub(crate) fn theirs(&self, name: &str, shape: &[i64]) -> Vec<(String, Vec<i64>)> {
         let Some(found) = self.rule(name, |part| part.1, |rule| rule.1) else {
             return vec![(name.to_owned(), shape.to_vec())];
         };
-        let (theirs, ours) = (found.rule.0.len() as i64, found.rule.1.len() as i64);
+        let theirs = found.rule.0.len() as i64;
+        let ours = found.rule.1.len() as i64;
         let mut shape = match found.rule.2 {
             Same => shape.to_vec(),
             Batched(n) => shape.iter().skip(n).copied().collect(),
@@ -178,29 +180,29 @@ impl Adapter {
         key: &'a str,
         prefix: fn(&Part) -> &'static str,
         side: fn(&Rule) -> &'static [&'static str],
-    ) -> Option<Found<'a>> {
+    ) -> Option<Match<'a>> {
         self.parts.iter().find_map(|part| {
             let rest = key.strip_prefix(prefix(part))?;
             part.2.iter().find_map(|rule| {
                 side(rule).iter().enumerate().find_map(|(place, pattern)| {
-                    Some(Found { part, rule, place, parts: matches(pattern, rest)? })
+                    Some(Match { part, rule, place, parts: matches(pattern, rest)? })
                 })
             })
         })
     }
 }
 
-/// A rule that knows a key.
-struct Found<'a> {
+/// A rule that matches a key.
+struct Match<'a> {
     part: &'static Part,
     rule: &'static Rule,
-    /// Which of the names it is.
+    /// Which of the rule's names it is.
     place: usize,
-    /// What its `*` and `**` stand for.
+    /// The segments that its `*` and `**` stand for.
     parts: Vec<&'a str>,
 }
 
-impl Found<'_> {
+impl Match<'_> {
     fn names(&self, prefix: &str, patterns: &[&str]) -> Vec<String> {
         patterns.iter().map(|pattern| prefix.to_owned() + &fill(pattern, &self.parts)).collect()
     }
@@ -239,8 +241,8 @@ fn cut(tensor: &Tensor, count: usize) -> Option<Vec<Tensor>> {
     }
 }
 
-/// Theirs as ours.
-fn turned(tensor: &Tensor, form: Form) -> Option<Tensor> {
+/// Their tensor in our form; `None` where it has none.
+fn reshaped(tensor: &Tensor, form: Form) -> Option<Tensor> {
     match form {
         Same => Some(tensor.shallow_clone()),
         Batched(n) => Some((0..n).fold(tensor.shallow_clone(), |t, _| t.unsqueeze(0))),
@@ -248,7 +250,7 @@ fn turned(tensor: &Tensor, form: Form) -> Option<Tensor> {
     }
 }
 
-/// What the `*` and `**` of `pattern` stand for in `key`.
+/// The segments that the `*` and `**` of `pattern` stand for in `key`; `None` where they don't match.
 fn matches<'a>(pattern: &str, key: &'a str) -> Option<Vec<&'a str>> {
     let mut found = Vec::new();
     let mut rest = Some(key);

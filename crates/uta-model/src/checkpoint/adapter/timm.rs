@@ -45,7 +45,7 @@ pub(super) const EVA_IGNORED: &[&str] = &[
 pub(super) const VIT: Adapter = Adapter {
     family: "timm vit, mae",
     layout: Layout::Timm,
-    marks: &[Has("blocks.0.attn.qkv.bias"), Has("patch_embed.proj.weight")],
+    signs: &[Has("blocks.0.attn.qkv.bias"), Has("patch_embed.proj.weight")],
     expresses: is_timm_vit,
     parts: &[("", "visual.", TIMM_VIT)],
     // The rest of MAE's pre-training: its mask token is the decoder's.
@@ -63,7 +63,7 @@ pub(super) const VIT: Adapter = Adapter {
 pub(super) const PACKED_EVA02: Adapter = Adapter {
     family: "timm packed eva02",
     layout: Layout::Timm,
-    marks: &[
+    signs: &[
         Packed("blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight"),
         Has("blocks.0.attn.q_bias"),
     ],
@@ -77,7 +77,7 @@ impl Adapter {
     pub const TIMM_EVA02: Adapter = Adapter {
         family: "timm eva02",
         layout: Layout::Timm,
-        marks: &[Has("blocks.0.mlp.fc1_g.weight")],
+        signs: &[Has("blocks.0.mlp.fc1_g.weight")],
         expresses: |c| is_split(c) && !c.mask_token,
         parts: &[("", "visual.", TIMM_SPLIT)],
         ignored: EVA_IGNORED,
@@ -87,7 +87,7 @@ impl Adapter {
     pub const TIMM_EVA01: Adapter = Adapter {
         family: "timm eva, beit",
         layout: Layout::Timm,
-        marks: &[Has("blocks.0.attn.qkv.weight"), Has("blocks.0.attn.q_bias")],
+        signs: &[Has("blocks.0.attn.qkv.weight"), Has("blocks.0.attn.q_bias")],
         expresses: |c| is_fused(c) && !c.mask_token,
         parts: &[("", "visual.", FUSED)],
         ignored: EVA_IGNORED,

@@ -9,7 +9,7 @@ impl Adapter {
     pub const UTA: Adapter = Adapter {
         family: "uta, eva-clip",
         layout: Layout::Uta,
-        marks: &[Has("visual.blocks.0.attn.q_proj.weight")],
+        signs: &[Has("visual.blocks.0.attn.q_proj.weight")],
         expresses: |_| true,
         parts: &[("", "", SAME)],
         ignored: &["visual.rope.*", "visual.blocks.*.attn.rope.*", "text.attn_mask"],

@@ -1,4 +1,4 @@
-//! Configurations of other programs: what open_clip, Hugging Face and timm say of a net beside its weights.
+//! Configurations of other programs: those that open_clip, Hugging Face and timm put beside weights.
 
 use std::fs;
 use std::path::Path;
@@ -23,7 +23,7 @@ fn take_rgb(value: &Value, key: &str, into: &mut [f64; 3]) {
     }
 }
 
-/// Refuses what a configuration asks for and the net here hasn't. `known` holds the only values that are, as JSON.
+/// Refuses settings that nets here haven't. `known` has the keys and the only value that each may have, as JSON.
 fn only(what: &str, value: &Value, known: &[(&str, &str)]) -> Result<(), String> {
     for (key, wanted) in known {
         let found = &value[key];
@@ -41,7 +41,8 @@ fn only(what: &str, value: &Value, known: &[(&str, &str)]) -> Result<(), String>
 /// Refuses open_clip's configurations of nets that aren't known here, by what they are.
 pub(super) fn known_to_us(value: &Value) -> Result<(), String> {
     let model = value.get("model_cfg").unwrap_or(value);
-    let (vision, text) = (&model["vision_cfg"], &model["text_cfg"]);
+    let vision = &model["vision_cfg"];
+    let text = &model["text_cfg"];
     if !model["multimodal_cfg"].is_null() {
         return Err(
             "has a multimodal_cfg: a CoCa, which also writes texts, is not known here".into()
@@ -109,7 +110,8 @@ pub(super) fn open_clip(value: &Value, config: &mut ClipConfig) {
     let model = value.get("model_cfg").unwrap_or(value);
     take(model, "embed_dim", &mut config.embed_dim);
     let quick = model["quick_gelu"].as_bool().unwrap_or(false);
-    let (vision, v) = (&model["vision_cfg"], &mut config.vision);
+    let vision = &model["vision_cfg"];
+    let v = &mut config.vision;
     if let Some(name) = vision["timm_model_name"].as_str() {
         timm_name(name, v);
     } else {
@@ -135,7 +137,7 @@ pub(super) fn open_clip(value: &Value, config: &mut ClipConfig) {
     take_rgb(&value["preprocess_cfg"], "std", &mut config.std);
 }
 
-/// What the name of a timm architecture says.
+/// Takes over the facts that the name of a timm architecture tells.
 fn timm_name(name: &str, v: &mut VitConfig) {
     if name.contains("enormous") {
         v.post_norm = true;
@@ -153,7 +155,8 @@ pub(super) fn hugging_face(value: &Value, config: &mut ClipConfig) -> Result<(),
         other => Err(format!("hidden_act = {other:?}: only quick_gelu and gelu are known here")),
     };
     take(value, "projection_dim", &mut config.embed_dim);
-    let (vision, v) = (&value["vision_config"], &mut config.vision);
+    let vision = &value["vision_config"];
+    let v = &mut config.vision;
     take(vision, "image_size", &mut v.image_size);
     take(vision, "patch_size", &mut v.patch_size);
     take(vision, "hidden_size", &mut v.width);
@@ -179,7 +182,7 @@ pub(super) fn hugging_face(value: &Value, config: &mut ClipConfig) -> Result<(),
     Ok(())
 }
 
-/// What pixels go through, which Hugging Face keeps in a file of its own.
+/// Resizing, cropping and normalisation, which Hugging Face keeps in a file of its own.
 pub(super) fn preprocessor(
     config_file: &Path,
     config: &mut ClipConfig,
@@ -203,7 +206,8 @@ pub(super) fn preprocessor(
 
 /// `config.json` of a timm hub folder (`timm/models/_hub.py`).
 pub(super) fn timm(value: &Value, config: &mut ClipConfig) -> Result<(), String> {
-    let (args, v) = (&value["model_args"], &mut config.vision);
+    let args = &value["model_args"];
+    let v = &mut config.vision;
     let name = value["architecture"].as_str().unwrap_or_default();
     timm_name(name, v);
     take(args, "num_heads", &mut v.heads);
@@ -227,7 +231,7 @@ pub(super) fn timm(value: &Value, config: &mut ClipConfig) -> Result<(), String>
     Ok(())
 }
 
-/// What timm says of pictures: in a part of its own or, in files of its first versions, among the rest.
+/// timm's settings of pictures: in a part of their own or, in files of its first versions, among the rest.
 pub(super) fn pretrained_cfg(value: &Value) -> &Value {
     value.get("pretrained_cfg").unwrap_or(value)
 }

@@ -1,11 +1,11 @@
-//! Where a user's model lies: its weights, and the configuration beside them.
+//! The files of a user's model: its weights, and the configuration beside them.
 
 use std::path::{Path, PathBuf};
 
 use crate::ModelError;
 use crate::checkpoint::hints;
 
-/// What folders hold: a configuration and, beside it, the first of these weights that is there.
+/// Files of a model's folder: a configuration and, beside it, the first of these weights that is there.
 const FOLDERS: [(&str, &[&str]); 2] = [
     ("open_clip_config.json", &["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]),
     (

@@ -1,5 +1,5 @@
-//! What a user's model is: where its weights lie, which family's names they have, and of what build the net is. That comes
-//! from the configuration beside the weights, else from the tensors' shapes, else from an architecture that the user names.
+//! A user's model: its weights, the family whose names they have, and the build of the net. That comes from an architecture
+//! that the user names, else from the configuration beside the weights, else from the tensors' shapes.
 
 mod configs;
 mod locate;
@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// A net this many times larger than its file is refused before its names are compared.
-const MOST_MISSING: i64 = 16;
+const MAX_MISSING: i64 = 16;
 
 /// A user's model: weights under this program's names, and the sizes of the net that they fill.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub struct Origin {
     pub family: &'static str,
     /// The net's kind and sizes.
     pub config: NetConfig,
-    /// What neither the file nor its configuration tells and was assumed, and why; for the user to read.
+    /// Assumptions about what neither the file nor its configuration tells, and why; for the user to read.
     pub notes: Vec<String>,
     checkpoint: Checkpoint,
 }
@@ -67,17 +67,17 @@ impl Origin {
         let (weights, beside) = locate::locate(path)?;
         let checkpoint = Checkpoint::read(&weights)?;
         let stated = match arch {
-            Some(arch) => Stated::arch(arch, &checkpoint)?,
-            None => beside.as_deref().map(Stated::read).transpose()?,
+            Some(arch) => Config::arch(arch, &checkpoint)?,
+            None => beside.as_deref().map(Config::read).transpose()?,
         };
-        if let Some(Stated::In(file, Format::OpenClip, value)) = &stated {
+        if let Some(Config::Foreign(file, Format::OpenClip, value)) = &stated {
             // Before names are compared: what kind of net it is says more than which names it hasn't.
             configs::known_to_us(value).map_err(|message| ModelError::format(file, message))?;
         }
         let detected = Adapter::detect(&checkpoint.tensors);
         let adapter = match (detected, &stated) {
             (Some(adapter), _) => adapter,
-            (None, Some(Stated::Exactly(_))) => &Adapter::UTA,
+            (None, Some(Config::Own(_))) => &Adapter::UTA,
             (None, _) => {
                 let keys: Vec<&str> =
                     checkpoint.tensors.keys().take(3).map(String::as_str).collect();
@@ -93,7 +93,7 @@ impl Origin {
         let checkpoint = checkpoint.adapted(adapter);
         let mut notes = vec![];
         let config = match stated {
-            Some(Stated::Exactly(mut config)) => {
+            Some(Config::Own(mut config)) => {
                 match &mut config {
                     NetConfig::Clip(clip) => {
                         // A student's checkpoint holds what is trained, and that is its image encoder.
@@ -109,7 +109,7 @@ impl Origin {
             stated => {
                 let mut config = shapes::infer(&weights, &checkpoint.tensors)?;
                 match &stated {
-                    Some(Stated::In(file, format, value)) => {
+                    Some(Config::Foreign(file, format, value)) => {
                         let read = match format {
                             Format::OpenClip => {
                                 configs::open_clip(value, &mut config);
@@ -181,7 +181,8 @@ impl Origin {
     }
 
     fn of_another_kind(&self, needed: &'static str, by: &str) -> ModelError {
-        let (path, found) = (self.weights.clone(), self.config.kind());
+        let path = self.weights.clone();
+        let found = self.config.kind();
         ModelError::Kind { path, found, by: by.into(), needed }
     }
 
@@ -193,7 +194,7 @@ impl Origin {
         // A damaged or hostile configuration must not make the machine swap.
         let stored: i64 = self.tensors().values().map(|t| t.numel() as i64).sum();
         let wanted = self.config.parameters();
-        if wanted / MOST_MISSING > stored {
+        if wanted / MAX_MISSING > stored {
             let message = format!("holds {stored} numbers, and the net has {wanted} parameters");
             return Err(ModelError::format(&self.weights, message));
         }
@@ -204,14 +205,15 @@ impl Origin {
     }
 }
 
-/// What is said about the net, besides its tensors.
-enum Stated {
-    /// Every size.
-    Exactly(NetConfig),
-    /// Some, in another program's words.
-    In(PathBuf, Format, Value),
+/// A configuration that comes with the weights.
+enum Config {
+    /// This program's own, which has every size.
+    Own(NetConfig),
+    /// Another program's, which has some, and its file.
+    Foreign(PathBuf, Format, Value),
 }
 
+/// The program that wrote a configuration.
 #[derive(Clone, Copy)]
 enum Format {
     OpenClip,
@@ -219,7 +221,7 @@ enum Format {
     Timm,
 }
 
-/// A key that only such a configuration has.
+/// Keys that tell whose configuration it is.
 const FORMATS: [(&str, Format); 4] = [
     ("model_cfg", Format::OpenClip),
     ("vision_cfg", Format::OpenClip),
@@ -227,8 +229,8 @@ const FORMATS: [(&str, Format); 4] = [
     ("architecture", Format::Timm),
 ];
 
-impl Stated {
-    fn read(path: &Path) -> Result<Stated, ModelError> {
+impl Config {
+    fn read(path: &Path) -> Result<Config, ModelError> {
         let text = fs::read_to_string(path).map_err(ModelError::io(path))?;
         let wrong = |e: serde_json::Error| ModelError::format(path, e.to_string());
         let value: Value = serde_json::from_str(&text).map_err(|e| {
@@ -239,19 +241,19 @@ impl Stated {
             }
         })?;
         match FORMATS.iter().find(|(key, _)| value.get(key).is_some()) {
-            Some((_, format)) => Ok(Stated::In(path.to_owned(), *format, value)),
+            Some((_, format)) => Ok(Config::Foreign(path.to_owned(), *format, value)),
             None => {
                 let config = NetConfig::from_json(&text);
-                config.map(Stated::Exactly).map_err(|message| ModelError::format(path, message))
+                config.map(Config::Own).map_err(|message| ModelError::format(path, message))
             }
         }
     }
 
     /// A preset by name, else a file. A preset's text encoder is taken where the weights have one.
-    fn arch(arch: &str, checkpoint: &Checkpoint) -> Result<Option<Stated>, ModelError> {
+    fn arch(arch: &str, checkpoint: &Checkpoint) -> Result<Option<Config>, ModelError> {
         let path = Path::new(arch);
         if path.is_file() {
-            return Stated::read(path).map(Some);
+            return Config::read(path).map(Some);
         }
         let vision = VitConfig::preset(arch)
             .map_err(|e| ModelError::Config(format!("--arch {arch}: no such file, and {e}")))?;
@@ -269,7 +271,7 @@ impl Stated {
         if shapes::knows_no_clip(&config.vision) {
             (config.mean, config.std) = (IMAGENET_MEAN, IMAGENET_STD);
         }
-        Ok(Some(Stated::Exactly(NetConfig::Clip(config))))
+        Ok(Some(Config::Own(NetConfig::Clip(config))))
     }
 }
 
@@ -284,7 +286,8 @@ mod tests {
 
     #[test]
     fn a_net_of_another_kind_is_refused_in_one_line_by_who_needs_it() {
-        let (dir, _rng) = (tempfile::tempdir().unwrap(), seeded(0));
+        let dir = tempfile::tempdir().unwrap();
+        let _rng = seeded(0);
         Clip::new(&small(), Device::Cpu).save(dir.path(), Kind::Float).unwrap();
         let origin = Origin::open(dir.path(), None).unwrap();
         origin.clip_config("uta eval zeroshot").unwrap();

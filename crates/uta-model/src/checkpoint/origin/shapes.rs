@@ -14,7 +14,8 @@ const HEAD_WIDTHS: [(i64, i64); 4] = [(1280, 80), (1408, 88), (1664, 104), (1792
 /// The width of bigE, the one EVA net with post-norm blocks: no shape tells them from pre-norm ones.
 const POST_NORM_WIDTH: i64 = 1792;
 
-/// What names of files and folders say of the activation, the more telling first (`open_clip/pretrained.py`).
+/// Parts of file and folder names that tell whether the activation is QuickGELU, the more telling first
+/// (`open_clip/pretrained.py`).
 const QUICK_GELU_TAGS: [(&str, bool); 9] = [
     ("quickgelu", true),
     ("laion", false),
@@ -104,20 +105,19 @@ pub(super) fn infer(
         mask_token: has("visual.mask_token"),
         eps: if norm_pre { 1e-5 } else { 1e-6 },
     };
-    let text = match has("text.token_embedding.weight") {
-        false => None,
-        true => {
-            let width = need("text.token_embedding.weight", 1)?;
-            Some(TextConfig {
-                context_length: need("text.positional_embedding", 0)?,
-                vocab_size: need("text.token_embedding.weight", 0)?,
-                width,
-                heads: width / 64,
-                layers: blocks("text.transformer.resblocks."),
-                out: need("text.text_projection", 1)?,
-                quick_gelu: false,
-            })
-        }
+    let text = if has("text.token_embedding.weight") {
+        let width = need("text.token_embedding.weight", 1)?;
+        Some(TextConfig {
+            context_length: need("text.positional_embedding", 0)?,
+            vocab_size: need("text.token_embedding.weight", 0)?,
+            width,
+            heads: width / 64,
+            layers: blocks("text.transformer.resblocks."),
+            out: need("text.text_projection", 1)?,
+            quick_gelu: false,
+        })
+    } else {
+        None
     };
     let mut config = ClipConfig::new(vision, text);
     if knows_no_clip(&config.vision) && config.text.is_none() {
@@ -126,7 +126,7 @@ pub(super) fn infer(
     Ok(config)
 }
 
-/// What shapes don't tell, where no configuration does either.
+/// Assumes what shapes don't tell, where there is no configuration, and notes it.
 pub(super) fn assume(
     weights: &Path,
     openai: bool,

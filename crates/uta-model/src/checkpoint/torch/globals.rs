@@ -64,7 +64,7 @@ pub(super) fn storage_of(kind: Kind) -> Option<&'static str> {
     ELEMENTS.iter().find(|element| element.kind == Some(kind)).map(|element| element.storage)
 }
 
-/// What is known under a name; `None` is refused. This list is all that a checkpoint may mention.
+/// The meaning of a name; `None` is refused. This list is all that a checkpoint may mention.
 pub(super) fn global(module: &str, name: &str) -> Option<Global> {
     // Python 2 called it so.
     let module = if module == "__builtin__" { "builtins" } else { module };

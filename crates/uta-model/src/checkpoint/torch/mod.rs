@@ -37,14 +37,14 @@ use crate::checkpoint::file::OpenFile;
 /// Why a file isn't read, in words that follow its name.
 type Result<T> = std::result::Result<T, String>;
 
-/// Where training programs keep the weights among other things, in this order, as EVA's loader looks for them.
+/// Keys under which training programs keep the weights among other things, in the order in which EVA's loader looks for them.
 const WRAPPERS: [&str; 4] = ["model", "module", "state_dict", "model_state_dict"];
 
-/// How deep wrappers may lie in each other.
-const WRAPPED: usize = 3;
+/// The deepest nesting of wrappers.
+const MAX_WRAPPERS: usize = 3;
 
-/// How deep modules may lie in each other.
-const DEEPEST: usize = 100;
+/// The deepest nesting of modules.
+const MAX_DEPTH: usize = 100;
 
 /// The first value of the old format, lowest byte first; `torch/serialization.py` has it.
 const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
@@ -52,11 +52,11 @@ const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0
 /// The version of the old format.
 const PROTOCOL: i64 = 1001;
 
-/// What may be read before the entries of a zip file are known: this, and a 32nd of the file. An entry takes eight times the
+/// Bytes that may be read before the entries of a zip file are known: this, and a 32nd of the file. An entry takes eight times the
 /// memory that it takes in the file's directory, and a file of empty entries is nothing but directory.
 const DIRECTORY: u64 = 256 << 10;
 
-/// Where a storage must begin to be used where it lies: a multiple of every element's size.
+/// The alignment of storages that are used where they lie: a multiple of every element's size.
 const ALIGNED: u64 = 16;
 
 /// Bytes that are copied at once: fewer than torch would share among its threads, which costs more than it gains here.
@@ -79,7 +79,7 @@ pub(super) fn is_torch(open: &OpenFile) -> bool {
 enum Format {
     Zip,
     Legacy,
-    /// Of PyTorch before 0.1.10.
+    /// The tar file of PyTorch before 0.1.10.
     Tar,
 }
 
@@ -162,8 +162,8 @@ fn weights(nodes: &mut Nodes, root: Id, length: u64) -> Result<BTreeMap<String, 
         }
     };
     if let Node::Bag { script: true, .. } = nodes.get(root) {
-        walk(nodes, root, &mut String::new(), DEEPEST, &mut add)?;
-    } else if let Some(dict) = state_dict(nodes, root, WRAPPED) {
+        walk(nodes, root, &mut String::new(), MAX_DEPTH, &mut add)?;
+    } else if let Some(dict) = state_dict(nodes, root, MAX_WRAPPERS) {
         for &(key, value) in nodes.dict(dict).unwrap_or_default() {
             if matches!(nodes.get(value), Node::Tensor(_)) {
                 add(nodes.text(key).ok_or("holds a tensor whose name is no text")?, value)?;
@@ -245,7 +245,7 @@ struct Storages {
 enum Container {
     Zip {
         archive: ZipArchive<BufReader<Rationed>>,
-        /// What stands before the names of its entries.
+        /// The prefix of the names of its entries.
         prefix: String,
         length: u64,
         /// All of the file.
@@ -255,7 +255,7 @@ enum Container {
     Legacy { file: File, places: HashMap<String, (u64, u64)> },
 }
 
-/// A file of which so many bytes may yet be read.
+/// A file with a budget of bytes that may still be read.
 struct Rationed {
     file: File,
     left: Rc<Cell<u64>>,
@@ -379,12 +379,12 @@ fn open_legacy(file: File, length: u64, nodes: &mut Nodes) -> Result<(Id, Storag
     Ok((root, Storages { container, used: HashMap::new(), unpack: allowance(length) }))
 }
 
-/// Where an entry of a zip file lies.
+/// An entry of a zip file.
 struct Entry {
     index: usize,
     start: u64,
     size: u64,
-    /// Whether it is as it lies there.
+    /// Whether it is stored as it is, not compressed.
     stored: bool,
 }
 
@@ -399,7 +399,8 @@ impl Storages {
         };
         let wrong = |what: String| format!("is a damaged zip file: {name} {what}");
         let entry = archive.by_index_raw(index).map_err(|e| wrong(e.to_string()))?;
-        let (size, packed) = (entry.size(), entry.compressed_size());
+        let size = entry.size();
+        let packed = entry.compressed_size();
         let stored = match entry.compression() {
             CompressionMethod::Stored => true,
             CompressionMethod::Deflated => false,
@@ -532,7 +533,7 @@ impl Storages {
     }
 }
 
-/// What a view covers, in elements.
+/// The extent of a view, in elements.
 struct Reach {
     count: u64,
     /// The last that is shown, from the first.

@@ -30,7 +30,7 @@ const LONGEST_NAME: usize = 1024;
 /// The most dimensions of a tensor.
 const DIMENSIONS: usize = 64;
 
-/// What a pickle can hold here.
+/// A value in a pickle.
 #[derive(Debug)]
 pub(super) enum Node {
     None,
@@ -63,11 +63,11 @@ pub(super) struct Storage {
     pub key: Id,
     /// Elements that it promises.
     pub length: u64,
-    /// Where it begins in what is stored under `key`, in elements: old files share storages so.
+    /// Its first element among those that are stored under `key`: old files share storages so.
     pub start: u64,
 }
 
-/// A tensor: what it shows of a storage, in elements.
+/// A tensor: a view of a storage, in elements.
 #[derive(Debug)]
 pub(super) struct View {
     /// A [`Node::Storage`].
@@ -78,7 +78,7 @@ pub(super) struct View {
     pub stride: Vec<i64>,
 }
 
-/// A stream of which so many bytes are left.
+/// A stream, and the bytes that are left of it.
 #[derive(Debug)]
 pub(super) struct Source<R> {
     pub inner: R,
@@ -366,33 +366,41 @@ impl<R: BufRead> Machine<'_, R> {
                 0x94 => drop(self.memo.insert(self.memo.len() as u32, self.top()?)),
 
                 b'c' => {
-                    let (module, name) = (self.source.line()?, self.source.line()?);
+                    let module = self.source.line()?;
+                    let name = self.source.line()?;
                     self.global(&module, &name)?;
                 }
                 0x93 => {
-                    let (name, module) = (self.pop()?, self.pop()?);
+                    let name = self.pop()?;
+                    let module = self.pop()?;
                     let (Some(module), Some(name)) =
                         (self.nodes.text(module), self.nodes.text(name))
                     else {
                         return Err("names a global by what is no text".into());
                     };
-                    let (module, name) = (module.to_owned(), name.to_owned());
+                    let module = module.to_owned();
+                    let name = name.to_owned();
                     self.global(&module, &name)?;
                 }
                 b'i' => {
-                    let (module, name) = (self.source.line()?, self.source.line()?);
+                    let module = self.source.line()?;
+                    let name = self.source.line()?;
                     return Err(refused(&module, &name));
                 }
                 b'R' => {
-                    let (arguments, function) = (self.pop()?, self.pop()?);
+                    let arguments = self.pop()?;
+                    let function = self.pop()?;
                     self.reduce(function, arguments)?;
                 }
                 0x81 => {
-                    let (arguments, class) = (self.pop()?, self.pop()?);
+                    let arguments = self.pop()?;
+                    let class = self.pop()?;
                     self.reduce(class, arguments)?;
                 }
                 0x92 => {
-                    let (_keywords, arguments, class) = (self.pop()?, self.pop()?, self.pop()?);
+                    let _keywords = self.pop()?;
+                    let arguments = self.pop()?;
+                    let class = self.pop()?;
                     self.reduce(class, arguments)?;
                 }
                 b'b' => {
@@ -434,14 +442,14 @@ impl<R: BufRead> Machine<'_, R> {
     }
 
     fn pop(&mut self) -> Result<Id> {
-        // What lies below a mark belongs to somebody else.
+        // Values below a mark belong to an outer operation.
         if self.marks.last().is_some_and(|&mark| mark >= self.stack.len()) {
             return Err("takes what lies below its mark".into());
         }
         self.stack.pop().ok_or_else(|| "uses an empty stack".into())
     }
 
-    /// What lies above the last mark.
+    /// Takes the values above the last mark.
     fn pop_mark(&mut self) -> Result<Vec<Id>> {
         let mark = self.marks.pop().ok_or("uses a mark that isn't there")?;
         Ok(self.stack.split_off(mark))
@@ -509,7 +517,7 @@ impl<R: BufRead> Machine<'_, R> {
         self.push(Node::Global(known))
     }
 
-    /// What a call of a known name gives.
+    /// Calls a known name.
     fn reduce(&mut self, function: Id, arguments: Id) -> Result<()> {
         let Node::Global(function) = *self.nodes.get(function) else {
             return Err("calls what is no known function".into());
@@ -573,15 +581,17 @@ impl<R: BufRead> Machine<'_, R> {
     fn view(&self, typed: bool, arguments: &[Id]) -> Option<View> {
         let &[storage, offset, size, stride, ..] = arguments else { return None };
         let Node::Storage(of) = self.nodes.get(storage) else { return None };
-        let element = match typed {
-            false => of.element,
-            true => match self.nodes.get(*arguments.get(6)?) {
+        let element = if typed {
+            match self.nodes.get(*arguments.get(6)?) {
                 Node::Global(Global::Element(element)) => element,
                 _ => return None,
-            },
+            }
+        } else {
+            of.element
         };
         let offset = self.nodes.int(offset)?;
-        let (size, stride) = (self.nodes.ints(size)?, self.nodes.ints(stride)?);
+        let size = self.nodes.ints(size)?;
+        let stride = self.nodes.ints(stride)?;
         (size.len() == stride.len()).then_some(View { storage, element, offset, size, stride })
     }
 
@@ -590,7 +600,8 @@ impl<R: BufRead> Machine<'_, R> {
         let Node::Tuple(items) = self.nodes.get(id) else { return None };
         let &[tag, class, key, _location, length, ref part @ ..] = &**items else { return None };
         let Node::Global(Global::Element(element)) = *self.nodes.get(class) else { return None };
-        let (mut start, mut length) = (0, u64::try_from(self.nodes.int(length)?).ok()?);
+        let mut start = 0;
+        let mut length = u64::try_from(self.nodes.int(length)?).ok()?;
         match part {
             [] => {}
             &[part] if matches!(self.nodes.get(part), Node::None) => {}

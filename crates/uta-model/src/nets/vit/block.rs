@@ -37,21 +37,23 @@ impl Block {
         }
     }
 
-    /// All tokens are attended to; the first `wanted` of them go on.
+    /// Attends to all tokens; the first `wanted` of them go on.
     pub fn forward_t(&self, x: &mut Stream, at: &Places, wanted: i64, train: bool) {
         let scaled = |branch: Tensor, gamma: &Option<Tensor>| match gamma {
             Some(gamma) => branch * gamma,
             None => branch,
         };
-        let attended = match self.post_norm {
-            true => self.norm1.forward(&self.attn.forward(&x.value(), at, wanted)),
-            false => scaled(self.attn.forward(&x.norm(&self.norm1), at, wanted), &self.gamma_1),
+        let attended = if self.post_norm {
+            self.norm1.forward(&self.attn.forward(&x.value(), at, wanted))
+        } else {
+            scaled(self.attn.forward(&x.norm(&self.norm1), at, wanted), &self.gamma_1)
         };
         x.keep_first(wanted);
         x.add(self.drop(attended, train));
-        let fed = match self.post_norm {
-            true => self.norm2.forward(&self.mlp.forward(&x.value())),
-            false => scaled(self.mlp.forward(&x.norm(&self.norm2)), &self.gamma_2),
+        let fed = if self.post_norm {
+            self.norm2.forward(&self.mlp.forward(&x.value()))
+        } else {
+            scaled(self.mlp.forward(&x.norm(&self.norm2)), &self.gamma_2)
         };
         x.add(self.drop(fed, train));
     }
@@ -62,7 +64,8 @@ impl Block {
             return branch;
         }
         let keep = 1.0 - self.drop_path;
-        let (b, device) = (branch.size()[0], branch.device());
+        let b = branch.size()[0];
+        let device = branch.device();
         let kept = Tensor::rand([b, 1, 1], (Kind::Float, device)).lt(keep).to_kind(branch.kind());
         branch * (kept / keep)
     }
@@ -86,7 +89,8 @@ pub(super) struct Attention {
 
 impl Attention {
     pub fn new(s: &Scope, c: &VitConfig) -> Attention {
-        let (d, gain) = (c.width, sub_ln_gain(c));
+        let d = c.width;
+        let gain = sub_ln_gain(c);
         Attention {
             q_proj: Linear::xavier(&(s / "q_proj"), (d, d), false, 1.0),
             k_proj: Linear::xavier(&(s / "k_proj"), (d, d), false, 1.0),
@@ -102,7 +106,7 @@ impl Attention {
         }
     }
 
-    /// Makes ready for looking forward only.
+    /// Freezes the layers: from now on they run forward only, in `kind`.
     pub fn freeze(&mut self, kind: Kind) {
         let zero = self.q_bias.zeros_like();
         let bias = [&self.q_bias, self.k_bias.as_ref().unwrap_or(&zero), &self.v_bias];
@@ -131,7 +135,7 @@ impl Attention {
         }
     }
 
-    /// [B, T, D] -> [B, wanted, D]: what the first tokens find among all.
+    /// [B, T, D] -> [B, wanted, D]: the first tokens attend to all.
     fn forward(&self, x: &Tensor, at: &Places, wanted: i64) -> Tensor {
         let own = self.relative_position_bias_table.as_ref().zip(at.offsets.as_ref());
         let own = own.map(|(table, offsets)| bias(table, offsets));
@@ -141,13 +145,14 @@ impl Attention {
         let fused = pairs && bias.is_none() && torch_ext::attends(x.device(), qkv[0].kind());
         let out = if fused {
             let qkv: Vec<_> = qkv.iter().collect();
-            torch_ext::attention(&qkv, at.turns.as_ref(), self.heads, wanted).expect(layers::FITS)
+            torch_ext::attention(&qkv, at.rotations.as_ref(), self.heads, wanted)
+                .expect(layers::FITS)
         } else {
             let qkv = if qkv.len() == 1 { qkv[0].chunk(3, -1) } else { qkv };
             let [q, k, v] = [0, 1, 2].map(|i| qkv[i].unflatten(-1, [self.heads, -1]));
             let heads_first = |x: Tensor| x.transpose(1, 2); // [B, H, T, head_width]
-            let (q, k) = match &at.turns {
-                Some(turns) => (Rope::apply(&q, turns), Rope::apply(&k, turns)),
+            let (q, k) = match &at.rotations {
+                Some(rotations) => (Rope::apply(&q, rotations), Rope::apply(&k, rotations)),
                 None => (heads_first(q), heads_first(k)),
             };
             let q = q.narrow(2, 0, wanted);
@@ -169,7 +174,9 @@ pub(super) enum Mlp {
 
 impl Mlp {
     pub fn new(s: &Scope, c: &VitConfig) -> Mlp {
-        let (d, h, gain) = (c.width, c.hidden, sub_ln_gain(c));
+        let d = c.width;
+        let h = c.hidden;
+        let gain = sub_ln_gain(c);
         match c.ffn {
             Ffn::SwiGlu => Mlp::SwiGlu {
                 w1: Linear::xavier(&(s / "w1"), (d, h), true, gain),
@@ -185,7 +192,7 @@ impl Mlp {
         }
     }
 
-    /// Makes ready for looking forward only.
+    /// Freezes the layers: from now on they run forward only, in `kind`.
     pub fn freeze(&mut self, kind: Kind) {
         match self {
             Mlp::SwiGlu { w1, w2, w3, .. } => [w1, w2, w3].into_iter().for_each(|w| w.freeze(kind)),
@@ -202,7 +209,7 @@ impl Mlp {
     }
 }
 
-/// What networks with an inner LayerNorm multiply some weights by at the start (EVA-02, `modeling_pretrain.py`).
+/// The factor of some initial weights in networks with an inner LayerNorm (EVA-02, `modeling_pretrain.py`).
 fn sub_ln_gain(c: &VitConfig) -> f64 {
     match c.ffn {
         Ffn::SwiGlu if c.ffn_norm => (2.0 * c.depth as f64).ln().sqrt(),
@@ -229,7 +236,8 @@ mod tests {
         assert_eq!(rates, [0.0, 0.25, 0.5]);
         let branch = Tensor::ones([4000, 2, 1], (Kind::Float, Device::Cpu));
         let dropped = Block::drop(&lock(&vit.blocks[1]), branch, true);
-        let (first, second) = (dropped.select(1, 0), dropped.select(1, 1));
+        let first = dropped.select(1, 0);
+        let second = dropped.select(1, 1);
         assert_eq!(first, second, "a sample is dropped whole");
         assert!((first.max().double_value(&[]) - 1.0 / 0.75).abs() < 1e-6);
         assert!((first.mean(Kind::Float).double_value(&[]) - 1.0).abs() < 0.05);

@@ -78,8 +78,7 @@ impl VitConfig {
         self.macs(0) as i64 - 2 * self.width * self.depth
     }
 
-    /// What a block keeps for the backward pass, in bytes a token, of images of `tokens` tokens; e is the bytes of a value in
-    /// the compute type.
+    /// Bytes a token that a block keeps for the backward pass, of images of `tokens` tokens.
     ///
     /// | kept by | f32 on the CPU | bf16 on the CPU | f32 on a GPU | bf16 on a GPU |
     /// |---|---|---|---|---|
@@ -97,11 +96,14 @@ impl VitConfig {
     /// On a GPU `ffn_ln` reads and keeps an f32 copy, so that the product itself goes: 4 F + 2 F instead of 2 F + 2 F. The
     /// statistics of norms and softmax, below a hundredth, and biases of relative positions aren't counted.
     pub fn kept_by_block(&self, tokens: i64, compute: Compute) -> i64 {
-        let (e, d, gpu) = (compute.bytes(), self.width, compute.kernels.is_gpu());
+        let e = compute.bytes();
+        let d = self.width;
+        let gpu = compute.kernels.is_gpu();
         let some = |there: bool, bytes: i64| if there { bytes } else { 0 };
         // A norm inside a branch: its output, and on a GPU its input in f32 in the place of that in bf16.
         let widened = some(compute.narrow() && gpu, F32_BYTES - e);
-        let (stream, normed) = (2 * F32_BYTES * d, e * d);
+        let stream = 2 * F32_BYTES * d;
+        let normed = e * d;
         let apart = match (gpu || compute.takes_attention(self), compute.narrow()) {
             (true, _) => 0,
             (false, true) => self.scores(tokens, compute),
@@ -114,7 +116,10 @@ impl VitConfig {
 
     /// The part of [`VitConfig::kept_by_block`] that its feed-forward network keeps, with the norm's output.
     fn kept_by_ffn(&self, compute: Compute) -> i64 {
-        let (e, d, f, gpu) = (compute.bytes(), self.width, self.hidden, compute.kernels.is_gpu());
+        let e = compute.bytes();
+        let d = self.width;
+        let f = self.hidden;
+        let gpu = compute.kernels.is_gpu();
         // Nothing in f32.
         let widened = if gpu { F32_BYTES - e } else { 0 };
         let inside = match self.ffn {
@@ -130,7 +135,7 @@ impl VitConfig {
         compute.bytes() * self.heads * tokens
     }
 
-    /// What is alive at most, in bytes a token, while the backward pass of a block begins, beyond what blocks keep: in its
+    /// Bytes a token that are alive at most while the backward pass of a block begins, beyond what blocks keep: in its
     /// feed-forward network, gradients of the stream and the branch, and of what is inside, and the operand that
     /// `torch_ext::linear` turns on the CPU; or in its attention, gradients of the stream, of queries, keys, values and output,
     /// and of scores and probabilities where those lie in memory, when what the feed-forward network kept is gone.
@@ -151,10 +156,11 @@ impl VitConfig {
         ffn.max(attention)
     }
 
-    /// What is alive at most, in bytes a token, in a forward pass that keeps nothing: the stream in f32, a norm's output, and the
+    /// Bytes a token that are alive at most in a forward pass that keeps nothing: the stream in f32, a norm's output, and the
     /// larger of a block's two branches.
     pub fn forward_transient(&self, tokens: i64, compute: Compute) -> i64 {
-        let (e, d) = (compute.bytes(), self.width);
+        let e = compute.bytes();
+        let d = self.width;
         // q, k, v and the output; q and k turned, but where the CPU's attention does it.
         let turned = if self.rope && !compute.takes_attention(self) { 2 * e * d } else { 0 };
         let qkv = 3 * e * d + turned;
@@ -206,7 +212,9 @@ mod tests {
     /// casts a norm's output once, not for each of five products.
     #[test]
     fn a_block_on_a_gpu_keeps_what_autograd_saves() {
-        let (d, f, heads) = (768, 2048, 12);
+        let d = 768;
+        let f = 2048;
+        let heads = 12;
         for (precision, bytes) in [
             (Precision::Bf16, 44192 - 24 - 2 * heads * TOKENS + 2 * f - 6 * d),
             (Precision::F32, 68680 - 72 - 4 * d),
@@ -226,7 +234,8 @@ mod tests {
 
     #[test]
     fn attention_that_is_not_fused_keeps_probabilities_in_bf16_and_a_second_output_in_f32() {
-        let (d, heads) = (768, 12);
+        let d = 768;
+        let heads = 12;
         for (precision, more) in [(Precision::Bf16, 2 * heads * TOKENS), (Precision::F32, 4 * d)] {
             let by = |c: &VitConfig| {
                 [true, false].map(|attends| kept(c, precision, Kernels::Cpu { attends }))

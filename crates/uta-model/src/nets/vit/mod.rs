@@ -32,22 +32,22 @@ pub struct Vit {
     rope: Option<Rope>,
     rel_pos: Option<RelativePositions>,
     norm_pre: Option<LayerNorm>,
-    /// Shared with autograd, which runs checkpointed ones again, on a GPU on a thread of its own.
+    /// Shared with autograd, which runs checkpointed blocks again, on a GPU on a thread of its own.
     blocks: Vec<Arc<Mutex<Block>>>,
     norm: LayerNorm,
     head: Option<Linear>,
     pool: Pool,
-    /// What a frozen net computes in.
+    /// The type that a frozen net computes in.
     frozen: Option<Kind>,
     checkpointed: bool,
     /// All variables, in the order in which they were made.
     parameters: Vec<Parameter>,
 }
 
-/// What a vision transformer makes of whole images on its way.
+/// Tokens and hidden states of whole images.
 #[derive(Debug)]
 pub struct Features {
-    /// The layers that were asked for, in that order: [B, 1+N, D] each, `[CLS]` first, before the final norm.
+    /// The layers that were asked for, in the order of the request: [B, 1+N, D] each, `[CLS]` first, before the final norm.
     pub hidden: Vec<Tensor>,
     /// Every token after the final norm: [B, 1+N, D].
     pub tokens: Tensor,
@@ -97,16 +97,16 @@ impl Vit {
         }
     }
 
-    /// Whether in training a block keeps nothing but its input, and runs again in the backward pass: a third more work for
-    /// less memory.
+    /// Turns checkpointing on or off: in training a block then keeps nothing but its input, and runs again in the backward pass,
+    /// a third more work for less memory.
     pub fn checkpoint_blocks(&mut self, checkpointed: bool) {
         self.checkpointed = checkpointed;
     }
 
-    /// Makes the net ready for looking forward only, faster and in less memory: products have their weights in the compute
-    /// type for good, one for queries, keys and values together, on the CPU in oneDNN's own order and with what follows them
-    /// fused in. Its variables are then empty, so that it can neither learn nor be saved. Sums, norms and softmax stay as they
-    /// are under autocast.
+    /// Freezes the net permanently, so that it runs forward only, faster and in less memory: weights of products are stored in
+    /// the compute type, queries, keys and values as one, on the CPU in oneDNN's own order and with activations fused in. Its
+    /// variables are then empty, so that it can neither learn nor be saved. Sums, norms and softmax stay as they are under
+    /// autocast.
     pub fn freeze(&mut self, precision: Precision) {
         let kind = precision.kind();
         for block in &self.blocks {
@@ -178,8 +178,8 @@ impl Vit {
         self.cls_t(images, false)
     }
 
-    /// Hidden states and patch tokens of `images` [B, 3, S, S]. Layer 0 is what the first block gets, layer l what the
-    /// l-th block gives.
+    /// Hidden states and tokens of `images` [B, 3, S, S]. Layer 0 is the input of the first block, layer l the output of the
+    /// l-th.
     ///
     /// # Errors
     /// When a layer is beyond the net's depth.
@@ -219,7 +219,7 @@ impl Vit {
         x
     }
 
-    /// A block, of whose work nothing but its input is kept where blocks are checkpointed.
+    /// Runs a block, keeping nothing but its input where blocks are checkpointed.
     fn block_t(
         &self,
         block: &Arc<Mutex<Block>>,
@@ -232,13 +232,15 @@ impl Vit {
             return lock(block).forward_t(x, at, wanted, train);
         }
         let mine = |t: &Option<Tensor>| t.as_ref().map(Tensor::shallow_clone);
-        let (block, tokens) = (block.clone(), at.tokens);
-        let (turns, offsets) = (mine(&at.turns), mine(&at.offsets));
+        let block = block.clone();
+        let tokens = at.tokens;
+        let rotations = mine(&at.rotations);
+        let offsets = mine(&at.offsets);
         // A bias that blocks share is worked out anew: gradients reach its table from within.
         let table = self.rel_pos.as_ref().and_then(|rel_pos| mine(&rel_pos.shared));
         let out = torch_ext::checkpoint(&x.value(), move |x| {
             let bias = table.as_ref().zip(offsets.as_ref()).map(|(table, of)| bias(table, of));
-            let at = Places { tokens, turns: mine(&turns), offsets: mine(&offsets), bias };
+            let at = Places { tokens, rotations: mine(&rotations), offsets: mine(&offsets), bias };
             let mut x = Stream::new(x.shallow_clone(), None);
             lock(&block).forward_t(&mut x, &at, wanted, train);
             x.value()
@@ -246,9 +248,10 @@ impl Vit {
         *x = Stream::new(out.expect(layers::FITS), None);
     }
 
-    /// What the first block gets of patches [B, K, D], [B, 1+K, D], and what attention needs to know of their places.
+    /// The first block's input, [B, 1+K, D], from patches [B, K, D], and their places.
     fn placed(&self, patches: Tensor, kept: Option<&Tensor>) -> (Stream, Places) {
-        let (b, tokens) = (patches.size()[0], 1 + patches.size()[1]);
+        let b = patches.size()[0];
+        let tokens = 1 + patches.size()[1];
         let cls = self.cls_token.expand([b, 1, -1], false);
         // Rows of the position embedding and of the rotations: 0 for [CLS], 1 + n for patch n.
         let places = kept.map(places);
@@ -262,15 +265,15 @@ impl Vit {
             Some(norm) => norm.forward(&x),
             None => x,
         };
-        let turns = self.rope.as_ref().map(|rope| rope.turns(places.as_ref()));
+        let rotations = self.rope.as_ref().map(|rope| rope.rotations(places.as_ref()));
         let offsets = self.rel_pos.as_ref().map(|rel_pos| rel_pos.offsets(places.as_ref()));
         let shared = self.rel_pos.as_ref().and_then(|rel_pos| rel_pos.shared.as_ref());
         let bias = shared.zip(offsets.as_ref()).map(|(table, offsets)| bias(table, offsets));
-        (Stream::new(x, self.frozen), Places { tokens, turns, offsets, bias })
+        (Stream::new(x, self.frozen), Places { tokens, rotations, offsets, bias })
     }
 }
 
-/// A block for as long as it runs.
+/// A block, locked while it runs.
 fn lock(block: &Mutex<Block>) -> MutexGuard<'_, Block> {
     block.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -308,7 +311,8 @@ impl PatchEmbed {
     fn forward_t(&self, images: &Tensor, kept: Option<&Tensor>, train: bool) -> Tensor {
         let (b, c, s, _) = images.size4().expect("images are [B, 3, S, S]");
         assert_eq!(s, self.image, "a network is made for one image size");
-        let (p, g) = (self.patch, s / self.patch);
+        let p = self.patch;
+        let g = s / self.patch;
         let mut patches = images
             .reshape([b, c, g, p, g, p])
             .permute([0, 2, 4, 1, 3, 5]) // [B, g, g, 3, P, P], as in the convolution's weight
@@ -413,9 +417,10 @@ mod tests {
                     let mut vit = Vit::new(&vs.root(), &config);
                     vit.checkpoint_blocks(checkpointed);
                     let out = torch_ext::autocast(Device::Cpu, precision, || {
-                        let out = match whole {
-                            true => vit.cls_t(&images, true),
-                            false => vit.forward_t(&images, Some(&kept), true),
+                        let out = if whole {
+                            vit.cls_t(&images, true)
+                        } else {
+                            vit.forward_t(&images, Some(&kept), true)
                         };
                         out.to_kind(Kind::Float).square().mean(Kind::Float).backward();
                         out
@@ -447,7 +452,8 @@ mod tests {
     #[test]
     fn variables_are_the_official_keys_with_their_shapes_and_count() {
         let vs = nn::VarStore::new(Device::Cpu);
-        let (_rng, config) = (seeded(0), small());
+        let _rng = seeded(0);
+        let config = small();
         let _vit = Vit::new(&(vs.root() / "visual"), &config);
         let variables = vs.variables();
         let count: i64 = variables.values().map(|t| t.numel() as i64).sum();

@@ -6,22 +6,22 @@ use tch::{Device, Kind, Tensor};
 use crate::nets::layers::{Scope, rows};
 use crate::{RelPos, VitConfig};
 
-/// What attention needs to know of the tokens' places.
+/// Places of tokens, as attention needs them.
 pub(super) struct Places {
-    pub tokens: i64,             // T
-    pub turns: Option<Tensor>,   // [B or 1, T, head_width]
-    pub offsets: Option<Tensor>, // [B or 1, T, T], rows of a table of relative positions
-    pub bias: Option<Tensor>,    // [B or 1, H, T, T], where all blocks share one
+    pub tokens: i64,               // T
+    pub rotations: Option<Tensor>, // [B or 1, T, head_width]
+    pub offsets: Option<Tensor>,   // [B or 1, T, T], rows of a table of relative positions
+    pub bias: Option<Tensor>,      // [B or 1, H, T, T], where all blocks share one
 }
 
-/// Where `[CLS]` and the `kept` patches [B, K] stand among all tokens: [B, 1+K].
+/// The places of `[CLS]` and the `kept` patches [B, K] among all tokens: [B, 1+K].
 pub(super) fn places(kept: &Tensor) -> Tensor {
     (kept + 1).constant_pad_nd([1, 0])
 }
 
 /// The 2-D rotary embedding (jihaonew/UTA, `eva_vit_model/rope.py`). A pair of channels is a complex number, and a rotation its
-/// product with another: the first half of a head turns with the row, the second with the column. Row 0 of the table is
-/// `[CLS]`: no turn.
+/// product with another: the first half of a head is rotated by the row, the second by the column. Row 0 of the table is
+/// `[CLS]`: no rotation.
 #[derive(Debug)]
 pub(super) struct Rope {
     table: Tensor, // [1+N, head_width]: cos, sin, cos, ...
@@ -54,27 +54,27 @@ impl Rope {
         Rope { table: table.to_device(device) }
     }
 
-    /// What queries and keys of tokens at `places` [B, T] are turned by, cos, sin, cos, ...: [B or 1, T, head_width].
-    pub fn turns(&self, places: Option<&Tensor>) -> Tensor {
+    /// The rotations of queries and keys of tokens at `places` [B, T], cos, sin, cos, ...: [B or 1, T, head_width].
+    pub fn rotations(&self, places: Option<&Tensor>) -> Tensor {
         match places {
             Some(places) => rows(&self.table, places),
             None => self.table.unsqueeze(0),
         }
     }
 
-    /// x [B, T, H, head_width] turned, heads first: [B, H, T, head_width].
-    pub fn apply(x: &Tensor, turns: &Tensor) -> Tensor {
+    /// x [B, T, H, head_width] rotated, heads first: [B, H, T, head_width].
+    pub fn apply(x: &Tensor, rotations: &Tensor) -> Tensor {
         if torch_ext::fuses(x.device(), x.size()[3]) {
-            return torch_ext::rotate(x, turns).expect("a table has a row for each token");
+            return torch_ext::rotate(x, rotations).expect("a table has a row for each token");
         }
         let complex = |x: &Tensor| x.unflatten(-1, [-1, 2]).view_as_complex();
-        let turned = complex(&x.to_kind(Kind::Float)) * complex(turns).unsqueeze(2);
-        turned.view_as_real().flatten(-2, -1).to_kind(x.kind()).transpose(1, 2)
+        let rotated = complex(&x.to_kind(Kind::Float)) * complex(rotations).unsqueeze(2);
+        rotated.view_as_real().flatten(-2, -1).to_kind(x.kind()).transpose(1, 2)
     }
 }
 
-/// How far apart two tokens are, as a row of a table of biases (BEiT; `timm/models/beit.py`): every offset on the grid, then
-/// from `[CLS]`, to `[CLS]`, and `[CLS]` to itself.
+/// Offsets of two tokens, as rows of a table of biases (BEiT; `timm/models/beit.py`): every offset on the grid, then from
+/// `[CLS]`, to `[CLS]`, and `[CLS]` to itself.
 #[derive(Debug)]
 pub(super) struct RelativePositions {
     offsets: Tensor,            // [1+N, 1+N] i64
@@ -83,13 +83,15 @@ pub(super) struct RelativePositions {
 
 impl RelativePositions {
     pub fn new(s: &Scope, c: &VitConfig) -> Option<RelativePositions> {
-        let (g, last) = (c.grid(), c.offsets() - 1);
+        let g = c.grid();
+        let last = c.offsets() - 1;
         let from_to = |a: i64, b: i64| match (a, b) {
             (0, 0) => last,
             (_, 0) => last - 1,
             (0, _) => last - 2,
             (a, b) => {
-                let (a, b) = (a - 1, b - 1);
+                let a = a - 1;
+                let b = b - 1;
                 (a / g - b / g + g - 1) * (2 * g - 1) + a % g - b % g + g - 1
             }
         };
@@ -105,7 +107,7 @@ impl RelativePositions {
         Some(RelativePositions { offsets, shared })
     }
 
-    /// Of tokens at `places` [B, T]: [B or 1, T, T].
+    /// Offsets of tokens at `places` [B, T]: [B or 1, T, T].
     pub fn offsets(&self, places: Option<&Tensor>) -> Tensor {
         match places {
             None => self.offsets.unsqueeze(0),
@@ -121,7 +123,7 @@ pub(super) fn table(s: &Scope, c: &VitConfig) -> Tensor {
     s.zeros("relative_position_bias_table", &[c.offsets(), c.heads])
 }
 
-/// What is added to the scores of attention: [B or 1, H, T, T], of a table [offsets, H] and offsets [B or 1, T, T].
+/// The bias of attention's scores, [B or 1, H, T, T], from a table [offsets, H] and offsets [B or 1, T, T].
 pub(super) fn bias(table: &Tensor, offsets: &Tensor) -> Tensor {
     rows(table, offsets).permute([0, 3, 1, 2])
 }
@@ -132,7 +134,7 @@ mod tests {
     use super::*;
 
     /// Computed in f64: (head width, grid) and, for the patch in row 3, column 5, cos and sin at pairs 0, 1, 2 of the half that
-    /// turns with the row, then of the half that turns with the column.
+    /// rotates by the row, then of the half that rotates by the column.
     #[test]
     fn rotary_rows_are_evas() {
         type Turns = [[f64; 3]; 4];
@@ -182,7 +184,8 @@ mod tests {
             let rope = Rope::new(grid, head_width, Device::Cpu);
             let row = rope.table.get(1 + 3 * grid + 5).unflatten(0, [-1, 2]); // [head_width / 2, 2]
             for (i, values) in expected.iter().enumerate() {
-                let (axis, part) = (i as i64 / 2, i as i64 % 2);
+                let axis = i as i64 / 2;
+                let part = i as i64 % 2;
                 for (pair, value) in values.iter().enumerate() {
                     let found = row.double_value(&[axis * head_width / 4 + pair as i64, part]);
                     assert!(

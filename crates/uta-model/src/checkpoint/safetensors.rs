@@ -232,7 +232,7 @@ pub(crate) fn read(mut open: OpenFile) -> Result<Contents, ModelError> {
     }
 
     let name = path.to_str().ok_or_else(|| wrong("the path is not UTF-8".into()))?;
-    // Whether the file is mapped is the system's affair, and says nothing of what is in it.
+    // A failure to map the file is the system's, and says nothing about its contents.
     let mapped = |end| {
         Tensor::f_from_file(name, false, end as i64, (Kind::Uint8, Device::Cpu))
             .map_err(|e| ModelError::io(path)(io::Error::other(first_line(&e))))
@@ -269,8 +269,8 @@ pub(crate) fn read(mut open: OpenFile) -> Result<Contents, ModelError> {
     let views = |whole: Option<&Tensor>| -> Result<BTreeMap<String, Tensor>, ModelError> {
         header.tensors().into_iter().map(|(name, info)| view(whole, name, info)).collect()
     };
-    // A mapping for each tensor, up to its end: what was read of one is given back to the system with the tensor. One for
-    // all where a process may not have so many addresses (`ulimit -v`).
+    // A mapping for each tensor, up to its end: its memory is given back to the system when the tensor is dropped. One for all
+    // where a process may not have so many addresses (`ulimit -v`).
     let tensors = views(None).or_else(|first| match mapped(length) {
         Ok(whole) => views(Some(&whole)),
         Err(_) => Err(first),

@@ -57,7 +57,7 @@ impl Clip {
     /// When depth, width or the build of blocks differ; nothing has been changed then.
     pub fn start_from(&self, other: &Clip, towers: &[&str]) -> Result<Transfer, ModelError> {
         let of_towers = |clip: &Clip| -> Vec<Parameter> {
-            let mut parameters = clip.parameters();
+            let mut parameters = clip.all_parameters();
             parameters.retain(|p| towers.iter().any(|tower| p.name.starts_with(tower)));
             parameters
         };
@@ -212,5 +212,21 @@ mod tests {
             assert!(e.contains(words) && !e.contains('\n'), "{e}");
             assert!(clip.variables().iter().map(|(_, t)| t).eq(before.iter()));
         }
+    }
+
+    #[test]
+    fn an_encoder_that_does_not_learn_is_started_too() {
+        let _rng = seeded(3);
+        let [trained, clip] = [(); 2].map(|()| Clip::new(&small(), Device::Cpu));
+        for clip in [&trained, &clip] {
+            clip.variables().iter().for_each(|(_, t)| drop(t.set_requires_grad(false)));
+        }
+        let report = clip.start_from(&trained, &["text."]).unwrap();
+        assert!(report.taken.len() > 10 && report.taken.iter().all(|n| n.starts_with("text.")));
+        let text = |clip: &Clip| -> Vec<Tensor> {
+            let all = clip.variables().into_iter();
+            all.filter(|(name, _)| name.starts_with("text.")).map(|(_, t)| t).collect()
+        };
+        assert_eq!(text(&clip), text(&trained));
     }
 }

@@ -48,7 +48,7 @@ impl Checkpoint {
         Checkpoint { metadata, ..Checkpoint::of(path, tensors) }
     }
 
-    /// One file's tensors.
+    /// The tensors of one file.
     fn of(path: &Path, tensors: BTreeMap<String, Tensor>) -> Checkpoint {
         Checkpoint {
             path: path.to_owned(),
@@ -155,7 +155,7 @@ impl Checkpoint {
         }
         let left = self.tensors.iter().flat_map(|(name, t)| adapter.theirs(name, &t.size()));
         let mut unexpected: BTreeSet<String> = left.map(|(name, _)| name).collect();
-        // Theirs that couldn't be joined for want of another kept its name: it isn't missing.
+        // A tensor that couldn't be joined because another is missing kept its name: it isn't missing itself.
         let missing: BTreeSet<String> = missing
             .into_iter()
             .map(|(name, _)| name)

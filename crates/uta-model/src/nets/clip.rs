@@ -87,6 +87,15 @@ impl Clip {
         parameters
     }
 
+    /// All variables of both encoders, whether they learn or not, sorted by name.
+    pub(crate) fn all_parameters(&self) -> Vec<Parameter> {
+        let text = self.text.iter().flat_map(TextTower::all_parameters);
+        let all = self.visual.all_parameters().iter().chain(text);
+        let mut parameters: Vec<Parameter> = all.map(Parameter::shallow_clone).collect();
+        parameters.sort_by(|a, b| a.name.cmp(&b.name));
+        parameters
+    }
+
     /// All variables, sorted by key.
     pub fn variables(&self) -> Vec<(String, Tensor)> {
         let mut variables: Vec<(String, Tensor)> = self.store.variables().into_iter().collect();

@@ -45,7 +45,7 @@ impl Parameter {
     }
 }
 
-/// Those of `parameters` that learn: a tensor that was taken out of learning is none.
+/// Those of `parameters` that learn; a tensor without gradient is left out.
 pub(crate) fn trainable(parameters: &[Parameter]) -> Vec<Parameter> {
     let learning = parameters.iter().filter(|parameter| parameter.tensor.requires_grad());
     learning.map(Parameter::shallow_clone).collect()

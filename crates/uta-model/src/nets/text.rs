@@ -57,6 +57,11 @@ impl TextTower {
         parameter::trainable(&self.parameters)
     }
 
+    /// All variables, whether they learn or not.
+    pub(crate) fn all_parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
     /// Embeddings [B, E] of `tokens` [B, T] i64, T up to the context. The end-of-text token is the largest of its row.
     ///
     /// Hand the tokens over on the CPU: the columns after the last end of text, which change nothing, are then cut before

@@ -9,7 +9,7 @@ use crate::RelPos;
 
 const MIM_HEAD: Part = ("lm_head.", "visual.head.", SAME);
 
-/// EVA-CLIP's where q, k and v are one.
+/// EVA-CLIP's names where q, k and v are one tensor.
 pub(super) const FUSED_CLIP: Adapter = Adapter {
     family: "eva-clip, fused",
     layout: Layout::EvaClip,
@@ -19,7 +19,7 @@ pub(super) const FUSED_CLIP: Adapter = Adapter {
     ignored: &["visual.rope.*", "visual.blocks.*.attn.rope.*", "text.attn_mask"],
 };
 
-/// EVA-CLIP's where they are apart, which are our own.
+/// EVA-CLIP's names where q, k and v are three tensors: they are our own.
 pub(super) const SPLIT_CLIP: Adapter = Adapter {
     layout: Layout::EvaClip,
     // Its SwiGLU comes with both inner norms or, with q, k and v in one, with none.
@@ -27,7 +27,7 @@ pub(super) const SPLIT_CLIP: Adapter = Adapter {
     ..Adapter::UTA
 };
 
-/// EVA-02's pre-training.
+/// Names in EVA-02's pre-training.
 pub(super) const PRETRAINING: Adapter = Adapter {
     family: "eva02 pre-training",
     layout: Layout::EvaClip,
@@ -37,7 +37,7 @@ pub(super) const PRETRAINING: Adapter = Adapter {
     ignored: EVA_IGNORED,
 };
 
-/// EVA-01's and BEiT's pre-training.
+/// Names in EVA-01's and BEiT's pre-training.
 pub(super) const FUSED_PRETRAINING: Adapter = Adapter {
     family: "eva, beit pre-training",
     layout: Layout::EvaClip,

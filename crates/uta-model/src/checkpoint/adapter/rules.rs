@@ -19,9 +19,9 @@ pub struct Adapter {
     pub(super) signs: &'static [Sign],
     /// Whether the family has names for such an image encoder.
     pub(super) expresses: fn(&VitConfig) -> bool,
-    /// The first whose prefix and one of whose rules fits a key decides, in both directions.
+    /// Parts of the net. The first part whose prefix and one of whose rules match a key decides, in both directions.
     pub(super) parts: &'static [Part],
-    /// Their keys that carry nothing of the encoders: buffers that are computed, and parts of pre-training.
+    /// Patterns of their keys that are left out: buffers that are computed, and parts of pre-training.
     pub(super) ignored: &'static [&'static str],
 }
 
@@ -80,8 +80,8 @@ pub(super) const TEXT: Part = ("text.", "text.", SAME);
 pub(super) const SCALE: Part = ("", "", &[(&["logit_scale"], &["logit_scale"], Same)]);
 
 impl Adapter {
-    /// Their tensors under our names, as views, but for what has to be joined. A key that no rule knows keeps its name, as
-    /// does a tensor that can't be cut or turned: the reader of the result reports them.
+    /// Their tensors under our names, as views, except for those that have to be joined. A key that no rule knows keeps its name, as
+    /// does a tensor that can't be cut or transposed: the reader of the result reports them.
     pub fn import(&self, tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
         let mut out = BTreeMap::new();
         let mut joints = BTreeMap::new();
@@ -104,7 +104,7 @@ impl Adapter {
                 pieces.iter().map(|piece| reshaped(piece, found.rule.2)).collect::<Option<Vec<_>>>()
             });
             match pieces {
-                // Of two of theirs for one of ours, the second is one too many.
+                // Their second tensor for one of ours keeps its name.
                 Some(pieces) if !ours.iter().any(|name| out.contains_key(name)) => {
                     out.extend(ours.into_iter().zip(pieces));
                 }

@@ -59,7 +59,7 @@ pub(super) const VIT: Adapter = Adapter {
     ],
 };
 
-/// EVA-02 Ti and S, where q, k and v are one.
+/// EVA-02 Ti and S, where q, k and v are one tensor.
 pub(super) const PACKED_EVA02: Adapter = Adapter {
     family: "timm packed eva02",
     layout: Layout::Timm,

@@ -341,7 +341,7 @@ fn open_legacy(file: File, length: u64, nodes: &mut Nodes) -> Result<(Id, Storag
     if !matches!(nodes.get(protocol), Node::Int(PROTOCOL)) {
         return Err("is a PyTorch file of an unknown version".into());
     }
-    // About the machine that wrote it. Storages are little-endian whatever it was.
+    // Facts on the machine that wrote it, which don't matter: storages are always little-endian.
     nodes.load(&mut source)?;
     let root = nodes.load(&mut source)?;
     let keys = nodes.load(&mut source)?;

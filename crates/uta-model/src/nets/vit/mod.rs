@@ -123,9 +123,14 @@ impl Vit {
         self.frozen.is_some()
     }
 
-    /// The trainable tensors; those of a frozen net are none.
+    /// The trainable tensors; a frozen net has none.
     pub fn parameters(&self) -> Vec<Parameter> {
         if self.is_frozen() { vec![] } else { parameter::trainable(&self.parameters) }
+    }
+
+    /// All variables, whether they learn or not.
+    pub(crate) fn all_parameters(&self) -> &[Parameter] {
+        &self.parameters
     }
 
     /// Every token after the final norm and the head: [B, 1+K, E], `[CLS]` first.

@@ -52,6 +52,6 @@ pub use nets::vit::{Features, Vit, same_tokens};
 /// Named tensors in files: [`Checkpoint`](safetensors_io::Checkpoint) reads any file of weights, [`save`](safetensors_io::save)
 /// writes a safetensors file.
 pub mod safetensors_io {
-    pub use crate::checkpoint::safetensors::{Beside, save, write_atomically};
+    pub use crate::checkpoint::safetensors::save;
     pub use crate::checkpoint::{Checkpoint, load_into};
 }

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
+use uta_base::write_atomically;
 
 use super::adapter::{Adapter, Layout, is_clip};
-use super::safetensors::{self, write_atomically};
+use super::safetensors;
 use super::torch;
 use crate::{
     Clip, Ffn, Head, ModelError, NetConfig, Pool, Preprocess, RelPos, TextConfig, VitConfig,
@@ -153,8 +153,7 @@ impl Clip {
     /// When it can't be written.
     pub fn save_loader(dir: &Path) -> Result<PathBuf, ModelError> {
         let path = dir.join("uta_model.py");
-        write_atomically(&path, |file| file.write_all(LOADER.as_bytes()))
-            .map_err(ModelError::io(&path))?;
+        write_atomically(&path, LOADER.as_bytes()).map_err(ModelError::io(&path))?;
         Ok(path)
     }
 
@@ -476,7 +475,7 @@ impl Clip {
 
 fn write_json(path: &Path, value: &Value) -> Result<(), ModelError> {
     let text = serde_json::to_string_pretty(value).expect("plain data") + "\n";
-    write_atomically(path, |file| file.write_all(text.as_bytes())).map_err(ModelError::io(path))
+    write_atomically(path, text.as_bytes()).map_err(ModelError::io(path))
 }
 
 /// Whether CLIP's tokeniser has such a vocabulary.

@@ -3,14 +3,14 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Read, Write};
+use std::path::Path;
 
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use tch::{Device, Kind, Tensor, no_grad};
 use torch_ext::first_line;
+use uta_base::write_with;
 
 use super::file::OpenFile;
 use super::hints;
@@ -72,7 +72,7 @@ pub fn save(
     let mut header = serde_json::to_vec(&header).expect("names, shapes and offsets are plain data");
     header.resize(header.len().next_multiple_of(LENGTH), b' ');
 
-    write_atomically(path, |file| {
+    write_with(path, |file| {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
         let mut bytes = Vec::new();
@@ -86,73 +86,6 @@ pub fn save(
         Ok(())
     })
     .map_err(ModelError::io(path))
-}
-
-/// Writes a file beside `path`, waits until the disk has it, and puts it in `path`'s place.
-///
-/// # Errors
-/// The operating system's; a former file of that name is then as it was, and nothing is left beside it.
-pub fn write_atomically(
-    path: &Path,
-    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
-) -> io::Result<()> {
-    let mut file = Beside::create(path)?;
-    write(&mut file.out)?;
-    file.finish()
-}
-
-/// A file in the making, beside the place that it will have; removed unless it is finished.
-pub struct Beside {
-    out: BufWriter<File>,
-    beside: PathBuf,
-    path: PathBuf,
-    placed: bool,
-}
-
-impl Beside {
-    /// Begins what will lie at `path`.
-    ///
-    /// # Errors
-    /// The operating system's.
-    pub fn create(path: &Path) -> io::Result<Beside> {
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(".tmp");
-        let beside = PathBuf::from(beside);
-        let out = BufWriter::new(File::create(&beside)?);
-        Ok(Beside { out, beside, path: path.to_owned(), placed: false })
-    }
-
-    /// Waits until the disk has it, and puts it into its place.
-    ///
-    /// # Errors
-    /// The operating system's; a former file of that name is then as it was.
-    pub fn finish(mut self) -> io::Result<()> {
-        self.out.flush()?;
-        self.out.get_ref().sync_all()?;
-        fs::rename(&self.beside, &self.path)?;
-        self.placed = true;
-        let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty());
-        File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
-    }
-}
-
-impl Write for Beside {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.out.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
-}
-
-impl Drop for Beside {
-    fn drop(&mut self) {
-        if !self.placed {
-            // Best effort: the disk may be full or gone.
-            let _ = fs::remove_file(&self.beside);
-        }
-    }
 }
 
 /// A JSON object whose keys are distinct: of two tensors of one name the format's own reader would take the last.
@@ -281,6 +214,8 @@ pub(crate) fn read(mut open: OpenFile) -> Result<Contents, ModelError> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -4,12 +4,12 @@ use std::io::Write;
 use std::path::Path;
 
 use tch::{Device, Kind, Tensor, no_grad};
+use uta_base::write_with;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipWriter};
 
 use super::globals::storage_of;
 use crate::ModelError;
-use crate::checkpoint::safetensors::write_atomically;
 
 /// Writes named tensors as `torch.save` does a state dict; `kind` converts floating-point tensors, `None` keeps their own.
 /// `torch.load` reads it, with `weights_only` too.
@@ -33,7 +33,7 @@ pub fn save(
     let named: Vec<_> =
         stored.iter().map(|(name, t, _, storage)| (name.as_str(), t.size(), *storage)).collect();
     let pickle = state_dict(&named);
-    write_atomically(path, |file| {
+    write_with(path, |file| {
         let mut zip = ZipWriter::new(file);
         let plain = SimpleFileOptions::default()
             .compression_method(CompressionMethod::Stored)

@@ -184,17 +184,11 @@ impl File {
 
     fn write(&self, rows: &Tensor) {
         let metadata = BTreeMap::from([(SHA256.to_owned(), checksum(rows))]);
-        // Processes that build the same one must not write into each other's file.
-        let own = self.path.with_extension(format!("{}.safetensors", std::process::id()));
         let tensors = [(ROWS.to_owned(), rows.shallow_clone())];
         let folder = self.path.parent().expect("it was joined to a folder");
         let written = fs::create_dir_all(folder)
             .map_err(|source| ModelError::Io { path: folder.to_owned(), source })
-            .and_then(|()| safetensors_io::save(&tensors, &own, &metadata, None))
-            .and_then(|()| {
-                fs::rename(&own, &self.path)
-                    .map_err(|source| ModelError::Io { path: self.path.clone(), source })
-            });
+            .and_then(|()| safetensors_io::save(&tensors, &self.path, &metadata, None));
         if let Err(e) = written {
             tracing::warn!("the classifier is not kept (--cache): {e}");
         }

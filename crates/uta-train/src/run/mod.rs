@@ -1,5 +1,5 @@
-//! The run directory (`docs/src/formats.md`): recipe, environment, metrics, checkpoints. Files are written beside, synced and
-//! renamed, so that a run killed at any instant leaves whole ones only; logs are appended to, and synced with each checkpoint.
+//! The run directory (`docs/src/formats.md`): recipe, environment, metrics, checkpoints. Files and checkpoints appear only
+//! when they are complete, so that a run killed at any instant leaves no half of one; logs are appended to, and synced with each checkpoint.
 
 pub mod tensorboard;
 
@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tch::{Device, Tensor};
+use uta_base::{AtomicFolder, Lock};
 use uta_data::Rejected;
 use uta_model::{ModelError, safetensors_io};
 
@@ -26,7 +27,7 @@ pub struct RunDir {
     /// Where this process began it and has made no step yet, so that nothing is left of it should that fail: whether the
     /// directory itself is new.
     fresh: Option<bool>,
-    _lock: File,
+    _lock: Lock,
 }
 
 /// What a checkpoint says of itself, in `state.json`.
@@ -143,7 +144,7 @@ impl RunDir {
     }
 
     /// `resumed`: the last step whose lines stay.
-    fn open_files(path: &Path, lock: File, resumed: Option<i64>) -> Result<RunDir, TrainError> {
+    fn open_files(path: &Path, lock: Lock, resumed: Option<i64>) -> Result<RunDir, TrainError> {
         let file = path.join("metrics.jsonl");
         let metrics = OpenOptions::new()
             .create(true)
@@ -257,19 +258,11 @@ impl RunDir {
         }
         let folder = self.path.join("checkpoints");
         let name = checkpoint_name(step);
-        let (beside, whole) = (folder.join(format!(".{name}.tmp")), folder.join(&name));
-        let written = write_checkpoint(&beside, state, model, optimizer);
-        if written.is_err() {
-            // What was begun only takes room that the next try may need.
-            let _ = fs::remove_dir_all(&beside);
-        }
-        written?;
-        // One that was passed over as damaged.
-        if whole.exists() {
-            fs::remove_dir_all(&whole).map_err(TrainError::io(&whole))?;
-        }
-        fs::rename(&beside, &whole).map_err(TrainError::io(&whole))?;
-        sync_dir(&folder)?;
+        // Another of this name was passed over as damaged.
+        let whole = folder.join(&name);
+        let dir = AtomicFolder::create(&whole).map_err(TrainError::io(&whole))?;
+        write_checkpoint(dir.path(), state, model, optimizer)?;
+        dir.finish().map_err(TrainError::io(&whole))?;
         write_atomically(&folder.join("latest"), name.as_bytes())?;
         // Later ones were passed over as damaged, and are written anew when the run comes there.
         let done = checkpoints(&self.path)?.into_iter().rev().filter(|&done| done <= step);
@@ -333,17 +326,13 @@ fn remove_made(path: &Path) {
     let _ = fs::remove_dir_all(path.join(EVENTS));
 }
 
-/// A checkpoint's files in `dir`, anew; `state` gets their lengths.
+/// Writes a checkpoint's files into `dir`; `state` gets their lengths.
 fn write_checkpoint(
     dir: &Path,
     mut state: State,
     model: &[(String, Tensor)],
     optimizer: &[(String, Tensor)],
 ) -> Result<(), TrainError> {
-    if dir.exists() {
-        fs::remove_dir_all(dir).map_err(TrainError::io(dir))?;
-    }
-    fs::create_dir_all(dir).map_err(TrainError::io(dir))?;
     for (file, tensors) in [(MODEL, model), (OPTIMIZER, optimizer)] {
         let file_path = dir.join(file);
         safetensors_io::save(tensors, &file_path, &Default::default(), None)?;
@@ -351,8 +340,7 @@ fn write_checkpoint(
         state.bytes.insert(file.into(), length.into());
     }
     let state = serde_json::to_string_pretty(&state).expect("plain data");
-    write_atomically(&dir.join("state.json"), state.as_bytes())?;
-    sync_dir(dir)
+    write_atomically(&dir.join("state.json"), state.as_bytes())
 }
 
 /// Fills `model` and `optimizer` from the newest whole checkpoint of the run in `path`; `None` when the run has none yet. A
@@ -446,27 +434,15 @@ pub(crate) fn checkpoints(run: &Path) -> Result<Vec<u64>, TrainError> {
 }
 
 /// Holds `RUN/.lock` until dropped.
-fn lock(path: &Path) -> Result<File, TrainError> {
+fn lock(path: &Path) -> Result<Lock, TrainError> {
     let file = path.join(".lock");
-    let lock = File::create(&file).map_err(TrainError::io(&file))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(fs::TryLockError::WouldBlock) => {
-            Err(TrainError::run(path, "another process is training in this run directory"))
-        }
-        Err(fs::TryLockError::Error(e)) => Err(TrainError::io(&file)(e)),
-    }
+    let lock = Lock::try_hold(&file).map_err(TrainError::io(&file))?;
+    lock.ok_or_else(|| TrainError::run(path, "another process is training in this run directory"))
 }
 
-/// Written beside, synced, renamed.
+/// Writes a file that appears only when it is complete.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
-    safetensors_io::write_atomically(path, |file| file.write_all(bytes))
-        .map_err(TrainError::io(path))
-}
-
-fn sync_dir(path: &Path) -> Result<(), TrainError> {
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    File::open(path).and_then(|dir| dir.sync_all()).map_err(TrainError::io(path))
+    uta_base::write_atomically(path, bytes).map_err(TrainError::io(path))
 }
 
 pub(crate) fn seconds_since_epoch() -> f64 {

@@ -17,7 +17,7 @@ use uta_data::verify::verify;
 
 use crate::compute::PairArgs;
 use crate::output::print;
-use crate::whole::Whole;
+use uta_base::AtomicFile;
 
 /// Make, pack, describe and check sets of pictures.
 #[derive(Debug, Subcommand)]
@@ -165,9 +165,11 @@ pub fn run(data: Data) -> anyhow::Result<()> {
         Data::Verify(VerifyArgs { data, pairs, report, json }) => {
             let pairs = pairs.options(&data)?;
             let mut faults = match &report {
-                Some(path) => {
-                    Some((path, Whole::create(path).map_err(DataError::io("create", path))?))
-                }
+                Some(path) => Some((
+                    path,
+                    AtomicFile::create_or_write_through(path)
+                        .map_err(DataError::io("create", path))?,
+                )),
                 None => None,
             };
             let verified = verify(&data, &pairs, true, |rejected| match &mut faults {

@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tch::Device;
 use torch_ext::distributed::ProcessGroup;
+use uta_base::write_atomically;
 use uta_data::{emoji, progress};
 use uta_eval::{EvalOptions, Prompts, Retrieval, ZeroShot};
 use uta_model::Clip;
-use uta_model::safetensors_io::write_atomically;
 use uta_train::{Recipe, RecipeError};
 
 use crate::error::Usage;
@@ -186,7 +186,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 fn save(run: &Path, result: &Value) -> anyhow::Result<()> {
     let path = run.join("demo.json");
     let text = serde_json::to_string_pretty(result)?;
-    write_atomically(&path, |file| file.write_all(text.as_bytes()))
+    write_atomically(&path, text.as_bytes())
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
@@ -260,7 +260,7 @@ fn lay_out(dir: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
     for (name, bytes) in TEACHER {
         let path = dir.join(name);
-        write_atomically(&path, |file| file.write_all(bytes))
+        write_atomically(&path, bytes)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())

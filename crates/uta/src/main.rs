@@ -24,7 +24,6 @@ mod report;
 mod runtime;
 mod train;
 mod weights;
-mod whole;
 
 use std::process::ExitCode;
 

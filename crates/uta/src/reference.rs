@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,13 +11,13 @@ use anyhow::Context;
 use resvg::tiny_skia::{ColorU8, Pixmap};
 use serde::{Deserialize, Serialize};
 use torch_ext::distributed::ProcessGroup;
+use uta_base::write_atomically;
 use uta_data::{DataError, EvalTransform, Sample, Share, Source};
 use uta_eval::{
     ClassSet, EvalKind, EvalOptions, Prediction, Prompts, Recall, Retrieval, RetrievalReport,
     ZeroShot, ZeroShotReport,
 };
 use uta_model::Clip;
-use uta_model::safetensors_io::write_atomically;
 use uta_train::Recipe;
 
 /// The file in a run directory.
@@ -323,8 +322,7 @@ fn png(pixels: &[u8], side: usize) -> anyhow::Result<Vec<u8>> {
 }
 
 fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    write_atomically(path, |file| file.write_all(bytes))
-        .with_context(|| format!("cannot write {}", path.display()))
+    write_atomically(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -10,10 +9,10 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind};
+use uta_base::write_atomically;
 use uta_data::Tokenizer;
 use uta_data::sha256::{add_file, hex};
 use uta_eval::EvalOptions;
-use uta_model::safetensors_io::write_atomically;
 use uta_model::{Clip, ClipConfig, Exported, Layout, NetConfig, Origin};
 
 use crate::error::Usage;
@@ -361,7 +360,7 @@ fn export(clip: &Clip, layout: Layout, dir: &Path, kind: Kind) -> anyhow::Result
         let tokenizer = Tokenizer::new(t.vocab_size as usize, t.context_length as usize)?;
         for (name, text) in tokenizer.hugging_face() {
             let path = dir.join(name);
-            write_atomically(&path, |file| file.write_all(text.as_bytes()))
+            write_atomically(&path, text.as_bytes())
                 .with_context(|| format!("writing {}", path.display()))?;
             more.push(path);
         }

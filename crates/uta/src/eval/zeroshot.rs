@@ -14,7 +14,7 @@ use uta_eval::{ClassSet, NamedSet, ZeroShot, ZeroShotReport};
 use super::page::{Page, line};
 use super::setup::{Common, Setup};
 use crate::error::Usage;
-use crate::whole::Whole;
+use uta_base::AtomicFile;
 
 /// Arguments of `uta eval zeroshot`.
 #[derive(Debug, Args)]
@@ -173,8 +173,9 @@ const CERTAIN: usize = 50;
 const OBJECTNET_FRAME: u32 = 2;
 
 /// A file that an option names, made before the minutes of computing.
-fn create(option: &str, path: &Path) -> Result<Whole, Usage> {
-    Whole::create(path).map_err(|e| Usage(format!("{option} {}: {e}", path.display())))
+fn create(option: &str, path: &Path) -> Result<AtomicFile, Usage> {
+    AtomicFile::create_or_write_through(path)
+        .map_err(|e| Usage(format!("{option} {}: {e}", path.display())))
 }
 
 fn write_classes(out: &mut impl Write, report: &ZeroShotReport) -> anyhow::Result<()> {

@@ -17,12 +17,11 @@ mod scores;
 pub mod svg;
 mod words;
 
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
 use askama::Template;
-use uta_model::safetensors_io::write_atomically;
+use uta_base::write_atomically;
 
 use about::RecipeLine;
 use masks::MaskFigure;
@@ -35,7 +34,7 @@ pub use words::grouped;
 pub fn write(run_dir: &Path) -> anyhow::Result<()> {
     let page = Page::of(&Run::read(run_dir)?)?.render()?;
     let path = run_dir.join("report.html");
-    write_atomically(&path, |file| file.write_all(page.as_bytes()))
+    write_atomically(&path, page.as_bytes())
         .with_context(|| format!("cannot write {}", path.display()))
 }
 

@@ -6,11 +6,13 @@
 
 use std::fmt::{self, Display, Write as _};
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
 use resvg::{tiny_skia, usvg};
+use uta_base::AtomicFile;
 
 use crate::error::Usage;
 
@@ -199,7 +201,9 @@ impl Drawing {
             fs::create_dir_all(folder)
                 .with_context(|| format!("cannot make the folder {}", folder.display()))?;
         }
-        fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+        AtomicFile::create_or_write_through(path)
+            .and_then(|mut file| file.write_all(&bytes).and_then(|()| file.finish()))
+            .with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// The picture in PNG, at twice the size for sharp screens.

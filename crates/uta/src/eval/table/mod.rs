@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::Args;
 use torch_ext::distributed::ProcessGroup;
-use uta_model::safetensors_io::write_atomically;
+use uta_base::write_atomically;
 
 use crate::error::Usage;
 use cell::{Gap, cell, has_values};
@@ -114,6 +114,5 @@ pub fn run(args: &TableArgs) -> anyhow::Result<()> {
 }
 
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
-    write_atomically(path, |file| file.write_all(text.as_bytes()))
-        .with_context(|| path.display().to_string())
+    write_atomically(path, text.as_bytes()).with_context(|| path.display().to_string())
 }

@@ -4,7 +4,7 @@
 
 Every kernel is compiled for the CPU with gpu_kernels/threads.cpp, one thread of the system for each of a block's, and its
 results and gradients are compared with autograd's of plain operators. What a GPU adds (NVRTC, launching, alignment) is not
-seen here: `cargo test -p torch-ext --test cuda -- --ignored` is for that. Prints the worst difference of each kernel.
+seen here: `cargo test -p torch-ext --test it cuda:: -- --ignored` is for that. Prints the worst difference of each kernel.
 """
 
 import ctypes

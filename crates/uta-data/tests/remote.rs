@@ -1,6 +1,5 @@
 //! Shards behind a server of this machine that drops connections, fails, stalls, falls silent, or loses files: what arrives is
 //! what local shards give, and what can't arrive ends in time.
-#![cfg(feature = "remote")]
 #![allow(clippy::unwrap_used)]
 
 use std::fs::{self, File};

@@ -5,6 +5,7 @@
 //! a chore says on its way goes to standard error, which leaves `demo --json` one object there.
 
 mod bench;
+mod house;
 mod setup;
 mod unpack;
 mod wheels;
@@ -28,6 +29,7 @@ Usage: cargo xtask CHORE
   setup [--cuda | --cpu]  put libtorch 2.13.0 into .libtorch: without CUDA (0.5 GB to fetch) unless --cuda (2.4 GB)
   demo [ARGS]             setup, then `uta demo ARGS` in release: the whole method on real pictures
   test [ARGS]             setup, then `cargo test --workspace ARGS`
+  house                   no files of a crate import each other in a circle, and no crate reaches up
   ci                      .ci/run: formatting, tests, clippy and rustdoc, warnings denied
   bench data [ARGS]       setup, then `uta bench data ARGS` in release: images a second of decoding and cropping
   bench step [ROW ...] [--pairs 5] [--threads 2] [--python PATH] [--json]
@@ -88,6 +90,8 @@ fn run(chore: &str, args: &[OsString]) -> Result<()> {
             Some((what, args)) if what == "step" => bench::step(root, args),
             _ => Err(usage("bench takes data or step")),
         },
+        "house" if args.is_empty() => house::run(root),
+        "house" => Err(usage("house takes no arguments")),
         // Calls `cargo xtask test`, and that sets up.
         "ci" if args.is_empty() => replace_by(Command::new(root.join(".ci/run"))),
         "ci" => Err(usage("ci takes no arguments")),

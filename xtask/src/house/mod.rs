@@ -41,7 +41,7 @@ pub fn run(root: &Path) -> Result<()> {
     for finding in &found {
         eprintln!("{finding}\n");
     }
-    ensure!(found.is_empty(), "{} against the house's order", found.len());
+    ensure!(found.is_empty(), "what stands above is against the order of files and crates");
     eprintln!(
         "{files} files of {} crates: no circle of files, no crate reaches up",
         packages.len()

@@ -158,7 +158,7 @@ pub enum DataError {
     },
     /// A package that a data set is made from cannot be had or read.
     #[error(transparent)]
-    Package(#[from] crate::emoji::PackageError),
+    Package(#[from] crate::get::emoji::PackageError),
     /// An option has a value that makes no sense.
     #[error("{field} = {value}: {reason}")]
     Option {

@@ -10,64 +10,46 @@
 //! of a seed, a purpose and counters ([`rng`]), so a stream gives the same batches whatever the number of threads, and
 //! starts at any batch without replaying the ones before.
 
-mod ahead;
-mod color;
-mod decode;
-pub mod emoji;
-mod erasing;
+mod chores;
 mod error;
-mod index;
-mod jpeg;
-mod listing;
+mod get;
+mod image;
 pub mod machine;
 pub mod mask;
-mod mix;
-mod order;
-mod orientation;
-pub mod pack;
-mod pairs;
-mod parallel;
-mod pillow;
-mod png;
 mod quietly;
-mod rand_augment;
-#[cfg(feature = "remote")]
-mod remote;
-mod repair;
-mod resize;
-mod scans;
-pub mod shards;
-mod sidecar;
-mod sizes;
 mod source;
-pub mod stats;
+mod storage;
 mod stream;
 pub mod targets;
 #[cfg(test)]
 mod testing;
-mod tokenizer;
+mod text;
 mod transform;
-pub mod verify;
 
-pub use color::{ColorJitter, PhotometricDistortion};
-pub use decode::{DecodeOptions, MAX_PIXELS, Rgb, decode, decode_with, dimensions, is_image};
-pub use erasing::{ErasingMode, RandomErasing};
-pub use error::{DataError, Fault};
-pub use mix::MixupMode;
-pub use order::{Draw, Order, OrderKind, Part};
-pub use pairs::{Captions, PairOptions};
-pub use rand_augment::{PolicyError, RandAugment};
-pub use resize::Filter;
-pub use sizes::without_mark;
-pub use source::{
+pub use self::chores::{pack, stats, verify};
+pub use self::error::{DataError, Fault};
+pub use self::get::emoji;
+pub use self::image::decode::{
+    DecodeOptions, MAX_PIXELS, Rgb, decode, decode_with, dimensions, is_image,
+};
+pub use self::image::resize::Filter;
+pub use self::source::pairs::{Captions, PairOptions};
+pub use self::source::shards;
+pub use self::source::shards::sizes::without_mark;
+pub use self::source::{
     Folder, OddClass, Sample, Set, Source, expand, holds_images, is_table, is_url, open, open_all,
     open_files, open_sets, open_with, subfolders, tars,
 };
-pub use stream::{
+pub use self::stream::order::{Draw, Order, OrderKind, Part};
+pub use self::stream::{
     Batch, Item, Rejected, Share, Stream, StreamOptions, Sweep, require_captions, sweep,
 };
-pub use tokenizer::Tokenizer;
-pub use transform::{
+pub use self::text::tokenizer::Tokenizer;
+pub use self::transform::color::{ColorJitter, PhotometricDistortion};
+pub use self::transform::erasing::{ErasingMode, RandomErasing};
+pub use self::transform::mix::MixupMode;
+pub use self::transform::rand_augment::{PolicyError, RandAugment};
+pub use self::transform::{
     Convention, CropBox, EvalTransform, Fit, Interpolation, TrainTransform, resample,
 };
 pub use uta_base::{cache_folder, is_full, progress, rng, sha256};

@@ -1,0 +1,3 @@
+//! Sets that are made from public downloads: `uta data get`.
+
+pub mod emoji;

@@ -1,0 +1,990 @@
+//! Batches: an endless shuffled stream for training, and an ordered sweep for evaluation, both decoded in threads.
+
+pub(crate) mod ahead;
+pub(crate) mod order;
+pub(crate) mod parallel;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::quietly::quietly;
+use crate::rng::{Purpose, Rng};
+use crate::stream::ahead::Ahead;
+use crate::stream::order::{Draw, Order, OrderKind};
+use crate::stream::parallel::Ordered;
+use crate::targets::Replay;
+use crate::{
+    DataError, DecodeOptions, EvalTransform, Fault, Source, TrainTransform, machine, source,
+};
+
+/// Unusable samples that one position may meet before the stream gives up.
+const MAX_ATTEMPTS: u64 = 20;
+
+/// How many of the last samples the share of unusable ones is taken over, at least: whole global batches.
+const WINDOW: usize = 1000;
+
+/// In the streaming order the samples of a lost shard come close together. There the window is as long as this many shuffle
+/// buffers, or an epoch if that is shorter; over [`WINDOW`] samples a share up to [`CROWDED`] is borne.
+const WINDOW_BUFFERS: usize = 10;
+const CROWDED: f64 = 0.4;
+
+/// How a [`Stream`] runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StreamOptions {
+    /// Images in a batch of this rank.
+    pub batch: usize,
+    /// Views of each sample, side by side in a batch: it is read and decoded once for all. A divisor of `batch`.
+    pub repeats: usize,
+    /// Seed of order, augmentation and captions.
+    pub seed: u64,
+    /// How the samples are shuffled.
+    pub order: OrderKind,
+    /// Samples that are shuffled among each other in the streaming order, at least 1.
+    pub shuffle_buffer: usize,
+    /// Decoding threads, at least 1. The batches don't depend on it.
+    pub workers: usize,
+    /// Batches decoded ahead, at least 1. Bounds the memory.
+    pub prefetch: usize,
+    /// This process among `world`.
+    pub rank: usize,
+    /// How many processes share a global batch.
+    pub world: usize,
+    /// Samples without a caption are unusable.
+    pub captions: bool,
+    /// How images are decoded.
+    pub decode: DecodeOptions,
+    /// The stream ends with an error when more than this share of the recent samples was unusable.
+    pub max_rejected: f64,
+}
+
+impl Default for StreamOptions {
+    fn default() -> StreamOptions {
+        StreamOptions {
+            batch: 256,
+            repeats: 1,
+            seed: 0,
+            order: OrderKind::Indexed,
+            shuffle_buffer: 50_000,
+            workers: std::thread::available_parallelism().map_or(1, usize::from),
+            prefetch: 2,
+            rank: 0,
+            world: 1,
+            captions: false,
+            decode: DecodeOptions::default(),
+            max_rejected: 0.1,
+        }
+    }
+}
+
+impl StreamOptions {
+    /// Samples, not images, in a batch of this rank.
+    fn samples(&self) -> u64 {
+        (self.batch / self.repeats) as u64
+    }
+
+    /// Where the `local`-th sample of this rank is in the whole stream: global batches one after the other, in each of them
+    /// the ranks.
+    fn position(&self, local: u64) -> u64 {
+        let batch = self.samples();
+        (local / batch * self.world as u64 + self.rank as u64) * batch + local % batch
+    }
+
+    fn validate(&self) -> Result<(), DataError> {
+        let StreamOptions { batch, repeats, workers, prefetch, rank, world, max_rejected, .. } =
+            *self;
+        let counts = [
+            ("batch", batch),
+            ("repeats", repeats),
+            ("workers", workers),
+            ("prefetch", prefetch),
+            ("shuffle_buffer", self.shuffle_buffer),
+            ("world", world),
+        ];
+        if let Some((field, _)) = counts.into_iter().find(|&(_, count)| count == 0) {
+            let reason = "must be 1 or more".into();
+            return Err(DataError::Option { field, value: "0".into(), reason });
+        }
+        if !batch.is_multiple_of(repeats) {
+            let reason = format!("must divide the batch of a process, {batch}");
+            return Err(DataError::Option { field: "repeats", value: repeats.to_string(), reason });
+        }
+        if rank >= world {
+            let reason = format!("must be below the world size, {world}");
+            return Err(DataError::Option { field: "rank", value: rank.to_string(), reason });
+        }
+        if !(0.0..=1.0).contains(&max_rejected) {
+            let reason = "is a share, 0 to 1".into();
+            let value = max_rejected.to_string();
+            return Err(DataError::Option { field: "max_rejected", value, reason });
+        }
+        Ok(())
+    }
+}
+
+/// Decoded samples, ready for the device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// Its number in the stream or sweep, from 0.
+    pub index: u64,
+    /// Side of the images, in pixels.
+    pub size: usize,
+    /// `[B, size, size, 3]` bytes.
+    pub pixels: Vec<u8>,
+    /// What the B images are.
+    pub items: Vec<Item>,
+    /// The wanted rows of each image's targets, `[B, rows, E]`, as they are stored; empty without a [`Replay`].
+    pub targets: Vec<u8>,
+    /// Samples met on the way that could not be used.
+    pub rejected: Vec<Rejected>,
+    /// Epochs done when the global batch is, in fractions.
+    pub epoch: f64,
+}
+
+impl Batch {
+    /// B.
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Whether there are no images.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    fn new(index: u64, size: u32, capacity: usize) -> Batch {
+        let size = size as usize;
+        Batch {
+            index,
+            size,
+            pixels: Vec::with_capacity(capacity * size * size * 3),
+            items: Vec::with_capacity(capacity),
+            targets: vec![],
+            rejected: vec![],
+            epoch: 0.0,
+        }
+    }
+}
+
+/// One image of a batch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Item {
+    /// The sample's key.
+    pub key: String,
+    /// Its captions: in a stream one of them, drawn anew each epoch; in a sweep all.
+    pub captions: Vec<String>,
+    /// Its class.
+    pub class: Option<u32>,
+    /// Its place among the images of the whole stream, over all ranks; in a sweep its index.
+    pub position: u64,
+    /// Its index in the source.
+    pub index: usize,
+}
+
+/// A sample that could not be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejected {
+    /// The shard it lies in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<String>,
+    /// Its key; empty where more than a sample is meant.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub key: String,
+    /// What kind of thing is wrong.
+    pub kind: Fault,
+    /// Why.
+    pub reason: String,
+}
+
+impl Rejected {
+    /// One of the [`problems`](Source::problems) of a source.
+    pub fn part(problem: String) -> Rejected {
+        Rejected { shard: None, key: String::new(), kind: Fault::Shard, reason: problem }
+    }
+
+    /// Sample `i` of a source, for what came up at it.
+    pub(crate) fn new(source: &dyn Source, i: usize, error: &DataError) -> Rejected {
+        Rejected {
+            shard: source.shard(i),
+            key: source.key(i),
+            kind: error.fault(),
+            reason: error.to_string(),
+        }
+    }
+
+    /// Whether the disk or the network may be at fault and the sample usable another time, so that nothing should be kept that
+    /// says it isn't. A file that is gone stays so.
+    pub fn may_pass(&self) -> bool {
+        let elsewhere = self.shard.as_ref().is_some_and(source::is_url);
+        self.kind == Fault::Unreadable || elsewhere && self.kind == Fault::Shard
+    }
+
+    /// A line of JSON, with its end: the step that met it, 0 before the first, and all that is known of it.
+    pub fn line(&self, step: u64) -> String {
+        #[derive(Serialize)]
+        struct Line<'a> {
+            step: u64,
+            #[serde(flatten)]
+            rejected: &'a Rejected,
+        }
+        serde_json::to_string(&Line { step, rejected: self }).expect("plain data") + "\n"
+    }
+}
+
+/// An image of a batch and its pixels.
+type View = (Item, Vec<u8>);
+
+/// A sample of the stream, in as many views as it is repeated.
+struct Filled {
+    views: Vec<View>,
+    targets: Vec<u8>,
+    rejected: Vec<Rejected>,
+}
+
+/// An endless, shuffled, resumable stream of training batches.
+///
+/// Which sample comes when, the [`Order`] says; rank r takes its slice of every global batch. Each sample gives `repeats`
+/// images.
+pub struct Stream {
+    filled: Ordered<Result<Filled, DataError>>,
+    options: StreamOptions,
+    size: u32,
+    /// Samples in an epoch.
+    epoch: u64,
+    next: u64,
+    /// Unusable samples met at each of the last global batches.
+    recent: VecDeque<usize>,
+    /// All unusable samples met.
+    faults: BTreeMap<Fault, u64>,
+}
+
+impl Stream {
+    /// Starts the threads; the first batch will be number `first_batch`.
+    ///
+    /// # Errors
+    /// An option out of range; captions needed and none found; too few shards to stream.
+    pub fn new(
+        source: Arc<dyn Source>,
+        transform: TrainTransform,
+        options: StreamOptions,
+        first_batch: u64,
+    ) -> Result<Stream, DataError> {
+        Stream::replaying(source, transform, options, first_batch, None)
+    }
+
+    /// As [`new`](Stream::new); with a `replay` the crops are those that it has targets of, which come with them.
+    ///
+    /// # Errors
+    /// As [`new`](Stream::new).
+    pub fn replaying(
+        source: Arc<dyn Source>,
+        transform: TrainTransform,
+        options: StreamOptions,
+        first_batch: u64,
+        replay: Option<Arc<Replay>>,
+    ) -> Result<Stream, DataError> {
+        transform.validate()?;
+        options.validate()?;
+        let ahead = options.prefetch.saturating_add(1);
+        has_room(options.batch, transform.size, ahead, &options.decode)?;
+        if source.is_empty() {
+            let reason = "the set holds no samples".into();
+            return Err(DataError::NotFound { spec: "the training stream".into(), reason });
+        }
+        if options.captions {
+            require_captions(source.as_ref())?;
+        }
+        let (batch, seed) = (options.samples(), options.seed);
+        let order = match options.order {
+            OrderKind::Indexed => Order::new(source.as_ref(), seed),
+            OrderKind::Streaming => {
+                let (buffer, world) = (options.shuffle_buffer as u64, options.world as u64);
+                Order::streaming(source.as_ref(), seed, buffer, batch, world)?
+            }
+        };
+        let (size, epoch) = (transform.size, order.epoch());
+        let o = options.clone();
+        let range = first_batch * batch..u64::MAX;
+        let order = Arc::new(order);
+        let shuffled = range.start..range.start + order.rest(o.position(range.start));
+        let mut rest: Vec<usize> =
+            shuffled.map(|local| order.at(o.position(local)).index).collect();
+        rest.sort_unstable();
+        let next = {
+            let (order, o) = (order.clone(), o.clone());
+            move |local| order.unshuffled(o.position(local)).index
+        };
+        let coming = Ahead::new(source.clone(), range.clone(), order.buffer(), rest, next);
+        let fill = move |local| {
+            coming.pass(local);
+            fill(source.as_ref(), &order, &transform, &o, replay.as_deref(), o.position(local))
+        };
+        let ahead = options.prefetch as u64 * batch;
+        let filled = Ordered::new(options.workers, ahead, range, fill);
+        let (recent, faults) = (VecDeque::new(), BTreeMap::new());
+        Ok(Stream { filled, options, size, epoch, next: first_batch, recent, faults })
+    }
+
+    /// The next batch of a process alone.
+    ///
+    /// # Errors
+    /// When too many samples are unusable.
+    pub fn next_batch(&mut self) -> Result<Batch, DataError> {
+        let batch = self.draw()?;
+        self.judge(&batch.rejected)?;
+        Ok(batch)
+    }
+
+    /// This rank's next batch. Several ranks then tell each other what was unusable, for [`Stream::judge`].
+    ///
+    /// # Errors
+    /// When one sample after the other is unusable.
+    pub fn draw(&mut self) -> Result<Batch, DataError> {
+        let mut batch = Batch::new(self.next, self.size, self.options.batch);
+        for _ in 0..self.options.samples() {
+            let filled = self.filled.next().expect("the stream is endless")?;
+            for (item, pixels) in filled.views {
+                batch.pixels.extend_from_slice(&pixels);
+                batch.items.push(item);
+            }
+            batch.targets.extend_from_slice(&filled.targets);
+            batch.rejected.extend(filled.rejected);
+        }
+        self.next += 1;
+        batch.epoch = self.next as f64 * self.global() as f64 / self.epoch as f64;
+        Ok(batch)
+    }
+
+    /// Samples in a batch of all ranks.
+    fn global(&self) -> usize {
+        self.options.samples() as usize * self.options.world
+    }
+
+    /// Whether the stream goes on after a global batch on the way to which all ranks met `rejected`; the same on each.
+    ///
+    /// # Errors
+    /// When too many samples are unusable.
+    pub fn judge(&mut self, rejected: &[Rejected]) -> Result<(), DataError> {
+        let last = rejected.last();
+        for rejected in rejected {
+            *self.faults.entry(rejected.kind).or_default() += 1;
+        }
+        let (global, limit) = (self.global(), self.options.max_rejected);
+        // (samples of the window, of which so many count from the start, the share that is borne)
+        let windows: &[(usize, usize, f64)] = match self.options.order {
+            OrderKind::Indexed => &[(WINDOW, 0, limit)],
+            OrderKind::Streaming => {
+                let buffers = self.options.shuffle_buffer.saturating_mul(WINDOW_BUFFERS);
+                let long = buffers.min(self.epoch as usize);
+                &[(WINDOW, 0, limit.max(CROWDED)), (long.max(WINDOW), long, limit)]
+            }
+        };
+        self.recent.push_back(rejected.len());
+        let longest = windows.iter().map(|(window, ..)| *window).max().unwrap_or(WINDOW);
+        if self.recent.len() > longest.div_ceil(global) {
+            self.recent.pop_front();
+        }
+        let Some(last) = last else { return Ok(()) };
+        for &(window, from_start, limit) in windows {
+            let batches = window.div_ceil(global).min(self.recent.len());
+            let rejected: usize = self.recent.iter().rev().take(batches).sum();
+            let drawn = rejected + batches * global;
+            // A single broken sample early on is no verdict on the set.
+            if rejected > 10 && rejected as f64 > limit * drawn.max(from_start) as f64 {
+                return Err(too_many(rejected, drawn, &self.faults, last));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn too_many(
+    rejected: usize,
+    of: usize,
+    faults: &BTreeMap<Fault, u64>,
+    last: &Rejected,
+) -> DataError {
+    let counts: Vec<String> = faults.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
+    let (key, reason) = (last.key.clone(), last.reason.clone());
+    DataError::TooManyRejected { rejected, of, counts: counts.join(", "), key, reason }
+}
+
+/// Whether the largest picture that is to be decoded has room, and a batch of so many images: as bytes and as the f32 that a
+/// net reads, with `ahead` batches of bytes beside.
+fn has_room(
+    batch: usize,
+    size: u32,
+    ahead: usize,
+    decode: &DecodeOptions,
+) -> Result<(), DataError> {
+    let pixels = decode.max_pixels;
+    machine::has_room("max_pixels", pixels as usize, 3 * u128::from(pixels))?;
+    let image = 3 * u128::from(size).pow(2);
+    machine::has_room("batch", batch, image * batch as u128 * (ahead as u128 + 4))
+}
+
+/// Reads, decodes and augments sample `position` of the stream, or the first usable one of those drawn in its place.
+fn fill(
+    source: &dyn Source,
+    order: &Order,
+    transform: &TrainTransform,
+    options: &StreamOptions,
+    replay: Option<&Replay>,
+    position: u64,
+) -> Result<Filled, DataError> {
+    let mut draw = order.at(position);
+    let mut rejected: Vec<Rejected> = vec![];
+    for attempt in 0..MAX_ATTEMPTS {
+        match guarded(|| views(source, transform, options, replay, (position, draw))) {
+            Ok((views, targets)) => return Ok(Filled { views, targets, rejected }),
+            Err(e) => {
+                rejected.push(Rejected::new(source, draw.index, &e));
+                let mut rng = Rng::new(options.seed, Purpose::Replace, &[position, attempt]);
+                draw.index = rng.below(source.len() as u64) as usize;
+            }
+        }
+    }
+    let mut faults = BTreeMap::new();
+    rejected.iter().for_each(|r| *faults.entry(r.kind).or_default() += 1);
+    let last = rejected.last().expect("every attempt failed");
+    Err(too_many(rejected.len(), rejected.len(), &faults, last))
+}
+
+/// A decoder that panics on a damaged image costs that sample, not the run.
+pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T, DataError>) -> Result<T, DataError> {
+    quietly(work)
+        .unwrap_or_else(|_| Err(DataError::Image("the decoder panicked on this image".into())))
+}
+
+fn views(
+    source: &dyn Source,
+    transform: &TrainTransform,
+    options: &StreamOptions,
+    replay: Option<&Replay>,
+    (position, Draw { index, pass }): (u64, Draw),
+) -> Result<(Vec<View>, Vec<u8>), DataError> {
+    let sample = source.read(index)?;
+    if options.captions && sample.captions.is_empty() {
+        return Err(DataError::Caption { key: sample.key });
+    }
+    let repeats = options.repeats as u64;
+    let rng = |purpose, repeat| match repeat {
+        0 => Rng::new(options.seed, purpose, &[pass, index as u64]),
+        repeat => Rng::new(options.seed, purpose, &[pass, index as u64, repeat]),
+    };
+    let mut targets = vec![];
+    let views = match replay {
+        Some(replay) => {
+            let view = |repeat| {
+                let crop = (index as u64, pass * repeats + repeat, position * repeats + repeat);
+                replay.view(transform, &options.decode, &sample.image, crop, &mut targets)
+            };
+            (0..repeats).map(view).collect::<Result<_, _>>()?
+        }
+        None => {
+            let mut rngs: Vec<Rng> =
+                (0..repeats).map(|repeat| rng(Purpose::Augment, repeat)).collect();
+            transform.views(&sample.image, &options.decode, &mut rngs)?
+        }
+    };
+    let item = |repeat| {
+        let captions = &sample.captions;
+        let drawn = (!captions.is_empty())
+            .then(|| rng(Purpose::Caption, repeat).below(captions.len() as u64));
+        Item {
+            key: sample.key.clone(),
+            captions: drawn.map(|which| captions[which as usize].clone()).into_iter().collect(),
+            class: sample.class,
+            position: position * repeats + repeat,
+            index,
+        }
+    };
+    Ok(((0..repeats).map(item).zip(views).collect(), targets))
+}
+
+/// Whether `source` has captions, by its first hundred samples.
+///
+/// # Errors
+/// When none of them has one.
+pub fn require_captions(source: &dyn Source) -> Result<(), DataError> {
+    let looked_at = source.len().min(100);
+    let found = (0..looked_at).any(|i| source.read(i).is_ok_and(|s| !s.captions.is_empty()));
+    if found { Ok(()) } else { Err(DataError::NoCaptions { looked_at, key: source.key(0) }) }
+}
+
+/// Which batches of a sweep are this process's: every `world`-th, from number `rank` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// This process among `world`.
+    pub rank: usize,
+    /// How many processes share the sweep.
+    pub world: usize,
+}
+
+impl Share {
+    /// All of them.
+    pub const ALL: Share = Share { rank: 0, world: 1 };
+}
+
+/// The iterator of [`sweep`].
+pub struct Sweep {
+    views: Ordered<Result<Seen, Rejected>>,
+    size: u32,
+    batch: usize,
+    share: Share,
+    samples: usize,
+    /// Batches taken.
+    taken: usize,
+    captions: bool,
+    /// Why it gives no batch at all.
+    refused: Option<DataError>,
+    classes: bool,
+}
+
+/// A sample of a sweep, and what is wrong with its class.
+type Seen = (Vec<u8>, Item, Option<Rejected>);
+
+impl Sweep {
+    /// Where `wanted`, images without a caption are unusable too.
+    pub fn captioned(self, wanted: bool) -> Sweep {
+        Sweep { captions: wanted, ..self }
+    }
+
+    /// Where `wanted`, images whose `.cls` gives no class are unusable too.
+    pub fn labelled(self, wanted: bool) -> Sweep {
+        Sweep { classes: wanted, ..self }
+    }
+}
+
+impl Iterator for Sweep {
+    type Item = Result<Batch, DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(error) = self.refused.take() {
+            self.taken = usize::MAX / (self.batch * self.share.world);
+            return Some(Err(error));
+        }
+        let (all, Share { rank, world }) = (self.batch * self.share.world, self.share);
+        if self.taken * all >= self.samples {
+            return None;
+        }
+        let number = self.taken * world + rank;
+        let mut batch = Batch::new(number as u64, self.size, self.batch);
+        let own = self.samples.saturating_sub(number * self.batch).min(self.batch);
+        for view in self.views.by_ref().take(own) {
+            match view {
+                Ok((_, _, Some(rejected))) if self.classes => batch.rejected.push(rejected),
+                Ok((_, item, _)) if self.captions && item.captions.is_empty() => {
+                    let error = DataError::Caption { key: item.key.clone() };
+                    let (kind, reason) = (error.fault(), error.to_string());
+                    batch.rejected.push(Rejected { shard: None, key: item.key, kind, reason });
+                }
+                Ok((pixels, item, _)) => {
+                    batch.pixels.extend_from_slice(&pixels);
+                    batch.items.push(item);
+                }
+                Err(rejected) => batch.rejected.push(rejected),
+            }
+        }
+        self.taken += 1;
+        batch.epoch = (self.taken * all).min(self.samples) as f64 / self.samples as f64;
+        Some(Ok(batch))
+    }
+}
+
+/// Every sample once and in order, in batches of `batch`, the last one shorter; unusable ones are left out and reported.
+/// Every share has the same number of batches, so the last may be empty. Batches that have no room in memory are refused by
+/// the first one.
+pub fn sweep(
+    source: Arc<dyn Source>,
+    transform: EvalTransform,
+    decode: DecodeOptions,
+    batch: usize,
+    workers: usize,
+    share: Share,
+) -> Sweep {
+    let (samples, size) = (source.len(), transform.size);
+    let batch = batch.clamp(1, samples.max(1));
+    let refused = has_room(batch, size, 3, &decode).err();
+    let Share { rank, world } = share;
+    let index =
+        move |local: u64| (local as usize / batch * world + rank) * batch + local as usize % batch;
+    let (whole, rest) = (samples / (batch * world), samples % (batch * world));
+    let own = whole * batch + rest.saturating_sub(rank * batch).min(batch);
+    let coming = Ahead::new(source.clone(), 0..own as u64, 0, vec![], index);
+    let view = move |local: u64| {
+        coming.pass(local);
+        let i = index(local);
+        let look = || {
+            let sample = source.read(i)?;
+            let pixels = transform.view(&sample.image, &decode)?;
+            let odd = sample.class().err().map(|e| Rejected::new(source.as_ref(), i, &e));
+            let item = Item {
+                key: sample.key,
+                captions: sample.captions,
+                class: sample.class,
+                position: i as u64,
+                index: i,
+            };
+            Ok((pixels, item, odd))
+        };
+        guarded(look).map_err(|e| Rejected::new(source.as_ref(), i, &e))
+    };
+    let views = Ordered::new(workers, 2 * batch as u64, 0..own as u64, view);
+    Sweep { views, size, batch, share, samples, taken: 0, captions: false, classes: false, refused }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::testing::png;
+    use crate::{ColorJitter, Part, Sample};
+
+    /// Pictures whose colour is their number, in shards of ten; some of them broken.
+    struct Colours {
+        n: usize,
+        broken: BTreeSet<usize>,
+        captions: bool,
+    }
+
+    impl Source for Colours {
+        fn len(&self) -> usize {
+            self.n
+        }
+        fn read(&self, i: usize) -> Result<Sample, DataError> {
+            let image = match self.broken.contains(&i) {
+                true => b"no picture".to_vec(),
+                false => png(8, 8, [i as u8; 3]),
+            };
+            let captions = match self.captions {
+                true => vec![format!("{i}"), format!("number {i}")],
+                false => vec![],
+            };
+            Ok(Sample {
+                key: self.key(i),
+                image,
+                captions,
+                class: Some(i as u32),
+                ..Sample::default()
+            })
+        }
+        fn key(&self, i: usize) -> String {
+            format!("c{i}")
+        }
+        fn parts(&self) -> Vec<Part> {
+            vec![Part { samples: self.n, weight: 1.0, shards: vec![10; self.n / 10] }]
+        }
+        fn class_names(&self) -> Option<&[String]> {
+            None
+        }
+    }
+
+    fn colours(n: usize, broken: &[usize]) -> Arc<dyn Source> {
+        Arc::new(Colours { n, broken: broken.iter().copied().collect(), captions: true })
+    }
+
+    fn stream(source: Arc<dyn Source>, options: StreamOptions, first: u64) -> Stream {
+        let transform = TrainTransform { size: 4, ..TrainTransform::default() };
+        Stream::new(source, transform, options, first).unwrap()
+    }
+
+    fn options() -> StreamOptions {
+        StreamOptions { batch: 6, seed: 9, workers: 2, ..StreamOptions::default() }
+    }
+
+    #[test]
+    fn batches_and_pictures_beyond_the_machines_memory_are_refused_at_both_doors() {
+        let source = colours(12, &[]);
+        let large = DecodeOptions { max_pixels: 1 << 50, ..DecodeOptions::default() };
+        let transform = || TrainTransform { size: 4, ..TrainTransform::default() };
+        for (batch, decode, words) in
+            [(1 << 50, DecodeOptions::default(), "batch = "), (6, large, "max_pixels = ")]
+        {
+            let options = StreamOptions { batch, decode, ..options() };
+            let stream = Stream::new(source.clone(), transform(), options, 0).err().unwrap();
+            assert!(stream.to_string().starts_with(words), "{stream}");
+        }
+        let share = Share { rank: 0, world: 1 };
+        let swept = |batch, decode| {
+            sweep(source.clone(), EvalTransform::new(4), decode, batch, 2, share)
+                .collect::<Result<Vec<_>, _>>()
+        };
+        // All that there are.
+        let batches = swept(1 << 50, DecodeOptions::default()).unwrap();
+        assert_eq!(batches.iter().map(Batch::len).collect::<Vec<_>>(), [12]);
+        let refused = swept(6, large).unwrap_err().to_string();
+        assert!(refused.starts_with("max_pixels = "), "{refused}");
+    }
+
+    #[test]
+    fn what_cannot_be_read_now_may_be_another_time_and_what_is_broken_stays_so() {
+        let may_pass = |shard: Option<&str>, kind| {
+            let (shard, key, reason) = (shard.map(str::to_owned), "k".into(), "why".into());
+            Rejected { shard, key, kind, reason }.may_pass()
+        };
+        let (near, far) = (Some("/data/0.tar"), Some("s3://bucket/0.tar"));
+        for shard in [None, near, far] {
+            assert!(may_pass(shard, Fault::Unreadable));
+            assert!(!may_pass(shard, Fault::Image) && !may_pass(shard, Fault::Missing));
+        }
+        assert!(may_pass(far, Fault::Shard) && !may_pass(near, Fault::Shard));
+    }
+
+    #[test]
+    fn ten_million_samples_come_once_an_epoch_the_same_for_any_number_of_ranks_and_wherever_resumed()
+     {
+        let n = 10_000_000;
+        let source = colours(n, &[]);
+        let order = Order::new(source.as_ref(), 9);
+        for epoch in 0..2 {
+            let mut seen = vec![false; n];
+            for i in 0..n as u64 {
+                let Draw { index, pass } = order.at(epoch * n as u64 + i);
+                assert!(!std::mem::replace(&mut seen[index], true), "{index} twice in {epoch}");
+                assert_eq!(pass, epoch);
+            }
+            // As many as there are, none twice: each once.
+        }
+        // The ranks' places, batch by batch, are all places in their order.
+        let global = 24;
+        for world in [1, 2, 3, 8] {
+            let batch = global / world;
+            let rank = |rank| StreamOptions { batch, rank, world, ..options() };
+            let ranks: Vec<StreamOptions> = (0..world).map(rank).collect();
+            let mut next = 0;
+            for step in 0..n / global {
+                for rank in &ranks {
+                    for local in step * batch..(step + 1) * batch {
+                        assert_eq!(rank.position(local as u64), next);
+                        next += 1;
+                    }
+                }
+            }
+        }
+        let start = |batch, rank, world, first| {
+            stream(source.clone(), StreamOptions { batch, rank, world, ..options() }, first)
+        };
+        for i in 0..20 {
+            let first = Rng::new(5, Purpose::Order, &[i]).below(3 * n as u64 / 24);
+            let world = [1, 2, 3, 8][i as usize % 4];
+            let whole = start(24, 0, 1, first).next_batch().unwrap().items;
+            let ranks =
+                (0..world).map(|rank| start(24 / world, rank, world, first).next_batch().unwrap());
+            assert_eq!(ranks.flat_map(|batch| batch.items).collect::<Vec<_>>(), whole);
+            let expected: Vec<usize> =
+                (24 * first..24 * first + 24).map(|place| order.at(place).index).collect();
+            assert_eq!(whole.iter().map(|item| item.index).collect::<Vec<_>>(), expected);
+        }
+    }
+
+    #[test]
+    fn batches_depend_neither_on_threads_nor_on_where_the_stream_started() {
+        let source = colours(50, &[4, 17]);
+        let mut whole = stream(source.clone(), options(), 0);
+        let batches: Vec<Batch> = (0..20).map(|_| whole.next_batch().unwrap()).collect();
+        let one_thread = StreamOptions { workers: 1, prefetch: 1, ..options() };
+        let mut later = stream(source, one_thread, 11);
+        for batch in &batches[11..] {
+            assert_eq!(&later.next_batch().unwrap(), batch);
+        }
+    }
+
+    #[test]
+    fn ranks_share_the_global_batches_of_a_single_process() {
+        let source = colours(50, &[]);
+        let mut alone = stream(source.clone(), options(), 0);
+        let rank = |rank| StreamOptions { batch: 3, rank, world: 2, ..options() };
+        let (mut a, mut b) = (stream(source.clone(), rank(0), 0), stream(source, rank(1), 0));
+        for _ in 0..12 {
+            let whole = alone.next_batch().unwrap();
+            let mut both = a.next_batch().unwrap().items;
+            both.extend(b.next_batch().unwrap().items);
+            assert_eq!(both, whole.items);
+        }
+    }
+
+    #[test]
+    fn a_streaming_run_goes_on_exactly_where_it_was_and_reads_each_sample_once() {
+        let source = colours(60, &[]);
+        let options = |rank| StreamOptions {
+            batch: 3,
+            rank,
+            world: 2,
+            order: OrderKind::Streaming,
+            shuffle_buffer: 15,
+            ..options()
+        };
+        let mut seen = vec![];
+        for rank in 0..2 {
+            let mut whole = stream(source.clone(), options(rank), 0);
+            let batches: Vec<Batch> = (0..30).map(|_| whole.next_batch().unwrap()).collect();
+            for first in [1, 7, 10, 23] {
+                let one_thread = StreamOptions { workers: 1, prefetch: 1, ..options(rank) };
+                let mut later = stream(source.clone(), one_thread, first);
+                for batch in &batches[first as usize..] {
+                    assert_eq!(&later.next_batch().unwrap(), batch);
+                }
+            }
+            // Ten batches of three from two ranks are an epoch.
+            assert_eq!(batches[9].epoch, 1.0);
+            seen.extend(batches[..10].iter().flat_map(|b| &b.items).map(|item| item.index));
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, (0..60).collect::<Vec<_>>());
+        let options = StreamOptions { rank: 0, world: 7, ..options(0) };
+        let e = Stream::new(source, TrainTransform::default(), options, 0).err().unwrap();
+        assert!(e.to_string().contains("6 shards are too few for 7 processes"), "{e}");
+    }
+
+    #[test]
+    fn repeats_are_views_of_one_sample_side_by_side_and_the_first_is_as_without() {
+        let source = colours(50, &[4]);
+        let options = |batch, repeats| StreamOptions { batch, repeats, ..options() };
+        let jitter = ColorJitter { brightness: 0.5, ..ColorJitter::default() };
+        let transform = TrainTransform { size: 4, color_jitter: jitter, ..Default::default() };
+        let start = |batch, repeats| {
+            Stream::new(source.clone(), transform.clone(), options(batch, repeats), 0).unwrap()
+        };
+        let (mut once, mut thrice) = (start(2, 1), start(6, 3));
+        for _ in 0..25 {
+            let (one, three) = (once.next_batch().unwrap(), thrice.next_batch().unwrap());
+            assert_eq!(one.epoch, three.epoch);
+            for (i, item) in three.items.iter().enumerate() {
+                let same = &one.items[i / 3];
+                assert_eq!(
+                    (item.index, item.position),
+                    (same.index, 3 * same.position + i as u64 % 3)
+                );
+            }
+            let view = |batch: &Batch, i: usize| batch.pixels[i * 48..][..48].to_vec();
+            assert_eq!((view(&three, 0), view(&three, 3)), (view(&one, 0), view(&one, 1)));
+            assert_ne!(view(&three, 0), view(&three, 1));
+        }
+        let e = Stream::new(source.clone(), transform.clone(), options(6, 4), 0).err().unwrap();
+        assert!(e.to_string().contains("repeats = 4: must divide"), "{e}");
+    }
+
+    #[test]
+    fn shards_that_are_lost_from_a_streaming_run_are_done_without() {
+        let options = || StreamOptions {
+            order: OrderKind::Streaming,
+            shuffle_buffer: 40,
+            max_rejected: 0.15,
+            ..options()
+        };
+        let mut whole = stream(colours(400, &[]), options(), 0);
+        let mut shards: Vec<usize> =
+            whole.next_batch().unwrap().items.iter().map(|item| item.index / 10).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        // Two of forty, among the first that come.
+        let broken: Vec<usize> =
+            shards[..2].iter().flat_map(|shard| 10 * shard..10 * (shard + 1)).collect();
+        let mut rest = stream(colours(400, &broken), options(), 0);
+        let met: usize = (0..60).map(|_| rest.next_batch().unwrap().rejected.len()).sum();
+        // One that is drawn in the place of another is met once more in its own.
+        assert!((11..40).contains(&met), "{met}");
+        // Three shards of five are too many, long before the long window is full.
+        let options = StreamOptions { shuffle_buffer: 4000, ..options() };
+        let most: Vec<usize> = (0..8000).filter(|i| i / 10 % 5 < 3).collect();
+        let mut rest = stream(colours(8000, &most), options, 0);
+        let error = (0..20).find_map(|_| rest.next_batch().err()).unwrap().to_string();
+        assert!(error.contains("of the last"), "{error}");
+    }
+
+    #[test]
+    fn a_broken_sample_is_replaced_and_named() {
+        let mut stream = stream(colours(10, &[3]), options(), 0);
+        let batches: Vec<Batch> = (0..10).map(|_| stream.next_batch().unwrap()).collect();
+        assert!(batches.iter().all(|b| b.len() == 6 && b.pixels.len() == 6 * 48));
+        let rejected: Vec<&Rejected> = batches.iter().flat_map(|b| &b.rejected).collect();
+        assert!(rejected.len() >= 6 && rejected.iter().all(|r| r.key == "c3"), "{rejected:?}");
+        assert!(rejected[0].reason.contains("not a PNG"));
+    }
+
+    #[test]
+    fn images_beyond_the_limit_are_unusable_in_streams_and_sweeps() {
+        let decode = DecodeOptions { max_pixels: 63, ..DecodeOptions::default() };
+        let mut stream = stream(colours(3, &[]), StreamOptions { decode, ..options() }, 0);
+        assert!(stream.next_batch().is_err());
+        let mut sweep = sweep(colours(3, &[]), EvalTransform::new(4), decode, 3, 1, Share::ALL);
+        let rejected = sweep.next().unwrap().unwrap().rejected;
+        assert!(rejected.len() == 3 && rejected[0].reason.contains("8 x 8"), "{rejected:?}");
+    }
+
+    #[test]
+    fn too_many_broken_samples_end_the_stream() {
+        let mut half = stream(colours(10, &[0, 1, 2, 3, 4]), options(), 0);
+        let e = (0..10).find_map(|_| half.next_batch().err()).unwrap().to_string();
+        assert!(e.contains("of the last") && e.contains("not a PNG"), "{e}");
+        let mut all = stream(colours(2, &[0, 1]), options(), 0);
+        assert!(all.next_batch().is_err());
+    }
+
+    #[test]
+    fn captions_are_drawn_anew_and_their_lack_is_said_before_the_first_step() {
+        let mut all = stream(colours(3, &[]), StreamOptions { captions: true, ..options() }, 0);
+        let drawn: BTreeSet<String> = (0..10)
+            .flat_map(|_| all.next_batch().unwrap().items)
+            .filter(|item| item.index == 1)
+            .flat_map(|item| item.captions)
+            .collect();
+        assert_eq!(drawn, BTreeSet::from(["1".to_owned(), "number 1".to_owned()]));
+        let bare = Arc::new(Colours { n: 3, broken: BTreeSet::new(), captions: false });
+        let options = StreamOptions { captions: true, ..options() };
+        let e = Stream::new(bare, TrainTransform::default(), options, 0).err().unwrap();
+        assert!(e.to_string().contains("no captions"), "{e}");
+    }
+
+    #[test]
+    fn a_sweep_meets_every_sample_once_and_in_order() {
+        let batches: Vec<Batch> = sweep(
+            colours(8, &[2]),
+            EvalTransform::new(4),
+            DecodeOptions::default(),
+            3,
+            2,
+            Share::ALL,
+        )
+        .map(Result::unwrap)
+        .collect();
+        let lengths: Vec<usize> = batches.iter().map(Batch::len).collect();
+        assert_eq!(lengths, [2, 3, 2]);
+        let bare = || Arc::new(Colours { n: 3, broken: BTreeSet::new(), captions: false });
+        let (size, decode) = (EvalTransform::new(4), DecodeOptions::default());
+        let of =
+            |wanted| sweep(bare(), size.clone(), decode, 3, 1, Share::ALL).captioned(wanted).next();
+        let [any, captioned] = [false, true].map(|wanted| of(wanted).unwrap().unwrap());
+        assert_eq!((any.len(), captioned.len(), captioned.pixels.len()), (3, 0, 0));
+        assert_eq!(captioned.rejected[2].kind, Fault::Caption);
+        let seen: Vec<usize> = batches.iter().flat_map(|b| &b.items).map(|i| i.index).collect();
+        assert_eq!(seen, [0, 1, 3, 4, 5, 6, 7]);
+        assert_eq!(batches[0].rejected[0].key, "c2");
+        assert_eq!(batches[1].pixels[..3], [3, 3, 3]);
+    }
+
+    #[test]
+    fn shares_of_a_sweep_make_up_the_whole_one_in_equally_many_batches() {
+        for (n, world) in [(8, 2), (13, 3), (3, 2), (12, 2), (1, 3)] {
+            let run = |share| -> Vec<Batch> {
+                let (size, decode) = (EvalTransform::new(4), DecodeOptions::default());
+                sweep(colours(n, &[2]), size, decode, 3, 2, share).map(Result::unwrap).collect()
+            };
+            let whole = run(Share::ALL);
+            let shares: Vec<Vec<Batch>> =
+                (0..world).map(|rank| run(Share { rank, world })).collect();
+            assert!(shares.iter().all(|s| s.len() == whole.len().div_ceil(world)), "{n} {world}");
+            for (i, batch) in whole.iter().enumerate() {
+                let found = &shares[i % world][i / world];
+                assert_eq!(found.index, i as u64);
+                assert_eq!((&found.items, &found.rejected), (&batch.items, &batch.rejected));
+            }
+            let all: usize = shares.iter().flatten().map(Batch::len).sum();
+            assert_eq!(all, whole.iter().map(Batch::len).sum::<usize>());
+        }
+    }
+}

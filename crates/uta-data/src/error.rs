@@ -158,7 +158,7 @@ pub enum DataError {
     },
     /// A package that a data set is made from cannot be had or read.
     #[error(transparent)]
-    Package(#[from] crate::get::emoji::PackageError),
+    Package(#[from] PackageError),
     /// An option has a value that makes no sense.
     #[error("{field} = {value}: {reason}")]
     Option {
@@ -236,4 +236,69 @@ impl DataError {
         let path = path.as_ref().to_owned();
         move |source| DataError::Io { action, path, source }
     }
+}
+
+/// What can go wrong with a package, one line each.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PackageError {
+    /// The npm client cannot be started.
+    #[error(
+        "cannot start npm ({source}), which fetches {package}: install Node.js with npm, or put {file} into {}",
+        cache.display()
+    )]
+    NpmMissing {
+        /// The package that was wanted, `name@version`.
+        package: String,
+        /// Its file name, as `npm pack` writes it.
+        file: String,
+        /// Where that file would have been found.
+        cache: PathBuf,
+        /// The operating system's answer.
+        source: io::Error,
+    },
+    /// The npm client ran and failed.
+    #[error(
+        "npm cannot fetch {package}: {reason}; check the network and `npm config get registry`"
+    )]
+    Npm {
+        /// The package, `name@version`.
+        package: String,
+        /// npm's own words, shortened to a line.
+        reason: String,
+    },
+    /// The package is not in the cache and fetching is forbidden.
+    #[error("{} is not there or not whole, and fetching is off: run once with a network", path.display())]
+    Offline {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// A fetched file is not the pinned one.
+    #[error(
+        "{package} has sha256 {found}, but {pinned} is pinned: the file was changed on its way; check `npm config get registry`"
+    )]
+    Checksum {
+        /// The package, `name@version`.
+        package: String,
+        /// The checksum that this program holds.
+        pinned: String,
+        /// The checksum of what came.
+        found: String,
+    },
+    /// An archive holds a path that would leave the folder it is unpacked into.
+    #[error("{}: refused, member {member:?} points out of the package", archive.display())]
+    Traversal {
+        /// The archive.
+        archive: PathBuf,
+        /// The member's path.
+        member: PathBuf,
+    },
+    /// A package lacks what is read from it, or holds something else.
+    #[error("{}: {reason}", archive.display())]
+    Format {
+        /// The archive.
+        archive: PathBuf,
+        /// What is wrong, beginning with the member's name.
+        reason: String,
+    },
 }

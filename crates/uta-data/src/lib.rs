@@ -33,18 +33,21 @@ pub use self::image::decode::{
     DecodeOptions, MAX_PIXELS, Rgb, decode, decode_with, dimensions, is_image,
 };
 pub use self::image::resize::Filter;
-pub use self::source::pairs::{Captions, PairOptions};
+pub use self::source::file::open_files;
+pub use self::source::folder::{Folder, holds_images, subfolders};
+pub use self::source::open::{Set, open, open_all, open_sets, open_with};
+pub use self::source::pairs::PairOptions;
+pub use self::source::sample::{Captions, OddClass, Sample};
 pub use self::source::shards;
-pub use self::source::shards::sizes::without_mark;
-pub use self::source::{
-    Folder, OddClass, Sample, Set, Source, expand, holds_images, is_table, is_url, open, open_all,
-    open_files, open_sets, open_with, subfolders, tars,
-};
-pub use self::stream::order::{Draw, Order, OrderKind, Part};
+pub use self::source::spec::{expand, is_table};
+pub use self::source::{Part, Source};
+pub use self::storage::{is_url, tars};
+pub use self::stream::order::{Draw, Order, OrderKind};
 pub use self::stream::{
     Batch, Item, Rejected, Share, Stream, StreamOptions, Sweep, require_captions, sweep,
 };
 pub use self::text::tokenizer::Tokenizer;
+pub use self::text::without_mark;
 pub use self::transform::color::{ColorJitter, PhotometricDistortion};
 pub use self::transform::erasing::{ErasingMode, RandomErasing};
 pub use self::transform::mix::MixupMode;

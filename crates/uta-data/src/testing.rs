@@ -2,12 +2,17 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io::Cursor;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use image::{ImageFormat, Rgb, RgbImage};
 use serde_json::Value;
+use tar::EntryType;
+
+use crate::shards::{Limit, ShardWriter};
+use crate::source::shards::Shards;
+use crate::{Captions, Source as _};
 
 /// A PNG of one colour.
 pub(crate) fn png(width: u32, height: u32, colour: [u8; 3]) -> Vec<u8> {
@@ -58,4 +63,37 @@ impl Draws {
             assert!(furthest < allowed, "{name}: {furthest} is more than {allowed}");
         }
     }
+}
+
+/// Shards of three samples each, `s0`, `s1`, ...
+pub(crate) fn three_a_shard(dir: &Path, samples: usize) -> Vec<PathBuf> {
+    let mut writer = ShardWriter::create(dir, "set", Limit { samples: 3, bytes: 1 << 20 }).unwrap();
+    for i in 0..samples {
+        writer.write(&format!("s{i}"), &[("png", &[i as u8; 700]), ("txt", b"words")]).unwrap();
+    }
+    writer.finish().unwrap()
+}
+
+/// A shard, opened.
+pub(crate) fn open_shard(path: &Path) -> Shards {
+    Shards::open(vec![path.to_owned()], Captions::Lines).unwrap()
+}
+
+/// The keys of all samples.
+pub(crate) fn keys(shards: &Shards) -> Vec<String> {
+    (0..shards.len()).map(|i| shards.key(i)).collect()
+}
+
+/// A tar of (name, type, contents) without the writer's checks.
+pub(crate) fn raw_tar(path: &Path, members: &[(&str, EntryType, &[u8])]) {
+    let mut builder = tar::Builder::new(File::create(path).unwrap());
+    for (name, kind, contents) in members {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(*kind);
+        header.set_size(contents.len() as u64);
+        header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_cksum();
+        builder.append(&header, *contents).unwrap();
+    }
+    builder.finish().unwrap();
 }

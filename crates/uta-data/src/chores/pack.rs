@@ -8,8 +8,8 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use crate::progress::counted;
-use crate::source::shards::sizes;
 use crate::source::shards::{CLASS_NAMES, Limit, ShardWriter};
+use crate::storage;
 use crate::stream::ahead::Ahead;
 use crate::stream::guarded;
 use crate::stream::parallel::Ordered;
@@ -75,7 +75,7 @@ pub fn pack(dir: &Path, out: &Path, options: &PackOptions) -> Result<Packed, Dat
     let whole = fs::canonicalize(dir).map_err(DataError::io("read", dir))?;
     let prefix = whole.file_name().map_or("images".into(), |name| name.to_string_lossy());
     let names = out.join(CLASS_NAMES);
-    let there = sizes::read(&names)?;
+    let there = storage::text(&names)?;
     if let (Some(here), Some(there)) = (source.class_names(), &there)
         && !there.lines().map(str::trim).eq(here.iter().map(|name| name.trim()))
     {

@@ -7,7 +7,9 @@ use serde::Serialize;
 
 use crate::chores::pack::{Inspected, bar, inspect};
 use crate::progress::counted;
-use crate::{DataError, Fault, PairOptions, Rejected, Sample, open_with, shards, source};
+use crate::source::shards::index::misled;
+use crate::source::spec::shards_of;
+use crate::{DataError, Fault, PairOptions, Rejected, Sample, open_with};
 
 /// Faults of a kind that are shown; all are counted.
 const SHOWN: usize = 5;
@@ -89,8 +91,8 @@ pub fn verify(
             Ok::<_, DataError>(())
         };
         let mut parts = source.problems();
-        if let Ok(paths) = source::shards_of(spec) {
-            parts.extend(shards::misled(&paths)?);
+        if let Ok(paths) = shards_of(spec) {
+            parts.extend(misled(&paths)?);
         }
         parts.into_iter().map(Rejected::part).try_for_each(&mut tell)?;
 

@@ -2,7 +2,7 @@
 
 use flate2::Crc;
 
-use crate::DataError;
+use crate::error::DataError;
 
 /// A chunk that is wholly there.
 pub(crate) struct Chunk<'a> {

@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::DataError;
 use crate::image::decode::{format, is_image};
-use crate::source::Companion;
+use crate::source::sample::Companion;
+use crate::storage::local::is_passed_over;
 use crate::storage::sidecar;
 
 const VERSION: u32 = 3;
@@ -33,25 +34,6 @@ const UNREAD: [&str; 15] = [
 
 /// Files without an extension that are looked into, to see whether they are pictures.
 const LOOKED_INTO: usize = 100;
-
-/// What systems and programs leave behind in folders: no class, no picture.
-const JUNK: [&str; 9] = [
-    "__MACOSX",
-    "lost+found",
-    "@eaDir",
-    "#recycle",
-    "$RECYCLE.BIN",
-    "RECYCLER",
-    "System Volume Information",
-    "Thumbs.db",
-    "desktop.ini",
-];
-
-/// Whether a file or a folder of that name is no part of a set: hidden (`.ipynb_checkpoints`, `._0001.jpg`), or left behind by
-/// a system or a program.
-pub(crate) fn is_passed_over(name: &OsStr) -> bool {
-    name.as_bytes().starts_with(b".") || JUNK.iter().any(|junk| name.eq_ignore_ascii_case(junk))
-}
 
 /// Seconds and nanoseconds since 1970.
 type Changed = (u64, u32);

@@ -29,8 +29,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use crate::source::shards::index::Stamp;
-use crate::source::shards::{Bytes, Span, Together, gather};
+use crate::storage::span::{Bytes, Span, Stamp, Together, gather};
 
 /// What a [`Reader`] asks for at once.
 const BLOCK: u64 = 8 << 20;

@@ -16,7 +16,7 @@ use crate::stream::order::{Draw, Order, OrderKind};
 use crate::stream::parallel::Ordered;
 use crate::targets::Replay;
 use crate::{
-    DataError, DecodeOptions, EvalTransform, Fault, Source, TrainTransform, machine, source,
+    DataError, DecodeOptions, EvalTransform, Fault, Source, TrainTransform, is_url, machine,
 };
 
 /// Unusable samples that one position may meet before the stream gives up.
@@ -216,7 +216,7 @@ impl Rejected {
     /// Whether the disk or the network may be at fault and the sample usable another time, so that nothing should be kept that
     /// says it isn't. A file that is gone stays so.
     pub fn may_pass(&self) -> bool {
-        let elsewhere = self.shard.as_ref().is_some_and(source::is_url);
+        let elsewhere = self.shard.as_ref().is_some_and(is_url);
         self.kind == Fault::Unreadable || elsewhere && self.kind == Fault::Shard
     }
 

@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::DataError;
 use crate::rng::{Purpose, Rng};
-use crate::{DataError, Source};
+use crate::source::{Part, Source};
 
 /// How far apart the samples that come one after the other may lie.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,24 +24,6 @@ pub enum OrderKind {
     Indexed,
     /// In the same shards.
     Streaming,
-}
-
-/// Samples of a source that are drawn alike.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Part {
-    /// How many there are.
-    pub samples: usize,
-    /// How often each comes in an epoch.
-    pub weight: f64,
-    /// How many of them lie together in each shard, in their order; empty where each lies on its own.
-    pub shards: Vec<usize>,
-}
-
-impl Part {
-    /// How many samples an epoch draws of it.
-    pub fn drawn(&self) -> u64 {
-        ((self.samples as f64 * self.weight).round() as u64).max(1)
-    }
 }
 
 /// A sample that is drawn.

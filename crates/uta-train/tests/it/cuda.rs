@@ -25,7 +25,7 @@ impl Run {
             let teacher = teacher(1, device);
             teacher.copy_from(&crate::small::teacher(1, Device::Cpu), "visual.").unwrap();
             tch::manual_seed(1);
-            small::task(&recipe, teacher, device)
+            crate::small::task(&recipe, teacher, device)
         });
         no_grad(|| {
             for (from, to) in cpu.parameters().iter().zip(task.parameters()) {

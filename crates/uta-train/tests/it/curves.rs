@@ -116,7 +116,7 @@ fn curves(precision: &str, seed: i64, checkpointed: bool, steps: usize) -> [Vec<
     let teacher = teacher(seed, Device::Cpu);
     let plain_teacher = Plain::of(&teacher.config.vision, teacher.variables());
     tch::manual_seed(seed);
-    let task = small::task(&recipe, teacher, Device::Cpu);
+    let task = crate::small::task(&recipe, teacher, Device::Cpu);
     let start = task.parameters().into_iter().map(|p| (p.name, p.tensor));
     let student = Plain::of(&recipe.model.vision, start);
     let own = task.parameters();

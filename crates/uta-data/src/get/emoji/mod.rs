@@ -33,8 +33,8 @@ use serde_json::json;
 use uta_base::{AtomicFolder, Lock};
 
 use self::catalogue::{Emoji, IconSet, Info, Picture};
-pub use self::packages::PackageError;
 use self::packages::{Package, Store};
+pub use crate::error::PackageError;
 use crate::source::shards::{Limit, ShardWriter};
 use crate::{DataError, progress};
 

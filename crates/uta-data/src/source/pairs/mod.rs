@@ -20,20 +20,12 @@ use serde::de::{DeserializeSeed, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
+use crate::error::DataError;
 use crate::image::decode::is_image;
-use crate::source::image_file;
-use crate::{DataError, Sample, Source, without_mark};
-
-/// What the `.txt` beside an image, in a folder or a shard, is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Captions {
-    /// One caption, however many lines it has (open_clip).
-    File,
-    /// A caption a line (CLIP_benchmark).
-    #[default]
-    Lines,
-}
+use crate::source::Source;
+use crate::source::file::image_file;
+use crate::source::sample::{Captions, Sample};
+use crate::text::without_mark;
 
 /// How images are paired with captions; open_clip's names of columns where nothing is said.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,10 +81,6 @@ impl PairOptions {
 /// The column that names the split of a row.
 const SPLIT: &str = "split";
 
-/// What is read as a table of pairs, by extension.
-pub(crate) const EXTENSIONS: [&str; 7] =
-    ["csv", "tsv", "jsonl", "ndjson", "json", "parquet", "txt"];
-
 /// Bytes of a table of text: its captions are held in memory.
 const MAX_TABLE: u64 = 16 << 30;
 /// Bytes of a JSON document, which is not read line by line.
@@ -136,7 +124,7 @@ enum Images {
 }
 
 impl Pairs {
-    /// Reads the table at `path`, whose extension is one of [`EXTENSIONS`].
+    /// Reads the table at `path`, whose extension is one of `TABLES`.
     ///
     /// # Errors
     /// When it can't be read, lacks the columns or the split, names no image, or none of its images is there.

@@ -5,18 +5,19 @@
 //! used. (`NAME.tar.idx` is what other programs call their own indices.)
 //! That of a shard elsewhere is kept in [`cache_folder`](crate::cache_folder), under the checksum of its URL.
 
-use std::ffi::OsString;
-use std::fs::{self, Metadata};
-use std::io;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{fmt, fs, io, thread};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use crate::source::shards::Scan;
-use crate::storage::sidecar;
-use crate::{sha256, source};
+use crate::error::DataError;
+use crate::progress::counted;
+use crate::source::shards::scan::{Scan, scan};
+use crate::source::shards::sizes;
+use crate::source::spec::shards_of;
+use crate::storage::span::Stamp;
+use crate::storage::{self, sidecar};
 
 const VERSION: u32 = 4;
 
@@ -33,48 +34,13 @@ struct Header {
     problems: Vec<String>,
 }
 
-/// What tells a tar from another that takes its place.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Stamp {
-    pub(crate) bytes: u64,
-    /// Seconds and nanoseconds since 1970.
-    pub(crate) changed: (u64, u32),
-    /// What its server calls this state of it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) etag: Option<String>,
-}
-
-impl Stamp {
-    /// Of the tar that is there now.
-    pub(crate) fn of(shard: &Path) -> io::Result<Stamp> {
-        #[cfg(feature = "remote")]
-        if source::is_url(shard) {
-            return crate::storage::remote::stamp(shard);
-        }
-        let tar = fs::metadata(shard)?;
-        Ok(Stamp { bytes: tar.len(), changed: changed(&tar), etag: None })
-    }
-}
-
-fn changed(tar: &Metadata) -> (u64, u32) {
-    let since = tar.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
-    since.map_or((0, 0), |since| (since.as_secs(), since.subsec_nanos()))
-}
-
 /// The index of a shard; None where nothing can be kept.
-pub(crate) fn place(shard: &Path) -> Option<PathBuf> {
-    if source::is_url(shard) {
-        let sum = sha256::hex(&Sha256::digest(shard.as_os_str().as_encoded_bytes()));
-        return Some(crate::cache_folder()?.join("indices").join(format!("{sum}.idx")));
-    }
-    let mut name = OsString::from(".");
-    name.push(shard.file_name()?);
-    name.push(".uta-index");
-    Some(shard.with_file_name(name))
+fn place(shard: &Path) -> Option<PathBuf> {
+    storage::kept(shard, "uta-index", ["indices", "idx"])
 }
 
 /// The scan of a shard as its index tells it, if the index is there, whole, and of this very tar.
-pub(crate) fn load(shard: &Path, tar: &Stamp) -> Option<Scan> {
+fn load(shard: &Path, tar: &Stamp) -> Option<Scan> {
     let (header, body): (Header, _) = sidecar::load(&place(shard)?)?;
     let (entries, rest) = body.as_chunks::<ENTRY>();
     let fits = header.uta_index == VERSION
@@ -95,10 +61,10 @@ pub(crate) fn load(shard: &Path, tar: &Stamp) -> Option<Scan> {
 }
 
 /// Writes the index of a shard.
-pub(crate) fn store(shard: &Path, tar: &Stamp, scan: &Scan) -> io::Result<()> {
+fn store(shard: &Path, tar: &Stamp, scan: &Scan) -> io::Result<()> {
     let Some(place) = place(shard) else { return Ok(()) };
-    if source::is_url(shard) {
-        fs::create_dir_all(place.parent().unwrap_or(Path::new(".")))?;
+    if let Some(folder) = place.parent() {
+        fs::create_dir_all(folder)?;
     }
     let entries = scan.spans.iter().map(|(offset, length)| {
         let mut entry = [0; ENTRY];
@@ -115,4 +81,194 @@ pub(crate) fn store(shard: &Path, tar: &Stamp, scan: &Scan) -> io::Result<()> {
         problems: scan.problems.clone(),
     };
     sidecar::store(&place, &header, &[&entries])
+}
+
+/// What came of writing the index of a shard that lacked one.
+type Stored = Option<io::Result<()>>;
+
+/// A shard, what its headers say, and what came of writing that down.
+pub(super) struct Found {
+    pub(super) tar: Stamp,
+    pub(super) scan: Scan,
+    stored: Stored,
+}
+
+/// What the headers of every shard say, by their indices where they have one; else an index is made.
+pub(super) fn scan_all(paths: &[PathBuf]) -> Result<Vec<Found>, DataError> {
+    // Waiting for a disk or a network, not computing: more threads than cores pay.
+    let threads = paths.len().min(8);
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = vec![];
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some(path) = paths.get(i) else { return done };
+            done.push((i, indexed(path)));
+        }
+    };
+    let mut scans: Vec<_> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().flat_map(|t| t.join().expect("a scan does not panic")).collect()
+    });
+    scans.sort_by_key(|(i, _)| *i);
+    scans.into_iter().map(|(_, scan)| scan).collect()
+}
+
+/// The scan of a shard, by its index or to make one.
+fn indexed(path: &Path) -> Result<Found, DataError> {
+    let tar = storage::stamp(path).map_err(DataError::io("open shard", path))?;
+    if let Some(scan) = load(path, &tar) {
+        return Ok(Found { tar, scan, stored: None });
+    }
+    let scan = scan(path)?;
+    let stored = store(path, &tar, &scan);
+    match &stored {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            tracing::warn!("{} has no index, and is scanned each time: {e}", path.display());
+        }
+        // Shards on a disk that is only read are scanned each time.
+        Err(e) => tracing::debug!("no index of {}: {e}", path.display()),
+        Ok(()) => {}
+    }
+    Ok(Found { tar, scan, stored: Some(stored) })
+}
+
+/// What `uta data index` found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Indexed {
+    /// Shards.
+    pub shards: usize,
+    /// Of them, those whose index was missing or of another tar.
+    pub scanned: usize,
+    /// Samples in all.
+    pub samples: usize,
+    /// What is wrong with whole shards.
+    pub problems: Vec<String>,
+}
+
+impl fmt::Display for Indexed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for problem in &self.problems {
+            writeln!(f, "problem: {problem}")?;
+        }
+        let (samples, shards) = (counted(self.samples, "sample"), counted(self.shards, "shard"));
+        write!(f, "{samples} in {shards}, {} of them scanned", self.scanned)
+    }
+}
+
+/// Writes the index of every shard of a spec that lacks one.
+///
+/// # Errors
+/// As [`open`](crate::open); a folder that can't be written to.
+pub fn index(spec: &str) -> Result<Indexed, DataError> {
+    let paths = shards_of(spec)?;
+    let (mut scans, mut scanned) = (vec![], 0);
+    for (path, Found { scan, stored, .. }) in paths.iter().zip(scan_all(&paths)?) {
+        if let Some(stored) = stored {
+            stored.map_err(DataError::io("write the index of", path))?;
+            scanned += 1;
+        }
+        scans.push(scan);
+    }
+    Ok(Indexed {
+        shards: paths.len(),
+        scanned,
+        samples: scans.iter().map(|scan| scan.spans.len()).sum(),
+        problems: problems(&paths, scans.iter()),
+    })
+}
+
+/// What is wrong with shards, and with the sizes that stand beside them.
+pub(super) fn problems<'a>(
+    paths: &[PathBuf],
+    scans: impl Iterator<Item = &'a Scan> + Clone,
+) -> Vec<String> {
+    let told = paths.iter().zip(scans.clone()).flat_map(|(path, scan)| {
+        scan.problems.iter().map(move |problem| format!("{}: {problem}", path.display()))
+    });
+    let samples = paths.iter().zip(scans).map(|(path, scan)| (path.as_path(), scan.spans.len()));
+    told.chain(sizes::disagreements(samples)).collect()
+}
+
+/// Where an index, or img2dataset's `NAME_stats.json`, tells of another shard than the tar is, which is scanned anew: a line
+/// each.
+pub(crate) fn misled(paths: &[PathBuf]) -> Result<Vec<String>, DataError> {
+    #[derive(Deserialize)]
+    struct Stats {
+        successes: usize,
+    }
+    let mut lines = vec![];
+    for path in paths {
+        let tar = storage::stamp(path).map_err(DataError::io("open shard", path))?;
+        let scan = scan(path)?;
+        let holds = format!("and the tar holds {}", scan.spans.len());
+        if let Some((index, told)) = place(path).zip(load(path, &tar))
+            && (&told.spans, &told.problems) != (&scan.spans, &scan.problems)
+        {
+            let (index, says) = (index.display(), told.spans.len());
+            lines.push(format!(
+                "{index}: tells of {says} samples, {holds}, or elsewhere: delete it"
+            ));
+        }
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let stats = path.with_file_name(format!("{stem}_stats.json"));
+        let told =
+            storage::text(&stats).ok().flatten().and_then(|text| serde_json::from_str(&text).ok());
+        if let Some(Stats { successes }) =
+            told.filter(|told: &Stats| told.successes != scan.spans.len())
+        {
+            lines.push(format!("{}: says {successes} samples, {holds}", stats.display()));
+        }
+    }
+    Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::fs::File;
+
+    use super::*;
+    use crate::Source as _;
+    use crate::testing::{keys, open_shard, three_a_shard};
+
+    #[test]
+    fn an_index_is_left_beside_and_believed_only_for_the_same_tar() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = three_a_shard(dir.path(), 3).remove(0);
+        let idx = dir.path().join(".set-000000.tar.uta-index");
+        let spec = path.to_str().unwrap();
+        assert_eq!(keys(&open_shard(&path)), ["s0", "s1", "s2"]);
+        assert!(idx.is_file());
+        let names = |dir: &Path| fs::read_dir(dir).unwrap().count();
+        assert_eq!(names(dir.path()), 3, "more than shard, index and sizes.json");
+        let again = super::index(spec).unwrap();
+        assert_eq!((again.shards, again.scanned, again.samples), (1, 0, 3));
+        // What it says is taken without a look at the tar: here of one that has become something else.
+        let tar = fs::metadata(&path).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, vec![7; bytes.len()]).unwrap();
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_modified(tar.modified().unwrap())
+            .unwrap();
+        assert_eq!(open_shard(&path).len(), 3);
+        // Another time of change or size, or a damaged index, and it is scanned.
+        fs::write(&path, &bytes[..2 * 2560]).unwrap();
+        let shards = open_shard(&path);
+        assert_eq!((shards.len(), shards.problems().len()), (2, 2));
+        assert_eq!(open_shard(&path).problems(), shards.problems(), "from the index");
+        let whole = fs::read(&idx).unwrap();
+        for i in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[i] ^= 0x10;
+            fs::write(&idx, &damaged).unwrap();
+            let shards = open_shard(&path);
+            assert_eq!(keys(&shards), ["s0", "s1"], "byte {i} of the index");
+        }
+        fs::write(&idx, &whole[..whole.len() - 12]).unwrap();
+        assert_eq!(open_shard(&path).len(), 2);
+    }
 }

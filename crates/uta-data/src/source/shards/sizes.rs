@@ -3,19 +3,15 @@
 //! for others, and checked; what the shards themselves say is what counts.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::{DataError, source};
+use crate::error::DataError;
+use crate::storage;
 
 const SIZES: &str = "sizes.json";
 const LENGTH: &str = "__len__";
-
-/// A million shards with long names need less.
-const MOST_BYTES: u64 = 1 << 28;
 
 /// Where the word differs from `shards`, each with the samples that were found in it: a line each.
 pub(crate) fn disagreements<'a>(shards: impl Iterator<Item = (&'a Path, usize)>) -> Vec<String> {
@@ -33,7 +29,7 @@ pub(crate) fn disagreements<'a>(shards: impl Iterator<Item = (&'a Path, usize)>)
 }
 
 fn by_shard(path: &Path, shards: &BTreeMap<String, usize>) -> Vec<String> {
-    let told = match read(path).map(|text| text.map(|text| serde_json::from_str(&text))) {
+    let told = match storage::text(path).map(|text| text.map(|text| serde_json::from_str(&text))) {
         Ok(None) => return vec![],
         Ok(Some(Ok(told))) => told,
         Ok(Some(Err(e))) => return vec![format!("{}: no list of sizes: {e}", path.display())],
@@ -58,12 +54,12 @@ fn by_shard(path: &Path, shards: &BTreeMap<String, usize>) -> Vec<String> {
 }
 
 fn by_folder(path: &Path, shards: &BTreeMap<String, usize>) -> Option<String> {
-    let text = match read(path) {
+    let text = match storage::text(path) {
         Ok(text) => text?,
         Err(e) => return Some(e.to_string()),
     };
     // Of a part of the folder it says nothing.
-    let there = source::tars(path.parent()?).ok()?;
+    let there = storage::tars(path.parent()?).ok()?;
     if there.iter().any(|shard| !shards.contains_key(&file_name(shard))) {
         return None;
     }
@@ -80,35 +76,13 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// The text of a small file beside shards, if it is there.
-pub(crate) fn read(path: &Path) -> Result<Option<String>, DataError> {
-    #[cfg(feature = "remote")]
-    if source::is_url(path) {
-        let text = crate::storage::remote::text(path).map_err(DataError::io("read", path))?;
-        return Ok(text.map(|text| without_mark(&text).to_owned()));
-    }
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(DataError::io("read", path)(e)),
-    };
-    let mut text = String::new();
-    file.take(MOST_BYTES).read_to_string(&mut text).map_err(DataError::io("read", path))?;
-    Ok(Some(without_mark(&text).to_owned()))
-}
-
-/// A text without the mark of byte order that editors on Windows begin it with.
-pub fn without_mark(text: &str) -> &str {
-    text.strip_prefix('\u{feff}').unwrap_or(text)
-}
-
 /// The `sizes.json` of `folder`; empty where there is none.
 ///
 /// # Errors
 /// One that is no list of sizes, which would be lost by adding to it.
 pub(crate) fn of(folder: &Path) -> Result<BTreeMap<String, Value>, DataError> {
     let path = folder.join(SIZES);
-    let Some(text) = read(&path)? else { return Ok(BTreeMap::new()) };
+    let Some(text) = storage::text(&path)? else { return Ok(BTreeMap::new()) };
     serde_json::from_str(&text).map_err(|e| DataError::NotOurs {
         path,
         reason: format!("the sizes of shards would be added, and it is no list of sizes ({e})"),

@@ -17,6 +17,7 @@ mod image;
 pub mod machine;
 pub mod mask;
 mod quietly;
+mod rejected;
 mod source;
 mod storage;
 mod stream;
@@ -29,10 +30,12 @@ mod transform;
 pub use self::chores::{pack, stats, verify};
 pub use self::error::{DataError, Fault};
 pub use self::get::emoji;
+pub use self::image::crop::CropBox;
 pub use self::image::decode::{
     DecodeOptions, MAX_PIXELS, Rgb, decode, decode_with, dimensions, is_image,
 };
 pub use self::image::resize::Filter;
+pub use self::rejected::Rejected;
 pub use self::source::file::open_files;
 pub use self::source::folder::{Folder, holds_images, subfolders};
 pub use self::source::open::{Set, open, open_all, open_sets, open_with};
@@ -42,17 +45,16 @@ pub use self::source::shards;
 pub use self::source::spec::{expand, is_table};
 pub use self::source::{Part, Source};
 pub use self::storage::{is_url, tars};
+pub use self::stream::batch::{Batch, Item};
 pub use self::stream::order::{Draw, Order, OrderKind};
-pub use self::stream::{
-    Batch, Item, Rejected, Share, Stream, StreamOptions, Sweep, require_captions, sweep,
-};
+pub use self::stream::sweep::{Share, Sweep, sweep};
+pub use self::stream::{Stream, StreamOptions, require_captions};
 pub use self::text::tokenizer::Tokenizer;
 pub use self::text::without_mark;
 pub use self::transform::color::{ColorJitter, PhotometricDistortion};
 pub use self::transform::erasing::{ErasingMode, RandomErasing};
-pub use self::transform::mix::MixupMode;
+pub use self::transform::eval::{Convention, EvalTransform, Fit};
+pub use self::transform::pixels::{Interpolation, resample};
 pub use self::transform::rand_augment::{PolicyError, RandAugment};
-pub use self::transform::{
-    Convention, CropBox, EvalTransform, Fit, Interpolation, TrainTransform, resample,
-};
+pub use self::transform::train::{MixupMode, TrainTransform};
 pub use uta_base::{cache_folder, is_full, progress, rng, sha256};

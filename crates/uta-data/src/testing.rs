@@ -1,10 +1,11 @@
 //! Small pictures, and what the scripts of `tests/golden` wrote, for the tests.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use image::{ImageFormat, Rgb, RgbImage};
 use serde_json::Value;
@@ -12,7 +13,7 @@ use tar::EntryType;
 
 use crate::shards::{Limit, ShardWriter};
 use crate::source::shards::Shards;
-use crate::{Captions, Source as _};
+use crate::{Captions, DataError, Part, Sample, Source};
 
 /// A PNG of one colour.
 pub(crate) fn png(width: u32, height: u32, colour: [u8; 3]) -> Vec<u8> {
@@ -96,4 +97,47 @@ pub(crate) fn raw_tar(path: &Path, members: &[(&str, EntryType, &[u8])]) {
         builder.append(&header, *contents).unwrap();
     }
     builder.finish().unwrap();
+}
+
+/// A ramp: red grows to the right, green downwards.
+pub(crate) fn ramp(width: u32, height: u32) -> crate::Rgb {
+    let pixel = |i: u32| [(i % width * 255 / width) as u8, (i / width * 255 / height) as u8, 7];
+    crate::Rgb { width, height, pixels: (0..width * height).flat_map(pixel).collect() }
+}
+
+/// Pictures whose colour is their number, in shards of ten; some of them broken.
+pub(crate) struct Colours {
+    pub(crate) n: usize,
+    pub(crate) broken: BTreeSet<usize>,
+    pub(crate) captions: bool,
+}
+
+impl Source for Colours {
+    fn len(&self) -> usize {
+        self.n
+    }
+    fn read(&self, i: usize) -> Result<Sample, DataError> {
+        let image = match self.broken.contains(&i) {
+            true => b"no picture".to_vec(),
+            false => png(8, 8, [i as u8; 3]),
+        };
+        let captions = match self.captions {
+            true => vec![format!("{i}"), format!("number {i}")],
+            false => vec![],
+        };
+        Ok(Sample { key: self.key(i), image, captions, class: Some(i as u32), ..Sample::default() })
+    }
+    fn key(&self, i: usize) -> String {
+        format!("c{i}")
+    }
+    fn parts(&self) -> Vec<Part> {
+        vec![Part { samples: self.n, weight: 1.0, shards: vec![10; self.n / 10] }]
+    }
+    fn class_names(&self) -> Option<&[String]> {
+        None
+    }
+}
+
+pub(crate) fn colours(n: usize, broken: &[usize]) -> Arc<dyn Source> {
+    Arc::new(Colours { n, broken: broken.iter().copied().collect(), captions: true })
 }

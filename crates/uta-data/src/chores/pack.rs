@@ -8,10 +8,10 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use crate::progress::counted;
+use crate::rejected::guarded;
 use crate::source::shards::{CLASS_NAMES, Limit, ShardWriter};
 use crate::storage;
 use crate::stream::ahead::Ahead;
-use crate::stream::guarded;
 use crate::stream::parallel::Ordered;
 use crate::{DataError, Rejected, Sample, Source, decode, open, progress};
 

@@ -9,12 +9,12 @@ use image::codecs::{png::PngDecoder, webp::WebPDecoder};
 use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, GrayImage, ImageBuffer, ImageDecoder, ImageFormat, RgbImage};
 
-use crate::DataError;
+use crate::error::DataError;
+use crate::image::crop::CropBox;
 use crate::image::jpeg::Jpeg;
 use crate::image::orientation::orientation;
 use crate::image::png;
 use crate::image::scans::Scans;
-use crate::transform::CropBox;
 
 /// Images of more pixels are refused by their header, before memory is spent on them (open_clip's cap for Pillow); see
 /// [`DecodeOptions::max_pixels`].

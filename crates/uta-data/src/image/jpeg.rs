@@ -15,7 +15,7 @@ use std::num::Wrapping;
 use memchr::memchr;
 use pulp::{Arch, NullaryFnOnce};
 
-use crate::transform::CropBox;
+use crate::image::crop::CropBox;
 
 /// Side of a block.
 pub(crate) const BLOCK: usize = 8;

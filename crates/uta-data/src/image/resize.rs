@@ -11,7 +11,7 @@ use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer};
 
-use crate::DataError;
+use crate::error::DataError;
 
 /// How pixels are made of others; all but the nearest are antialiased.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

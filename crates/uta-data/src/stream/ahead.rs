@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::Source;
+use crate::source::Source;
 
 /// Samples announced before they are read, at least.
 const LEAD: u64 = 512;

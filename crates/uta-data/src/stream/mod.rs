@@ -1,23 +1,25 @@
 //! Batches: an endless shuffled stream for training, and an ordered sweep for evaluation, both decoded in threads.
 
-pub(crate) mod ahead;
-pub(crate) mod order;
-pub(crate) mod parallel;
-
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
-use crate::quietly::quietly;
+use self::ahead::Ahead;
+use self::batch::{Batch, Item, has_room};
+use self::order::{Draw, Order, OrderKind};
+use self::parallel::Ordered;
+use crate::error::{DataError, Fault};
+use crate::image::decode::DecodeOptions;
+use crate::rejected::{Rejected, guarded};
 use crate::rng::{Purpose, Rng};
-use crate::stream::ahead::Ahead;
-use crate::stream::order::{Draw, Order, OrderKind};
-use crate::stream::parallel::Ordered;
-use crate::targets::Replay;
-use crate::{
-    DataError, DecodeOptions, EvalTransform, Fault, Source, TrainTransform, is_url, machine,
-};
+use crate::source::Source;
+use crate::targets::replay::Replay;
+use crate::transform::train::TrainTransform;
+
+pub(crate) mod ahead;
+pub(crate) mod batch;
+pub(crate) mod order;
+pub(crate) mod parallel;
+pub(crate) mod sweep;
 
 /// Unusable samples that one position may meet before the stream gives up.
 const MAX_ATTEMPTS: u64 = 20;
@@ -120,115 +122,6 @@ impl StreamOptions {
             return Err(DataError::Option { field: "max_rejected", value, reason });
         }
         Ok(())
-    }
-}
-
-/// Decoded samples, ready for the device.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Batch {
-    /// Its number in the stream or sweep, from 0.
-    pub index: u64,
-    /// Side of the images, in pixels.
-    pub size: usize,
-    /// `[B, size, size, 3]` bytes.
-    pub pixels: Vec<u8>,
-    /// What the B images are.
-    pub items: Vec<Item>,
-    /// The wanted rows of each image's targets, `[B, rows, E]`, as they are stored; empty without a [`Replay`].
-    pub targets: Vec<u8>,
-    /// Samples met on the way that could not be used.
-    pub rejected: Vec<Rejected>,
-    /// Epochs done when the global batch is, in fractions.
-    pub epoch: f64,
-}
-
-impl Batch {
-    /// B.
-    pub fn len(&self) -> usize {
-        self.items.len()
-    }
-
-    /// Whether there are no images.
-    pub fn is_empty(&self) -> bool {
-        self.items.is_empty()
-    }
-
-    fn new(index: u64, size: u32, capacity: usize) -> Batch {
-        let size = size as usize;
-        Batch {
-            index,
-            size,
-            pixels: Vec::with_capacity(capacity * size * size * 3),
-            items: Vec::with_capacity(capacity),
-            targets: vec![],
-            rejected: vec![],
-            epoch: 0.0,
-        }
-    }
-}
-
-/// One image of a batch.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Item {
-    /// The sample's key.
-    pub key: String,
-    /// Its captions: in a stream one of them, drawn anew each epoch; in a sweep all.
-    pub captions: Vec<String>,
-    /// Its class.
-    pub class: Option<u32>,
-    /// Its place among the images of the whole stream, over all ranks; in a sweep its index.
-    pub position: u64,
-    /// Its index in the source.
-    pub index: usize,
-}
-
-/// A sample that could not be used.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rejected {
-    /// The shard it lies in.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub shard: Option<String>,
-    /// Its key; empty where more than a sample is meant.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub key: String,
-    /// What kind of thing is wrong.
-    pub kind: Fault,
-    /// Why.
-    pub reason: String,
-}
-
-impl Rejected {
-    /// One of the [`problems`](Source::problems) of a source.
-    pub fn part(problem: String) -> Rejected {
-        Rejected { shard: None, key: String::new(), kind: Fault::Shard, reason: problem }
-    }
-
-    /// Sample `i` of a source, for what came up at it.
-    pub(crate) fn new(source: &dyn Source, i: usize, error: &DataError) -> Rejected {
-        Rejected {
-            shard: source.shard(i),
-            key: source.key(i),
-            kind: error.fault(),
-            reason: error.to_string(),
-        }
-    }
-
-    /// Whether the disk or the network may be at fault and the sample usable another time, so that nothing should be kept that
-    /// says it isn't. A file that is gone stays so.
-    pub fn may_pass(&self) -> bool {
-        let elsewhere = self.shard.as_ref().is_some_and(is_url);
-        self.kind == Fault::Unreadable || elsewhere && self.kind == Fault::Shard
-    }
-
-    /// A line of JSON, with its end: the step that met it, 0 before the first, and all that is known of it.
-    pub fn line(&self, step: u64) -> String {
-        #[derive(Serialize)]
-        struct Line<'a> {
-            step: u64,
-            #[serde(flatten)]
-            rejected: &'a Rejected,
-        }
-        serde_json::to_string(&Line { step, rejected: self }).expect("plain data") + "\n"
     }
 }
 
@@ -410,20 +303,6 @@ fn too_many(
     DataError::TooManyRejected { rejected, of, counts: counts.join(", "), key, reason }
 }
 
-/// Whether the largest picture that is to be decoded has room, and a batch of so many images: as bytes and as the f32 that a
-/// net reads, with `ahead` batches of bytes beside.
-fn has_room(
-    batch: usize,
-    size: u32,
-    ahead: usize,
-    decode: &DecodeOptions,
-) -> Result<(), DataError> {
-    let pixels = decode.max_pixels;
-    machine::has_room("max_pixels", pixels as usize, 3 * u128::from(pixels))?;
-    let image = 3 * u128::from(size).pow(2);
-    machine::has_room("batch", batch, image * batch as u128 * (ahead as u128 + 4))
-}
-
 /// Reads, decodes and augments sample `position` of the stream, or the first usable one of those drawn in its place.
 fn fill(
     source: &dyn Source,
@@ -449,12 +328,6 @@ fn fill(
     rejected.iter().for_each(|r| *faults.entry(r.kind).or_default() += 1);
     let last = rejected.last().expect("every attempt failed");
     Err(too_many(rejected.len(), rejected.len(), &faults, last))
-}
-
-/// A decoder that panics on a damaged image costs that sample, not the run.
-pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T, DataError>) -> Result<T, DataError> {
-    quietly(work)
-        .unwrap_or_else(|_| Err(DataError::Image("the decoder panicked on this image".into())))
 }
 
 fn views(
@@ -513,179 +386,14 @@ pub fn require_captions(source: &dyn Source) -> Result<(), DataError> {
     if found { Ok(()) } else { Err(DataError::NoCaptions { looked_at, key: source.key(0) }) }
 }
 
-/// Which batches of a sweep are this process's: every `world`-th, from number `rank` on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Share {
-    /// This process among `world`.
-    pub rank: usize,
-    /// How many processes share the sweep.
-    pub world: usize,
-}
-
-impl Share {
-    /// All of them.
-    pub const ALL: Share = Share { rank: 0, world: 1 };
-}
-
-/// The iterator of [`sweep`].
-pub struct Sweep {
-    views: Ordered<Result<Seen, Rejected>>,
-    size: u32,
-    batch: usize,
-    share: Share,
-    samples: usize,
-    /// Batches taken.
-    taken: usize,
-    captions: bool,
-    /// Why it gives no batch at all.
-    refused: Option<DataError>,
-    classes: bool,
-}
-
-/// A sample of a sweep, and what is wrong with its class.
-type Seen = (Vec<u8>, Item, Option<Rejected>);
-
-impl Sweep {
-    /// Where `wanted`, images without a caption are unusable too.
-    pub fn captioned(self, wanted: bool) -> Sweep {
-        Sweep { captions: wanted, ..self }
-    }
-
-    /// Where `wanted`, images whose `.cls` gives no class are unusable too.
-    pub fn labelled(self, wanted: bool) -> Sweep {
-        Sweep { classes: wanted, ..self }
-    }
-}
-
-impl Iterator for Sweep {
-    type Item = Result<Batch, DataError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if let Some(error) = self.refused.take() {
-            self.taken = usize::MAX / (self.batch * self.share.world);
-            return Some(Err(error));
-        }
-        let (all, Share { rank, world }) = (self.batch * self.share.world, self.share);
-        if self.taken * all >= self.samples {
-            return None;
-        }
-        let number = self.taken * world + rank;
-        let mut batch = Batch::new(number as u64, self.size, self.batch);
-        let own = self.samples.saturating_sub(number * self.batch).min(self.batch);
-        for view in self.views.by_ref().take(own) {
-            match view {
-                Ok((_, _, Some(rejected))) if self.classes => batch.rejected.push(rejected),
-                Ok((_, item, _)) if self.captions && item.captions.is_empty() => {
-                    let error = DataError::Caption { key: item.key.clone() };
-                    let (kind, reason) = (error.fault(), error.to_string());
-                    batch.rejected.push(Rejected { shard: None, key: item.key, kind, reason });
-                }
-                Ok((pixels, item, _)) => {
-                    batch.pixels.extend_from_slice(&pixels);
-                    batch.items.push(item);
-                }
-                Err(rejected) => batch.rejected.push(rejected),
-            }
-        }
-        self.taken += 1;
-        batch.epoch = (self.taken * all).min(self.samples) as f64 / self.samples as f64;
-        Some(Ok(batch))
-    }
-}
-
-/// Every sample once and in order, in batches of `batch`, the last one shorter; unusable ones are left out and reported.
-/// Every share has the same number of batches, so the last may be empty. Batches that have no room in memory are refused by
-/// the first one.
-pub fn sweep(
-    source: Arc<dyn Source>,
-    transform: EvalTransform,
-    decode: DecodeOptions,
-    batch: usize,
-    workers: usize,
-    share: Share,
-) -> Sweep {
-    let (samples, size) = (source.len(), transform.size);
-    let batch = batch.clamp(1, samples.max(1));
-    let refused = has_room(batch, size, 3, &decode).err();
-    let Share { rank, world } = share;
-    let index =
-        move |local: u64| (local as usize / batch * world + rank) * batch + local as usize % batch;
-    let (whole, rest) = (samples / (batch * world), samples % (batch * world));
-    let own = whole * batch + rest.saturating_sub(rank * batch).min(batch);
-    let coming = Ahead::new(source.clone(), 0..own as u64, 0, vec![], index);
-    let view = move |local: u64| {
-        coming.pass(local);
-        let i = index(local);
-        let look = || {
-            let sample = source.read(i)?;
-            let pixels = transform.view(&sample.image, &decode)?;
-            let odd = sample.class().err().map(|e| Rejected::new(source.as_ref(), i, &e));
-            let item = Item {
-                key: sample.key,
-                captions: sample.captions,
-                class: sample.class,
-                position: i as u64,
-                index: i,
-            };
-            Ok((pixels, item, odd))
-        };
-        guarded(look).map_err(|e| Rejected::new(source.as_ref(), i, &e))
-    };
-    let views = Ordered::new(workers, 2 * batch as u64, 0..own as u64, view);
-    Sweep { views, size, batch, share, samples, taken: 0, captions: false, classes: false, refused }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::testing::png;
-    use crate::{ColorJitter, Part, Sample};
-
-    /// Pictures whose colour is their number, in shards of ten; some of them broken.
-    struct Colours {
-        n: usize,
-        broken: BTreeSet<usize>,
-        captions: bool,
-    }
-
-    impl Source for Colours {
-        fn len(&self) -> usize {
-            self.n
-        }
-        fn read(&self, i: usize) -> Result<Sample, DataError> {
-            let image = match self.broken.contains(&i) {
-                true => b"no picture".to_vec(),
-                false => png(8, 8, [i as u8; 3]),
-            };
-            let captions = match self.captions {
-                true => vec![format!("{i}"), format!("number {i}")],
-                false => vec![],
-            };
-            Ok(Sample {
-                key: self.key(i),
-                image,
-                captions,
-                class: Some(i as u32),
-                ..Sample::default()
-            })
-        }
-        fn key(&self, i: usize) -> String {
-            format!("c{i}")
-        }
-        fn parts(&self) -> Vec<Part> {
-            vec![Part { samples: self.n, weight: 1.0, shards: vec![10; self.n / 10] }]
-        }
-        fn class_names(&self) -> Option<&[String]> {
-            None
-        }
-    }
-
-    fn colours(n: usize, broken: &[usize]) -> Arc<dyn Source> {
-        Arc::new(Colours { n, broken: broken.iter().copied().collect(), captions: true })
-    }
+    use crate::testing::{Colours, colours};
+    use crate::{ColorJitter, EvalTransform, Share, sweep};
 
     fn stream(source: Arc<dyn Source>, options: StreamOptions, first: u64) -> Stream {
         let transform = TrainTransform { size: 4, ..TrainTransform::default() };
@@ -718,20 +426,6 @@ mod tests {
         assert_eq!(batches.iter().map(Batch::len).collect::<Vec<_>>(), [12]);
         let refused = swept(6, large).unwrap_err().to_string();
         assert!(refused.starts_with("max_pixels = "), "{refused}");
-    }
-
-    #[test]
-    fn what_cannot_be_read_now_may_be_another_time_and_what_is_broken_stays_so() {
-        let may_pass = |shard: Option<&str>, kind| {
-            let (shard, key, reason) = (shard.map(str::to_owned), "k".into(), "why".into());
-            Rejected { shard, key, kind, reason }.may_pass()
-        };
-        let (near, far) = (Some("/data/0.tar"), Some("s3://bucket/0.tar"));
-        for shard in [None, near, far] {
-            assert!(may_pass(shard, Fault::Unreadable));
-            assert!(!may_pass(shard, Fault::Image) && !may_pass(shard, Fault::Missing));
-        }
-        assert!(may_pass(far, Fault::Shard) && !may_pass(near, Fault::Shard));
     }
 
     #[test]
@@ -938,53 +632,5 @@ mod tests {
         let options = StreamOptions { captions: true, ..options() };
         let e = Stream::new(bare, TrainTransform::default(), options, 0).err().unwrap();
         assert!(e.to_string().contains("no captions"), "{e}");
-    }
-
-    #[test]
-    fn a_sweep_meets_every_sample_once_and_in_order() {
-        let batches: Vec<Batch> = sweep(
-            colours(8, &[2]),
-            EvalTransform::new(4),
-            DecodeOptions::default(),
-            3,
-            2,
-            Share::ALL,
-        )
-        .map(Result::unwrap)
-        .collect();
-        let lengths: Vec<usize> = batches.iter().map(Batch::len).collect();
-        assert_eq!(lengths, [2, 3, 2]);
-        let bare = || Arc::new(Colours { n: 3, broken: BTreeSet::new(), captions: false });
-        let (size, decode) = (EvalTransform::new(4), DecodeOptions::default());
-        let of =
-            |wanted| sweep(bare(), size.clone(), decode, 3, 1, Share::ALL).captioned(wanted).next();
-        let [any, captioned] = [false, true].map(|wanted| of(wanted).unwrap().unwrap());
-        assert_eq!((any.len(), captioned.len(), captioned.pixels.len()), (3, 0, 0));
-        assert_eq!(captioned.rejected[2].kind, Fault::Caption);
-        let seen: Vec<usize> = batches.iter().flat_map(|b| &b.items).map(|i| i.index).collect();
-        assert_eq!(seen, [0, 1, 3, 4, 5, 6, 7]);
-        assert_eq!(batches[0].rejected[0].key, "c2");
-        assert_eq!(batches[1].pixels[..3], [3, 3, 3]);
-    }
-
-    #[test]
-    fn shares_of_a_sweep_make_up_the_whole_one_in_equally_many_batches() {
-        for (n, world) in [(8, 2), (13, 3), (3, 2), (12, 2), (1, 3)] {
-            let run = |share| -> Vec<Batch> {
-                let (size, decode) = (EvalTransform::new(4), DecodeOptions::default());
-                sweep(colours(n, &[2]), size, decode, 3, 2, share).map(Result::unwrap).collect()
-            };
-            let whole = run(Share::ALL);
-            let shares: Vec<Vec<Batch>> =
-                (0..world).map(|rank| run(Share { rank, world })).collect();
-            assert!(shares.iter().all(|s| s.len() == whole.len().div_ceil(world)), "{n} {world}");
-            for (i, batch) in whole.iter().enumerate() {
-                let found = &shares[i % world][i / world];
-                assert_eq!(found.index, i as u64);
-                assert_eq!((&found.items, &found.rejected), (&batch.items, &batch.rejected));
-            }
-            let all: usize = shares.iter().flatten().map(Batch::len).sum();
-            assert_eq!(all, whole.iter().map(Batch::len).sum::<usize>());
-        }
     }
 }

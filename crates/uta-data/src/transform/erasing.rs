@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::CropBox;
+use crate::image::crop::CropBox;
 use crate::rng::Rng;
 
 /// Rectangles of an image that are lost at random.

@@ -1,23 +1,11 @@
 //! Mixup (Zhang et al., 2017) and CutMix (Yun et al., 2019) of the images and classes of a batch, as timm's
 //! `FastCollateMixup` does them to bytes (`timm/data/mixup.py` of 1.0): image i with image B - 1 - i.
 
-use serde::{Deserialize, Serialize};
-
+use crate::error::DataError;
+use crate::image::crop::CropBox;
 use crate::rng::{Purpose, Rng};
-use crate::{Batch, CropBox, DataError, TrainTransform};
-
-/// For what the way of mixing is drawn.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum MixupMode {
-    /// Once for the batch.
-    #[default]
-    Batch,
-    /// For each two images that are mixed with one another.
-    Pair,
-    /// For each image.
-    Elem,
-}
+use crate::stream::batch::{Batch, Item};
+use crate::transform::train::{MixupMode, TrainTransform};
 
 /// What becomes of an image beside another one.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -112,7 +100,7 @@ impl TrainTransform {
         smoothing: f64,
         seed: u64,
     ) -> Result<Vec<f32>, DataError> {
-        let class = |item: &crate::Item| {
+        let class = |item: &Item| {
             let class = item.class.map(|class| class as usize);
             class.filter(|&class| class < classes).ok_or_else(|| DataError::Sample {
                 key: item.key.clone(),

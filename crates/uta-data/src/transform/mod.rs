@@ -2,8 +2,8 @@
 
 pub(crate) mod color;
 pub(crate) mod erasing;
+pub(crate) mod eval;
 pub(crate) mod mix;
+pub(crate) mod pixels;
 pub(crate) mod rand_augment;
-mod train;
-
-pub use train::*;
+pub(crate) mod train;

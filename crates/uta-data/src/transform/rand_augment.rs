@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::image::pillow;
 use crate::image::resize::Filter;
 use crate::rng::Rng;
-use crate::transform::Interpolation;
+use crate::transform::pixels::Interpolation;
 
 /// A policy, written as timm's `rand-m9-mstd0.5-inc1`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,0 +1,109 @@
+//! Targets in a stream of training batches.
+
+use crate::error::DataError;
+use crate::image::decode::DecodeOptions;
+use crate::targets::Targets;
+use crate::targets::crops::drawn;
+use crate::transform::train::TrainTransform;
+
+/// Which rows the image at a position of a stream is wanted with, in rising order.
+pub type Wanted = dyn Fn(u64) -> Vec<u64> + Send + Sync;
+
+/// Targets for the images of a training stream, which are then crops that there are targets of.
+pub struct Replay {
+    /// Where they are.
+    pub targets: Targets,
+    /// Which of their rows.
+    pub wanted: Box<Wanted>,
+}
+
+impl Replay {
+    /// Crop `number` of a sample, counted on from the first epoch, over and over the k that there are: its pixels. Its rows are
+    /// appended to `into`.
+    pub(crate) fn view(
+        &self,
+        transform: &TrainTransform,
+        decode: &DecodeOptions,
+        image: &[u8],
+        (index, number, position): (u64, u64, u64),
+        into: &mut Vec<u8>,
+    ) -> Result<Vec<u8>, DataError> {
+        let (place, view) = self.targets.usable(index, number % self.targets.set.crops)?;
+        let pixels = drawn(transform, image, decode, view.state)?;
+        self.targets.read_seen(&place, view, &pixels, &(self.wanted)(position), into)?;
+        Ok(pixels)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::targets::TargetSet;
+    use crate::targets::testing::{Colours, K, row, transform, written};
+    use crate::{Fault, Rejected, Stream, StreamOptions};
+
+    fn options() -> StreamOptions {
+        StreamOptions {
+            batch: 5,
+            seed: 9,
+            workers: 2,
+            max_rejected: 0.5,
+            ..StreamOptions::default()
+        }
+    }
+
+    fn replaying(set: &TargetSet) -> Stream {
+        let wanted = Box::new(|position| vec![0, 1 + position % 4]);
+        let replay = Replay { targets: Targets::open(set.clone()).unwrap(), wanted };
+        let source = Arc::new(Colours(0));
+        Stream::replaying(source, transform(), options(), 0, Some(Arc::new(replay))).unwrap()
+    }
+
+    #[test]
+    fn a_stream_replays_the_crops_of_a_live_one_with_their_targets_over_and_over() {
+        let (_dir, set) = written();
+        let mut live = Stream::new(Arc::new(Colours(0)), transform(), options(), 0).unwrap();
+        let mut replayed = replaying(&set);
+        let mut of_first = std::collections::BTreeMap::new();
+        for step in 0..20 {
+            let (ours, theirs) = (replayed.next_batch().unwrap(), live.next_batch().unwrap());
+            assert_eq!(ours.items, theirs.items);
+            let whole_epochs = (5 * step + 4) / 11 < K;
+            assert_eq!(ours.pixels == theirs.pixels, whole_epochs, "step {step}");
+            for (i, item) in ours.items.iter().enumerate() {
+                let (sample, crop) = (item.index as u64, item.position / 11 % K);
+                let rows = [row(sample, crop, 0), row(sample, crop, 1 + item.position % 4)];
+                assert_eq!(ours.targets[i * 12..][..12], rows.concat());
+                let pixels = ours.pixels[i * 192..][..192].to_vec();
+                assert_eq!(of_first.entry((sample, crop)).or_insert(pixels.clone()), &pixels);
+            }
+        }
+        // All crops of the ten pictures that aren't broken, but for a few that no stand-in was drawn for.
+        assert!(of_first.len() > 28, "{}", of_first.len());
+    }
+
+    #[test]
+    fn a_sample_with_damaged_targets_is_named_and_replaced() {
+        let (_dir, set) = written();
+        let path = set.path(0);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let first = set.places(0).targets as usize;
+        // All that there is of sample 0.
+        bytes[first..first + 3 * 5 * 6].fill(0);
+        std::fs::write(&path, &bytes).unwrap();
+        let mut stream = replaying(&set);
+        let batches: Vec<_> = (0..11).map(|_| stream.next_batch().unwrap()).collect();
+        assert!(batches.iter().all(|batch| batch.len() == 5 && batch.targets.len() == 60));
+        assert!(batches.iter().flat_map(|batch| &batch.items).all(|item| item.index != 0));
+        let rejected: Vec<_> = batches.iter().flat_map(|batch| &batch.rejected).collect();
+        let of = |key, reason: &str| {
+            let same = |r: &&&Rejected| r.key == key && r.kind == Fault::Targets;
+            rejected.iter().filter(same).filter(|r| r.reason.contains(reason)).count()
+        };
+        assert!(of("c0", "damaged") >= 4 && of("c5", "unusable when they were computed") >= 4);
+        assert_eq!(of("c0", "") + of("c5", ""), rejected.len(), "{rejected:?}");
+    }
+}

@@ -1,4 +1,4 @@
-//! What commands that run a network share: which model, on which device, in which precision.
+//! Options and helpers that commands which run a network share: model, data, device, precision.
 
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -21,7 +21,7 @@ pub struct ModelArgs {
     /// A run directory, a folder of open_clip, Hugging Face or timm, or a file of weights (.safetensors, .pt, .pth, .bin)
     #[arg(long = "model", value_name = "M")]
     pub path: PathBuf,
-    /// What the net is, where the file alone can't tell: a preset or a configuration file
+    /// Architecture, where the file alone can't tell: a preset or a configuration file
     #[arg(long, value_name = "NAME|FILE")]
     pub arch: Option<String>,
 }
@@ -48,7 +48,7 @@ pub struct PairArgs {
     /// Which of the table's splits: test, val, ...
     #[arg(long, value_name = "NAME")]
     split: Option<String>,
-    /// What the .txt beside an image is, in a folder or a shard: one caption, or one a line [default: lines]
+    /// Meaning of the .txt beside an image, in a folder or a shard: one caption, or one a line [default: lines]
     #[arg(long, value_enum, value_name = "file|lines", hide_possible_values = true)]
     captions: Option<CaptionsArg>,
 }
@@ -61,10 +61,10 @@ enum CaptionsArg {
 }
 
 impl PairArgs {
-    /// The same for the library.
+    /// These options as uta-data takes them.
     ///
     /// # Errors
-    /// What is for tables alone, where `data` has none.
+    /// An option that is for tables only, where `data` has none.
     pub fn options(&self, data: &[String]) -> Result<PairOptions, Usage> {
         let PairArgs { images, image_key, caption_key, split, captions } = self.clone();
         let captions = captions.map(|captions| match captions {
@@ -81,13 +81,14 @@ impl PairArgs {
     }
 }
 
-/// Does `work` with the processes of a launcher, all or none of which come to its end. The first alone prints and writes.
+/// Does `work` together with the other processes of a launcher: all of them succeed, or all fail. Only the first one is to
+/// print and write.
 pub fn together(work: impl FnOnce(&Rc<ProcessGroup>) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let group = ProcessGroup::from_env()?;
     group.agree(work(&group))
 }
 
-/// Says so where `precision` is one that the device has no instructions for.
+/// Warns where the CPU has no instructions for bf16.
 pub fn warn_of_bf16(device: Device, precision: Precision) {
     if device == Device::Cpu && precision == Precision::Bf16 && !torch_ext::cpu_has_bf16() {
         tracing::warn!(

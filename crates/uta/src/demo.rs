@@ -26,8 +26,8 @@ use crate::{report, train};
 const TRAINING: [&str; 5] = ["noto", "noto-v1", "fluent-emoji-flat", "fluent-emoji", "emojione"];
 const HELD_OUT: [&str; 2] = ["twemoji", "openmoji"];
 
-/// What is built in, so that the demo needs no clone: the student's recipe, and the files of its teacher, that one last which
-/// makes them a model.
+/// The student's recipe and the files of its teacher, built in so that the demo needs no clone. The file that makes them a model
+/// comes last.
 const RECIPE: &[u8] = include_bytes!("../../../recipes/mini/uta-emoji.toml");
 const TEACHER: [(&str, &[u8]); 3] = [
     ("README.md", include_bytes!("../../../assets/clip-emoji/README.md")),
@@ -78,7 +78,7 @@ struct Account {
 }
 
 impl Account {
-    /// That of the demo in `run`, whose demo.json is `former`.
+    /// The account of the demo in `run`, whose demo.json is `former`.
     fn of(run: &Path, former: Value) -> Account {
         let mut account: Account = serde_json::from_value(former).unwrap_or_default();
         // A part that was killed left no account, but the speed of its steps.
@@ -130,9 +130,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if !outcome.finished {
         save(&args.out, &serde_json::to_value(total(&account))?)?;
         let program = std::env::args().next().unwrap_or_else(|| "uta".into());
-        let out = match args.out.as_os_str() == "runs/demo" {
-            true => String::new(),
-            false => format!(" --out {}", args.out.display()),
+        let out = if args.out.as_os_str() == "runs/demo" {
+            String::new()
+        } else {
+            format!(" --out {}", args.out.display())
         };
         eprintln!(
             "stopped at step {} of {steps}; go on with: {program} demo --resume{out}",
@@ -238,9 +239,10 @@ fn prepare(args: &Args) -> anyhow::Result<Recipe> {
             file.write_all(RECIPE)?;
             let own = file.path().display().to_string();
             Recipe::load(file.path(), &with_teacher()).map_err(|error| {
-                match error.origin == own {
-                    true => RecipeError { origin: "the demo's recipe".into(), ..error },
-                    false => error,
+                if error.origin == own {
+                    RecipeError { origin: "the demo's recipe".into(), ..error }
+                } else {
+                    error
                 }
             })?
         }
@@ -333,9 +335,10 @@ fn table(result: &Value) -> String {
     for style in TRAINING.iter().chain(&HELD_OUT) {
         let (teacher, student) = (&result["teacher"][style], &result["student"][style]);
         let ratio = student["top1"].as_f64().zip(teacher["top1"].as_f64()).map(|(s, t)| s / t);
-        let name = match HELD_OUT.contains(style) {
-            true => format!("{style} (unseen)"),
-            false => (*style).to_owned(),
+        let name = if HELD_OUT.contains(style) {
+            format!("{style} (unseen)")
+        } else {
+            (*style).to_owned()
         };
         text += &format!(
             "{name:<20}{:>9}{:>9}{:>9}{:>9}{:>9}\n",

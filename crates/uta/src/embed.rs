@@ -16,7 +16,7 @@ use uta_model::{Clip, safetensors_io};
 use crate::compute::{ComputeArgs, ModelArgs, together};
 use crate::error::Usage;
 
-/// What names may take of a safetensors header, which readers refuse beyond 100 MB.
+/// Bytes that names may take in a safetensors header, which readers refuse beyond 100 MB.
 const MOST_LETTERS: usize = 90_000_000;
 
 /// Write the embeddings of pictures or of texts to a file

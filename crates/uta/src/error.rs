@@ -48,7 +48,7 @@ pub fn advised(mut error: clap::Error) -> clap::Error {
     error
 }
 
-/// What clap says of a wrong command line, in one line with where to read on. `None` where help or a version was asked for,
+/// Clap's message on a wrong command line, in one line with where to read on. `None` where help or a version was asked for,
 /// and for `uta` alone, which shows its help.
 pub fn command_line(error: &clap::Error, program: clap::Command) -> Option<Usage> {
     let mut command = &program;
@@ -91,7 +91,7 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     printing.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
-/// How libtorch says that a GPU's memory or the machine's isn't enough.
+/// The words with which libtorch says that a GPU's memory or the machine's isn't enough.
 const NO_MEMORY: [&str; 2] = ["out of memory", "can't allocate memory"];
 
 /// `error` with its context as one line. A cause that its effect already quotes isn't said twice.

@@ -30,7 +30,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-/// What `uta --help` says of the environment.
+/// The part of `uta --help` on the environment.
 const ENVIRONMENT: &str = "Environment:
   UTA_LOG   how much is said on standard error: error, warn, info or debug [default: info]
 
@@ -93,19 +93,19 @@ fn main() -> ExitCode {
     }
 }
 
-/// Says what is wrong, and gives the status to end with.
+/// Prints what is wrong, and returns the exit status.
 fn failed(error: &anyhow::Error) -> ExitCode {
     eprintln!("uta: {}", error::one_line(error));
     ExitCode::from(error::exit_status(error))
 }
 
-/// Has what is logged written to standard error, as far as `UTA_LOG` says.
+/// Sends the log to standard error, at the level that `UTA_LOG` names.
 fn start_log() -> anyhow::Result<()> {
     let wanted = match std::env::var("UTA_LOG") {
         Ok(wanted) if !wanted.is_empty() => wanted,
         _ => "info".into(),
     };
-    // Of every third drawing usvg says that it could be a better SVG.
+    // usvg complains about every third drawing of the emoji.
     let filter = EnvFilter::try_new(format!("usvg=off,resvg=off,{wanted}"))
         .map_err(|_| error::Usage(format!("UTA_LOG={wanted}: use error, warn, info or debug")))?;
     tracing_subscriber::fmt()

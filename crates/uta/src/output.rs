@@ -8,9 +8,10 @@ use serde::Serialize;
 /// A result on standard output: as one JSON object, or for people.
 pub fn print(json: bool, value: &(impl Serialize + Display)) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    match json {
-        true => writeln!(out, "{}", serde_json::to_string(value)?)?,
-        false => writeln!(out, "{value}")?,
+    if json {
+        writeln!(out, "{}", serde_json::to_string(value)?)?
+    } else {
+        writeln!(out, "{value}")?
     }
     Ok(())
 }

@@ -35,7 +35,7 @@ pub struct Input {
     /// A run directory, a folder of open_clip, Hugging Face or timm, or a file of weights (.safetensors, .pt, .pth, .bin)
     #[arg(value_name = "FILE")]
     path: PathBuf,
-    /// What the net is, where the file alone can't tell: a preset or a configuration file
+    /// Architecture, where the file alone can't tell: a preset or a configuration file
     #[arg(long, value_name = "NAME|FILE")]
     arch: Option<String>,
 }
@@ -130,13 +130,13 @@ pub fn run(weights: &Weights) -> anyhow::Result<()> {
     }
 }
 
-/// What `inspect` says.
+/// The result of `inspect`.
 #[derive(Serialize)]
 struct Inspection {
     file: PathBuf,
     bytes: u64,
     sha256: String,
-    /// What the file is an index of.
+    /// The files that this one is an index of.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     shards: Vec<Shard>,
     family: &'static str,
@@ -267,7 +267,7 @@ struct Written {
     /// Our names of what the layout has no place for.
     left_out: Vec<String>,
     notes: Vec<String>,
-    /// What the layout has no words for.
+    /// Settings that the layout has no words for.
     unsaid: Vec<String>,
     /// The lines of Python that load it.
     python: Vec<String>,

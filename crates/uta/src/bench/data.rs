@@ -32,9 +32,9 @@ pub struct Args {
 /// Images a second; the stages are measured one by one on one thread.
 #[derive(Debug, Serialize)]
 struct Report {
-    /// Of the whole, with all workers.
+    /// Images a second of all stages together, with all workers.
     images_per_second: f64,
-    /// Of the whole, for each second of processor time that the process took.
+    /// The same for each second of processor time that the process took.
     images_per_cpu_second: Option<f64>,
     /// MiB that the process holds, after the first batch and after each tenth: over many samples, whether it leaks.
     memory: Option<Vec<f64>>,
@@ -169,7 +169,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     print(args.json, &report)
 }
 
-/// What a model does first with a view `[size, size, 3]`: f32 `[3, size, size]` around CLIP's mean, into `planes`.
+/// The first thing that a model does with a view `[size, size, 3]`: f32 `[3, size, size]` around CLIP's mean, into `planes`.
 fn normalise(view: &[u8], planes: &mut Vec<f32>) {
     const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
     const STD: [f32; 3] = [0.268_629_5, 0.261_302_6, 0.275_777_1];

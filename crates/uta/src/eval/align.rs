@@ -25,7 +25,7 @@ pub struct AlignArgs {
     /// The teacher [default: that of the model's run]
     #[arg(long, value_name = "T")]
     teacher: Option<PathBuf>,
-    /// What the net of --teacher is, where the file alone can't tell: a preset or a configuration file
+    /// Architecture of --teacher, where the file alone can't tell: a preset or a configuration file
     #[arg(long, value_name = "NAME|FILE", requires = "teacher")]
     teacher_arch: Option<String>,
     /// Share of the patches that the student doesn't see

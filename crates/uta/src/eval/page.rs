@@ -1,4 +1,4 @@
-//! The result of an evaluation as it is printed.
+//! An evaluation's result as it is printed.
 
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -11,15 +11,15 @@ use uta_eval::ranking::{interval, wilson};
 
 use super::setup::Setup;
 
-/// The result for a person: what was measured, on what, every setting that may change a number, and the numbers.
+/// A printed result: what was measured on which data, every setting that can change a number, and the numbers.
 pub struct Page {
     /// Whether this process is the one that prints.
-    spoken: bool,
+    prints: bool,
     title: &'static str,
     settings: Vec<(&'static str, String)>,
     counts: Vec<(&'static str, usize, String)>,
     problems: Vec<String>,
-    /// What may be taken for something else than it is.
+    /// Doubts about what was read.
     pub warnings: Vec<String>,
     rows: Vec<(String, String)>,
 }
@@ -36,9 +36,9 @@ impl Page {
         };
         settings.push(("precision", format!("{precision} on {:?}", setup.device).to_lowercase()));
         let problems = setup.source.problems();
-        let spoken = setup.options.group.is_first();
+        let prints = setup.options.group.is_first();
         let (counts, warnings, rows) = (Vec::new(), Vec::new(), Vec::new());
-        Page { spoken, title, settings, counts, problems, warnings, rows }
+        Page { prints, title, settings, counts, problems, warnings, rows }
     }
 
     pub fn setting(&mut self, name: &'static str, value: impl ToString) {
@@ -49,7 +49,7 @@ impl Page {
         self.counts.push((name, n, String::new()));
     }
 
-    /// A count that is worth a line only where it isn't 0, with the first few of what it counts.
+    /// Adds a count where it isn't 0, with the first few names of what it counts.
     pub fn left_out(
         &mut self,
         name: &'static str,
@@ -96,15 +96,15 @@ impl Page {
         self.rows.push((name.to_string(), format!("{mean:8.4}{}", spread.unwrap_or_default())));
     }
 
-    /// Prints the page; or the report as one JSON object with `extra` members, the settings and what was left out when
-    /// the set was opened.
+    /// Prints the page, or with `json` the report as one object, with `extra` members, the settings, and the samples that were
+    /// left out when the set was opened.
     pub fn print<R: Serialize>(
         self,
         json: bool,
         report: &R,
         extra: impl FnOnce(&R, &mut Map<String, Value>),
     ) -> anyhow::Result<()> {
-        if !self.spoken {
+        if !self.prints {
             return Ok(());
         }
         let mut out = BufWriter::new(std::io::stdout().lock());

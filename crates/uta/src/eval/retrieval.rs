@@ -21,13 +21,13 @@ pub struct RetrievalArgs {
     common: Common,
     #[command(flatten)]
     pairs: PairArgs,
-    /// Which published test set it is: its split is taken, and its size is compared with the published one
+    /// The published test set that this is: its split is taken, and its size is compared with the published one
     #[arg(long, value_enum, value_name = "NAME")]
     set: Option<PairSet>,
-    /// Whose text tower to use [default: the model's own, else its run's teacher]
+    /// Model whose text tower is used [default: its own, else its run's teacher]
     #[arg(long, value_name = "M")]
     text_model: Option<PathBuf>,
-    /// What the net of --text-model is, where the file alone can't tell: a preset or a configuration file
+    /// Architecture of --text-model, where the file alone can't tell: a preset or a configuration file
     #[arg(long, value_name = "NAME|FILE", requires = "text_model")]
     text_arch: Option<String>,
 }
@@ -42,7 +42,7 @@ enum PairSet {
 }
 
 impl PairSet {
-    /// Images and captions.
+    /// Numbers of images and of captions, as published.
     fn published(self) -> (usize, usize) {
         match self {
             PairSet::Flickr30k => (1000, 5000),
@@ -50,7 +50,7 @@ impl PairSet {
         }
     }
 
-    /// Opens it: where a file has all splits, the test split unless another is asked for.
+    /// Opens the set. Where a file has all splits, that is the test split, unless another is asked for.
     fn open(data: &[String], pairs: &PairOptions) -> Result<Arc<dyn Source>, DataError> {
         match uta_data::open_with(data, pairs) {
             Err(DataError::Splits { .. }) => {
@@ -80,11 +80,10 @@ pub fn retrieval(args: &RetrievalArgs, group: &Rc<ProcessGroup>) -> anyhow::Resu
     if let Some(set) = args.set {
         let name = set.to_possible_value().map_or(String::new(), |value| value.get_name().into());
         let ((images, captions), found) = (set.published(), (report.images, report.captions));
-        let size = match found == set.published() {
-            true => "as published".to_string(),
-            false => {
-                format!("NOT as published ({images} images, {captions} captions): not comparable")
-            }
+        let size = if found == set.published() {
+            "as published".to_string()
+        } else {
+            format!("NOT as published ({images} images, {captions} captions): not comparable")
         };
         page.setting("set", format!("{name}, {} images, {} captions, {size}", found.0, found.1));
     }

@@ -14,7 +14,7 @@ use uta_train::RunDir;
 use crate::compute::{ComputeArgs, ModelArgs};
 use crate::error::Usage;
 
-/// What every evaluation takes.
+/// Options that every evaluation takes.
 #[derive(Debug, Args)]
 pub struct Common {
     #[command(flatten)]
@@ -29,7 +29,7 @@ pub struct Common {
     pub compute: ComputeArgs,
 }
 
-/// What an evaluation stands on: model, set and options, checked.
+/// Model, set and options of an evaluation, checked.
 pub struct Setup<'a> {
     pub args: &'a Common,
     pub device: tch::Device,
@@ -54,8 +54,8 @@ impl<'a> Setup<'a> {
         Ok(uta_train::load(path, arch, self.device)?)
     }
 
-    /// The teacher that the recipe of the model's run names, and what its net is. The model is the run's folder, one of its
-    /// checkpoints or a file in either.
+    /// Path and architecture of the teacher that the recipe of the model's run names. The model may be the run's folder, one of
+    /// its checkpoints, or a file in either.
     pub fn run_teacher(&self) -> anyhow::Result<Option<(PathBuf, Option<String>)>> {
         let model = std::path::absolute(&self.args.model.path)?;
         let dir = if model.is_file() { model.parent().unwrap_or(&model) } else { &model };
@@ -68,7 +68,7 @@ impl<'a> Setup<'a> {
         Ok(teacher.and_then(|teacher| Some((teacher.path.clone()?, teacher.arch.clone()))))
     }
 
-    /// The text tower to use and where it is from; `None` where the model's own serves.
+    /// The text tower to use and its path; `None` where the model has one of its own.
     pub fn text_tower(
         &self,
         given: Option<&Path>,

@@ -21,10 +21,10 @@ use uta_base::AtomicFile;
 pub struct ZeroshotArgs {
     #[command(flatten)]
     common: Common,
-    /// Whose text tower to use [default: the model's own, else its run's teacher]
+    /// Model whose text tower is used [default: its own, else its run's teacher]
     #[arg(long, value_name = "M")]
     text_model: Option<PathBuf>,
-    /// What the net of --text-model is, where the file alone can't tell: a preset or a configuration file
+    /// Architecture of --text-model, where the file alone can't tell: a preset or a configuration file
     #[arg(long, value_name = "NAME|FILE", requires = "text_model")]
     text_arch: Option<String>,
     /// imagenet, imagenet-a, imagenet-r, imagenet-v2, imagenet-sketch or objectnet [default: what the layout says]
@@ -114,7 +114,7 @@ pub fn zeroshot(args: &ZeroshotArgs, group: &Rc<ProcessGroup>) -> anyhow::Result
         })?,
         None => task.run(&setup.model)?,
     };
-    // What was measured is printed though a file of it may fail.
+    // The result is printed even if one of the files can't be written.
     let saved = || -> anyhow::Result<()> {
         if let (Some(path), Some(out)) = (&args.predictions, predictions) {
             written.and_then(|()| out.finish()).with_context(|| path.display().to_string())?;
@@ -166,7 +166,7 @@ pub fn zeroshot(args: &ZeroshotArgs, group: &Rc<ProcessGroup>) -> anyhow::Result
     saved
 }
 
-/// Images beyond which an accuracy of exactly 0 or 100 % is doubted.
+/// More images than this make an accuracy of exactly 0 or 100 % doubtful.
 const CERTAIN: usize = 50;
 
 /// Pixels of the red frame around each image of ObjectNet.

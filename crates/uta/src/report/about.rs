@@ -1,4 +1,4 @@
-//! What a run is, in words: what was trained, measured and spent, with which recipe, on which machine.
+//! The run in words: model, measurements, data, cost, recipe and machine.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ pub struct RecipeLine<'a> {
     pub rest: &'a str,
 }
 
-/// What was trained, in a sentence or two.
+/// A sentence or two on what was trained.
 pub fn lead(run: &Run) -> String {
     let mut text = match run.recipe_text("task") {
         Some("align") => {
@@ -45,7 +45,7 @@ pub fn lead(run: &Run) -> String {
     text.trim_start().to_owned()
 }
 
-/// What was measured, on what, against what.
+/// Sentences on what was measured, on which sets, against whom.
 pub fn measured(run: &Run) -> String {
     let metrics = &run.metrics;
     let of = |set: &&str, metric: &str| metrics.evaluation(Model::Student, set, metric).is_some();
@@ -96,7 +96,7 @@ pub fn measured(run: &Run) -> String {
     text
 }
 
-/// What the run was trained and measured on.
+/// The sets that the run was trained and measured on.
 pub fn data(run: &Run) -> Vec<(String, String)> {
     let specs = |key: &str| -> Vec<String> {
         let list = run.recipe(key).and_then(toml::Value::as_array).into_iter().flatten();
@@ -140,7 +140,7 @@ pub fn data(run: &Run) -> Vec<(String, String)> {
     rows
 }
 
-/// What the run cost.
+/// Time, steps, images, speed and machine.
 pub fn facts(run: &Run) -> Vec<(&'static str, String)> {
     let metrics = &run.metrics;
     let mut facts = Vec::new();

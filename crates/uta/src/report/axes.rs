@@ -10,7 +10,7 @@ pub enum Unit {
 }
 
 impl Unit {
-    /// How the number called `metric` is written: those that are shares by their definition in percent.
+    /// The unit of the number called `metric`: percent for those that are shares by their definition.
     pub fn of(metric: &str) -> Self {
         let name = metric.rsplit(['/', '_']).next().unwrap_or(metric);
         let cut_off = name.strip_prefix("top").or(name.strip_prefix('r'));

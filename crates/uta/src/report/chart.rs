@@ -14,7 +14,7 @@ const HUES: usize = 8;
 pub enum Stroke {
     /// A line, with a mark at each point when there are few.
     Line,
-    /// A thin, pale line: what a smoothed one was made from.
+    /// A thin, pale line: the values that a smoothed line was made from.
     Faint,
     /// A dashed level, the curve's last value, across the whole chart.
     Reference,
@@ -25,7 +25,7 @@ pub enum Stroke {
 pub struct Series {
     /// Its name in the legend; none is shown for an empty one.
     pub label: String,
-    /// Which of the series colours; `None` is grey.
+    /// Number of the series colour; `None` is grey.
     pub hue: Option<usize>,
     /// How it is drawn.
     pub stroke: Stroke,
@@ -36,15 +36,15 @@ pub struct Series {
 /// Curves over a common axis.
 #[derive(Clone, Debug)]
 pub struct Chart {
-    /// What is shown.
+    /// Heading of the chart.
     pub title: String,
-    /// What x counts.
+    /// Label of the x axis.
     pub x_label: String,
-    /// How y is written.
+    /// Unit of y.
     pub unit: Unit,
-    /// Whether y is logarithmic; values must then be positive to be seen.
+    /// Whether y is logarithmic; only positive values are then drawn.
     pub logarithmic: bool,
-    /// Whether long curves are drawn as their running mean over a pale line of what was measured.
+    /// Whether long curves are drawn as their running mean, over a pale line of the measured values.
     pub noisy: bool,
     /// The curves, the topmost last.
     pub series: Vec<Series>,
@@ -208,7 +208,7 @@ fn hue_class(hue: Option<usize>) -> String {
     hue.map_or_else(|| "neutral".to_owned(), |hue| format!("h{}", hue % HUES))
 }
 
-/// Where the values of a chart lie on the paper.
+/// The place of a chart's values in the drawing.
 struct Frame {
     left: f64,
     top: f64,
@@ -362,7 +362,7 @@ fn smooth(curve: &Curve) -> Curve {
         .collect()
 }
 
-/// Of a long curve, the lowest and the highest point of each stretch.
+/// The lowest and the highest point of each stretch of a long curve.
 fn extremes(curve: &Curve) -> Curve {
     if curve.len() <= 2 * DRAWN {
         return curve.clone();

@@ -10,15 +10,15 @@ use std::path::Path;
 /// Points (step, value) in the order of steps.
 pub type Curve = Vec<(f64, f64)>;
 
-/// Bookkeeping that is no measurement.
+/// Fields that count instead of measuring.
 const COUNTERS: [&str; 6] = ["step", "samples", "epoch", "skipped_steps", "rejected_samples", "n"];
 
 /// Everything measured in a run, in the order of first appearance.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metrics {
-    /// What the training steps logged, by name.
+    /// Curves of the training steps, by name.
     pub train: Vec<(String, Curve)>,
-    /// What evaluations found.
+    /// Curves of evaluations.
     pub evaluations: Vec<Evaluation>,
     /// Steps done.
     pub steps: u64,
@@ -31,7 +31,7 @@ pub struct Metrics {
 /// One number of one model on one evaluation set, over the steps of the run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
-    /// Whose number it is.
+    /// The model that was measured.
     pub model: Model,
     /// The evaluation set.
     pub set: String,
@@ -41,7 +41,7 @@ pub struct Evaluation {
     pub curve: Curve,
 }
 
-/// Whom an evaluation line speaks of (its `model` field).
+/// The model that an evaluation line speaks of (its `model` field).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Model {
     /// The model in training; lines without the field.
@@ -68,7 +68,7 @@ impl Metrics {
         }
     }
 
-    /// Takes every whole line; the last one may be cut short while the run goes on.
+    /// Reads every complete line; the last one may be cut short while the run goes on.
     fn parse(text: &str) -> Self {
         let mut metrics = Self::default();
         for line in text.lines() {
@@ -84,7 +84,7 @@ impl Metrics {
         let numbers = line
             .iter()
             .filter(|(name, _)| !COUNTERS.contains(&name.as_str()))
-            // A loss that was no number is logged as null: a gap in the curve.
+            // A loss that isn't finite is logged as null: a gap in the curve.
             .filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?)));
         if let Some(set) = line.get("eval").and_then(Value::as_str) {
             let model = match line.get("model").and_then(Value::as_str) {

@@ -1,4 +1,4 @@
-//! RUN/report.html: what a run did, what it cost and what came of it, on one page.
+//! `RUN/report.html`: a run's results, curves, cost and settings on one page.
 //!
 //! The page is made from the files of the run directory alone, so that it can be made again at any
 //! time, of a run in progress too. It is self-contained: style, curves and pictures are inside.
@@ -38,7 +38,7 @@ pub fn write(run_dir: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// What the template shows, in its order.
+/// The values of the template, in its order.
 #[derive(Template)]
 #[template(path = "report.html")]
 struct Page<'a> {

@@ -6,7 +6,7 @@ use super::run::{Run, Sample};
 
 pub struct PictureSet<'a> {
     pub set: &'a str,
-    /// How many of the pictures are named rightly at once, by whom; of the whole set too.
+    /// In words, how many of these pictures student and teacher name right, and of the whole set.
     pub right: String,
     pub named: bool,
     pub pictures: Vec<Picture<'a>>,
@@ -16,7 +16,7 @@ pub struct Picture<'a> {
     pub data_uri: &'a str,
     pub truth: &'a str,
     pub guesses: Vec<Guess<'a>>,
-    /// The teacher's first.
+    /// The teacher's first guess.
     pub teacher: Option<Guess<'a>>,
 }
 

@@ -12,7 +12,7 @@ use toml::Table;
 use super::metrics::{Metrics, Model};
 use crate::reference::{self, Reference, Shown};
 
-/// What a run directory holds.
+/// The contents of a run directory.
 pub struct Run {
     pub name: String,
     /// recipe.toml as text and as values.
@@ -26,7 +26,7 @@ pub struct Run {
     pub samples: Vec<Sample>,
 }
 
-/// A picture with what it is called.
+/// A picture with its names.
 pub struct Sample {
     pub shown: Shown,
     pub data_uri: String,
@@ -54,9 +54,10 @@ impl Run {
         let samples: Option<Samples> = json(dir, reference::PICTURES)?;
         let latest = read(dir, "checkpoints/latest")?.unwrap_or_default();
         let state = json(dir, &format!("checkpoints/{}/state.json", latest.trim()))?;
-        let mut metrics = match dir.join("metrics.jsonl").exists() {
-            true => Metrics::read(dir)?,
-            false => Metrics::default(),
+        let mut metrics = if dir.join("metrics.jsonl").exists() {
+            Metrics::read(dir)?
+        } else {
+            Metrics::default()
         };
         add_demo(&mut metrics, demo.as_ref());
         add_reference(&mut metrics, &reference);
@@ -110,7 +111,7 @@ fn json<T: serde::de::DeserializeOwned>(dir: &Path, file: &str) -> anyhow::Resul
     text.map(|text| serde_json::from_str(&text).with_context(|| in_file(dir, file))).transpose()
 }
 
-/// Takes over the final scores of demo.json, where student and teacher were measured alike:
+/// Adds the final scores of demo.json, where student and teacher were measured alike:
 /// {"student": {"set": {"metric": value}}, "teacher": the same, "chance": {"metric": value}}.
 fn add_demo(metrics: &mut Metrics, demo: Option<&Value>) {
     let Some(demo) = demo else { return };
@@ -118,7 +119,7 @@ fn add_demo(metrics: &mut Metrics, demo: Option<&Value>) {
     for (key, model) in [("student", Model::Student), ("teacher", Model::Teacher)] {
         for (set, numbers) in demo[key].as_object().into_iter().flatten() {
             for (metric, value) in numbers.as_object().into_iter().flatten() {
-                // Evaluators write text_to_image/r1 for what is text_to_image_r1 there.
+                // demo.json has text_to_image_r1 where metrics.jsonl has text_to_image/r1.
                 let metric = match metric.rsplit_once("_r") {
                     Some((way, k)) if k.parse::<u32>().is_ok() => format!("{way}/r{k}"),
                     _ => metric.clone(),
@@ -138,7 +139,7 @@ fn add_demo(metrics: &mut Metrics, demo: Option<&Value>) {
     }
 }
 
-/// Takes over what the teacher reaches, and what guessing does, on every set that was evaluated.
+/// Adds the teacher's scores, and those of guessing, on every set that was evaluated.
 fn add_reference(metrics: &mut Metrics, reference: &Reference) {
     let step = metrics.steps as f64;
     for (set, numbers) in &reference.teacher {
@@ -155,7 +156,7 @@ fn add_reference(metrics: &mut Metrics, reference: &Reference) {
     }
 }
 
-/// The samples whose pictures are there, with them.
+/// The samples whose pictures exist, with these.
 fn with_pictures(dir: &Path, samples: Vec<Shown>) -> Vec<Sample> {
     let load = |shown: Shown| {
         let kind = match Path::new(&shown.image).extension()?.to_str()? {

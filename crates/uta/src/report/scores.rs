@@ -10,7 +10,7 @@ use super::words::{grouped, sentence};
 pub struct Headline {
     pub set: String,
     pub figure: String,
-    /// What it is, and what it is held against, a line each.
+    /// Name of the number, then teacher and chance, a line each.
     pub lines: Vec<String>,
 }
 
@@ -91,7 +91,7 @@ pub fn headlines(run: &Run) -> Vec<Headline> {
     sets.into_iter().filter_map(show).take(SHOWN).collect()
 }
 
-/// Where no share was measured: how close the student's tokens come to the teacher's.
+/// The headline where no share was measured: how close the student's tokens come to the teacher's.
 fn cosine_headline(metrics: &Metrics) -> Vec<Headline> {
     let validation = metrics.latest(Model::Student, "validation", "cosine");
     let training = metrics.curve("cosine").and_then(|curve| curve.last()).map(|point| point.1);
@@ -132,7 +132,7 @@ pub fn score_tables(run: &Run, scale: f64) -> Vec<ScoreTable> {
     tables
 }
 
-/// Where the bars of all tables end: a round share that none exceeds.
+/// The share at which the bars of all tables end: a round one that no value exceeds.
 pub fn scale(metrics: &Metrics) -> f64 {
     let shares = metrics.evaluations.iter().filter(|e| Unit::of(&e.metric) == Unit::Percent);
     let largest = shares

@@ -30,17 +30,17 @@ const STYLE: &str = "\
     .dot{fill:#fff;stroke-width:2}.frame{fill:none;stroke:#d5dae3}\
     .kept{fill:#3a66d6}.masked{fill:#e6e9ef}";
 
-/// How a drawing is written.
+/// File format of a drawing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// As text.
+    /// Text.
     Svg,
-    /// As pixels.
+    /// Pixels.
     Png,
 }
 
 impl Format {
-    /// What the ending of a file's name stands for.
+    /// The format that the ending of a file's name stands for.
     pub fn of(path: &Path) -> Result<Format, Usage> {
         let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
         match ending.to_ascii_lowercase().as_str() {
@@ -51,7 +51,7 @@ impl Format {
     }
 }
 
-/// Which end of a text its position means.
+/// The end of a text that its position refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Anchor {
     /// The left.
@@ -170,7 +170,7 @@ impl Drawing {
         self.text(width, 29.0, "small", Anchor::End, "100 %");
     }
 
-    /// For a page whose style sheet gives the colours.
+    /// The drawing as an element of a page whose style sheet gives the colours.
     pub fn inline(&self, description: &str) -> String {
         let Self { width, height, body } = self;
         format!(
@@ -179,7 +179,7 @@ impl Drawing {
         )
     }
 
-    /// A file of its own, on white with a margin.
+    /// The drawing as a file of its own, on white with a margin.
     pub fn standalone(&self) -> String {
         const MARGIN: f64 = 20.0;
         let (width, height) = (self.width + 2.0 * MARGIN, self.height + 2.0 * MARGIN);
@@ -241,7 +241,7 @@ fn heat(share: f64) -> String {
     format!("#{:02x}{:02x}{:02x}", mixed(0), mixed(1), mixed(2))
 }
 
-/// Text as it stands in markup.
+/// Text with the characters escaped that mean something in markup.
 pub struct Escaped<'a>(pub &'a str);
 
 impl Display for Escaped<'_> {

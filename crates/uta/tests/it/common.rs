@@ -1,4 +1,4 @@
-//! What tests at the command line share: the program in a folder of its own, and what it says.
+//! Helpers of tests at the command line: the program in a folder of its own, and its answers.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

@@ -1,4 +1,4 @@
-//! What people get wrong at the command line, and what they are told: one line that says what, where and what to do, and
+//! Mistakes that people make at the command line: each is answered by one line that says what, where and what to do, and by
 //! status 2.
 
 use std::fs;
@@ -214,7 +214,7 @@ fn world() -> World {
     world
 }
 
-/// What is not right in the answer to a command line.
+/// The faults of the answer to a command line.
 fn judge(world: &World, line: &str, words: &[&str]) -> Option<String> {
     let args: Vec<&str> = line.split_whitespace().collect();
     let mut command = world.command(&args);

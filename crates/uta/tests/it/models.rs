@@ -439,9 +439,10 @@ fn a_model_that_is_not_there_is_answered_by_what_may_have_been_meant() {
         ("far/away/model.pt", &["nor a folder far/away"]),
     ] {
         let words = [&[name, "there is no such file or folder"][..], words].concat();
-        let words: Vec<&str> = match name.contains(':') {
-            true => words.iter().copied().filter(|w| !w.starts_with("there is no")).collect(),
-            false => words,
+        let words: Vec<&str> = if name.contains(':') {
+            words.iter().copied().filter(|w| !w.starts_with("there is no")).collect()
+        } else {
+            words
         };
         refused(dir.path(), &["weights", "inspect", name], &words);
     }

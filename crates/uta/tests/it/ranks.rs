@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use crate::world::{World, metrics, signal};
 use serde_json::{Map, Value};
 
-/// How far f32 losses and norms of gradients may part when sums are made in another order, relative to 1 or to the value.
+/// Tolerance of f32 losses and gradient norms whose sums are made in another order, relative to 1 or to the value.
 const TOLERANCE: f64 = 2e-5;
 
-/// What became of a process.
+/// Exit code and messages of a process.
 struct Ended {
     code: Option<i32>,
     stderr: String,

@@ -1,4 +1,4 @@
-//! What the report of a run of one's own shows beside the curves.
+//! A run's report shows it beside its teacher and chance, with pictures and data.
 
 use std::fs;
 

@@ -15,9 +15,10 @@ fn a_run_killed_ten_times_ends_with_the_metrics_of_an_undisturbed_one() {
     let mut kills = 0;
     let mut first = true;
     while kills < 10 {
-        let args: &[&str] = match first {
-            true => &["train", "align.toml", "--out", "killed"],
-            false => &["train", "--resume", "killed"],
+        let args: &[&str] = if first {
+            &["train", "align.toml", "--out", "killed"]
+        } else {
+            &["train", "--resume", "killed"]
         };
         let mut child =
             world.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -28,9 +29,10 @@ fn a_run_killed_ten_times_ends_with_the_metrics_of_an_undisturbed_one() {
         kills += 1;
         first = !world.path("killed/recipe.toml").exists();
     }
-    let args: &[&str] = match first {
-        true => &["train", "align.toml", "--out", "killed"],
-        false => &["train", "--resume", "killed"],
+    let args: &[&str] = if first {
+        &["train", "align.toml", "--out", "killed"]
+    } else {
+        &["train", "--resume", "killed"]
     };
     let out = world.uta(args);
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));

@@ -1,4 +1,4 @@
-//! What the tests of `uta train` begin with.
+//! The folder that the tests of `uta train` begin with.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -106,7 +106,7 @@ impl World {
     }
 }
 
-/// What `args` said, if it ended with `code` and a line of the program's that holds all of `words`.
+/// Standard error of `args`, if it ended with `code` and a line of the program's that holds all of `words`.
 fn ends_with(out: &Output, code: i32, words: &[&str], args: &str) -> String {
     let text = String::from_utf8_lossy(&out.stderr).into_owned();
     assert_eq!(out.status.code(), Some(code), "{args}: {text}");

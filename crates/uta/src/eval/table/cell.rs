@@ -41,14 +41,14 @@ impl fmt::Display for Reason {
     }
 }
 
-/// A finished cell, as it is kept.
+/// A finished cell, as it is stored.
 #[derive(Serialize, Deserialize)]
 struct Cell {
     /// The arguments of `uta`.
     command: Vec<String>,
-    /// Of the model, the data and the files that the arguments name, when it was measured.
+    /// [`stamp`] of the model, the data and the files that the arguments name, when it was measured.
     stamp: String,
-    /// Which build measured it.
+    /// The build that measured it.
     program: String,
     seconds: f64,
     report: Value,
@@ -117,7 +117,7 @@ pub fn cell(
     Ok(Ok(cell.report))
 }
 
-/// Whether a report on `set` holds what the columns show.
+/// Checks that a report on `set` holds the values that the columns show.
 pub fn has_values(table: &Table, set: &Set, report: &Value) -> Result<(), Reason> {
     match table.columns.iter().find(|c| c.set == set.name && c.find(report).is_none()) {
         Some(column) => Err(Reason::Failed(format!("its result has no {}", column.value))),
@@ -125,7 +125,8 @@ pub fn has_values(table: &Table, set: &Set, report: &Value) -> Result<(), Reason
     }
 }
 
-/// Names, sizes and times of what lies at `paths`, patterns among them, and just below: changes when a model or a set does.
+/// Hash of the names, sizes and times of the files at `paths`, which may be patterns, and just below them: it changes when a model
+/// or a set does.
 fn stamp<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> String {
     let mut seen = Sha256::new();
     let mut add = |path: &Path| {

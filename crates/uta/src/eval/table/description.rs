@@ -13,16 +13,16 @@ use crate::error::Usage;
 #[serde(deny_unknown_fields)]
 pub struct Table {
     pub title: String,
-    /// Which `uta eval` makes the cells.
+    /// The `uta eval` command that makes the cells.
     pub measure: Measure,
-    /// Whether a last column has the mean of the others.
+    /// Whether a last column shows the mean of the others.
     #[serde(default)]
     pub average: bool,
     /// Percent by which two values may differ without a mark, both rounded to the paper's decimal.
     pub tolerance: f64,
-    /// Heads of the columns that say what a model is.
+    /// Heads of the columns that describe a model.
     pub labels: Vec<String>,
-    /// Where the published values are from: `paper`, `open_clip`.
+    /// Sources of the published values: `paper`, `open_clip`.
     pub sources: BTreeMap<String, String>,
     pub columns: Vec<Column>,
     pub sets: Vec<Set>,
@@ -53,12 +53,12 @@ impl Measure {
 #[serde(deny_unknown_fields)]
 pub struct Column {
     pub name: String,
-    /// Heads above it, outermost first; equal ones of neighbours are joined.
+    /// Heads above it, outermost first. Equal heads of neighbouring columns are joined.
     #[serde(default)]
     pub above: Vec<String>,
-    /// Which set it is from.
+    /// Name of the set that it is measured on.
     pub set: String,
-    /// Where in the command's JSON it stands, a share: `top1`, `image_to_text.r1`.
+    /// Path of its value, a share, in the command's JSON: `top1`, `image_to_text.r1`.
     pub value: String,
 }
 
@@ -70,7 +70,7 @@ pub struct Set {
     pub data: PathBuf,
     /// The images of a table of pairs, below `--data` too.
     pub images: Option<PathBuf>,
-    /// What else the command is given.
+    /// More options for the command.
     #[serde(default)]
     pub args: Vec<String>,
 }
@@ -81,12 +81,12 @@ pub struct Model {
     pub name: String,
     /// Below `--models`, or absolute; the name when left out.
     pub path: Option<PathBuf>,
-    /// Whose text tower it uses, where it has none: the same.
+    /// Model whose text tower it uses, where it has none; also below `--models`, or absolute.
     pub text_model: Option<PathBuf>,
-    /// What else the command is given.
+    /// More options for the command.
     #[serde(default)]
     pub args: Vec<String>,
-    /// What it is, under the table's labels.
+    /// Its description, a cell for each of the table's labels.
     pub labels: Vec<String>,
     /// The paper's percentages, and its average where there is one.
     #[serde(default)]
@@ -162,10 +162,7 @@ impl Table {
                 return Err(format!("model {name}: there is no note {note}"));
             }
         }
-        match models.is_empty() {
-            true => Err("no models".into()),
-            false => Ok(()),
-        }
+        if models.is_empty() { Err("no models".into()) } else { Ok(()) }
     }
 }
 

@@ -85,7 +85,7 @@ impl Rendered<'_> {
         page
     }
 
-    /// A line a value, marks as columns of their own: for programs.
+    /// For programs: a line for each value, with the marks in columns of their own.
     pub fn csv(&self) -> anyhow::Result<String> {
         let mut csv = csv::Writer::from_writer(vec![]);
         csv.write_record([

@@ -52,7 +52,7 @@ pub struct TableArgs {
     options: Vec<String>,
 }
 
-/// Measures what is not measured yet, writes the table, and prints it.
+/// Measures the cells that are not stored yet, writes the table, and prints it.
 pub fn run(args: &TableArgs) -> anyhow::Result<()> {
     if ProcessGroup::launched()? > 1 {
         let message = "a table's cells are processes of their own, one after the other; start it once, without a launcher";
@@ -97,18 +97,17 @@ pub fn run(args: &TableArgs) -> anyhow::Result<()> {
         let file = out.join(stem).with_extension(extension);
         write(&file, &text)?;
     }
-    match args.json {
-        true => super::page::line(&mut std::io::stdout().lock(), &page.json())?,
-        false => {
-            let mut stdout = std::io::stdout().lock();
-            write!(stdout, "{}", page.terminal())?;
-            writeln!(
-                stdout,
-                "\nwritten  {}.{{md,csv,tex}}, cells in {}",
-                out.join(stem).display(),
-                cells.display()
-            )?;
-        }
+    if args.json {
+        super::page::line(&mut std::io::stdout().lock(), &page.json())?
+    } else {
+        let mut stdout = std::io::stdout().lock();
+        write!(stdout, "{}", page.terminal())?;
+        writeln!(
+            stdout,
+            "\nwritten  {}.{{md,csv,tex}}, cells in {}",
+            out.join(stem).display(),
+            cells.display()
+        )?;
     }
     page.complete()
 }

@@ -9,18 +9,18 @@ use super::cell::{Gap, Reason};
 use super::description::{Model, Table};
 use crate::error::Usage;
 
-/// The table with its values, ready to be written in any form.
+/// A table with its values, ready to be written in any format.
 pub struct Rendered<'a> {
     pub table: &'a Table,
     pub rows: Vec<Row<'a>>,
-    /// Notes that a model has, numbered from 1.
+    /// The notes that models have, numbered from 1.
     pub notes: Vec<&'a str>,
-    /// What a measured cell left out, a line each.
+    /// Lines on samples that measured cells left out.
     pub caveats: Vec<String>,
     pub gaps: Vec<Gap>,
 }
 
-/// One line: the values of one origin for a model.
+/// A row: the values of one origin for one model.
 pub struct Row<'a> {
     pub model: &'a Model,
     pub origin: Origin,
@@ -150,7 +150,7 @@ impl<'a> Rendered<'a> {
         numbers.join(", ")
     }
 
-    /// What a model is, on the first of its rows; then where the values are from; then the values.
+    /// The cells of each row: the model's labels (in its first row), the origin of the values, and the values.
     pub fn lines(&self) -> Vec<Vec<String>> {
         self.rows
             .iter()
@@ -176,7 +176,7 @@ impl<'a> Rendered<'a> {
             .collect()
     }
 
-    /// What is to be said below: marks, sources, notes, gaps.
+    /// The lines below the table: marks, sources, notes, gaps.
     pub fn below(&self) -> Vec<String> {
         let mut lines = vec![format!(
             "{PAPER_MARK} differs from the paper's value by more than {} points, {OPEN_CLIP_MARK} from open_clip's; – not measured.",
@@ -190,7 +190,7 @@ impl<'a> Rendered<'a> {
         lines
     }
 
-    /// A line a reason: the same missing path empties many cells.
+    /// A line for each reason, since one missing path empties many cells.
     fn gap_lines(&self) -> Vec<String> {
         let mut by_reason: BTreeMap<Reason, Vec<&Gap>> = BTreeMap::new();
         for gap in &self.gaps {
@@ -224,14 +224,15 @@ impl<'a> Rendered<'a> {
         }
         let (gaps, cells) = (self.gaps.len(), self.table.models.len() * self.table.sets.len());
         let message = format!("{gaps} of {cells} cells are gaps; the table says why");
-        match self.gaps.iter().all(|gap| matches!(gap.reason, Reason::Missing(_))) {
-            true => Err(Usage(message).into()),
-            false => anyhow::bail!(message),
+        if self.gaps.iter().all(|gap| matches!(gap.reason, Reason::Missing(_))) {
+            Err(Usage(message).into())
+        } else {
+            anyhow::bail!(message)
         }
     }
 }
 
-/// What a command's result says of images that were left out or are not as published.
+/// Lines on images that were left out, or whose number isn't the published one.
 fn caveats(report: &Value) -> Vec<String> {
     let count = |key: &str| report.get(key).and_then(Value::as_u64);
     let mut found = vec![];
@@ -259,7 +260,7 @@ fn caveats(report: &Value) -> Vec<String> {
     found
 }
 
-/// Whether the head at `level` over column `i` goes on from the column before: it and all above are the same.
+/// Whether the head at `level` over column `i` continues that of the column before: it and all above it are the same.
 pub fn same_head(heads: &[Vec<String>], level: usize, i: usize) -> bool {
     heads[..=level].iter().all(|head| head[i] == head[i - 1])
 }

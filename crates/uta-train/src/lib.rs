@@ -27,4 +27,4 @@ pub use task::contrastive::Contrastive;
 pub use task::kinds::{build, distill, has_room, planned};
 pub use task::parts::load;
 pub use task::{Distill, Mode, Output, Task};
-pub use trainer::{Outcome, Trainer};
+pub use trainer::{Outcome, Preview, Trainer};

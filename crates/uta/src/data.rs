@@ -1,4 +1,4 @@
-//! `uta data get|pack|index|stats|verify`: sets made, packed, described and checked. The work is uta-data's; here it meets
+//! `uta data get|pack|index|stats|verify|show`: sets made, packed, described and checked. The work is uta-data's; here it meets
 //! the terminal.
 
 use std::io::Write;
@@ -17,6 +17,7 @@ use uta_data::verify::verify;
 
 use crate::compute::PairArgs;
 use crate::output::print;
+use crate::show;
 use uta_base::AtomicFile;
 
 /// Make, pack, describe and check sets of pictures.
@@ -31,6 +32,7 @@ pub enum Data {
     /// Say what is in a set
     Stats(StatsArgs),
     Verify(VerifyArgs),
+    Show(show::Args),
 }
 
 /// Arguments of `uta data get`.
@@ -162,6 +164,7 @@ pub fn run(data: Data) -> anyhow::Result<()> {
             let stats = stats(&source, true)?;
             print(args.json, &stats)
         }
+        Data::Show(args) => show::run(&args),
         Data::Verify(VerifyArgs { data, pairs, report, json }) => {
             let pairs = pairs.options(&data)?;
             let mut faults = match &report {

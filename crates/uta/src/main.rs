@@ -22,6 +22,7 @@ mod plan;
 mod reference;
 mod report;
 mod runtime;
+mod show;
 mod train;
 mod weights;
 

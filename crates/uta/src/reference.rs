@@ -8,7 +8,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::Context;
-use resvg::tiny_skia::{ColorU8, Pixmap};
 use serde::{Deserialize, Serialize};
 use torch_ext::distributed::ProcessGroup;
 use uta_base::write_atomically;
@@ -19,6 +18,8 @@ use uta_eval::{
 };
 use uta_model::Clip;
 use uta_train::Recipe;
+
+use crate::report::svg::pixmap;
 
 /// The file in a run directory.
 pub const FILE: &str = "reference.json";
@@ -182,7 +183,7 @@ pub fn save_pictures(
                 };
                 let (top5, teacher) = (top5(&by_student), top5(&by_teacher));
                 let image = format!("samples/{}.png", samples.len());
-                write(&run.join(&image), &png(pixels, batch.size)?)?;
+                write(&run.join(&image), &pixmap(pixels, batch.size)?.encode_png()?)?;
                 samples.push(Shown { image, truth, top5, teacher, set: name.clone() });
             }
         }
@@ -310,15 +311,6 @@ impl Source for Few {
     fn class_names(&self) -> Option<&[String]> {
         self.source.class_names()
     }
-}
-
-/// A square picture of RGB bytes as PNG.
-fn png(pixels: &[u8], side: usize) -> anyhow::Result<Vec<u8>> {
-    let mut picture = Pixmap::new(side as u32, side as u32).context("a picture without pixels")?;
-    for (to, rgb) in picture.pixels_mut().iter_mut().zip(pixels.chunks_exact(3)) {
-        *to = ColorU8::from_rgba(rgb[0], rgb[1], rgb[2], 255).premultiply();
-    }
-    Ok(picture.encode_png()?)
 }
 
 fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {

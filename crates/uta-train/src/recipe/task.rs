@@ -149,6 +149,14 @@ impl TaskRecipe {
         }
     }
 
+    /// Whether each image comes with a caption.
+    pub(crate) fn wants_captions(&self) -> bool {
+        match self {
+            TaskRecipe::Align(_) => false,
+            TaskRecipe::Contrastive(_) => true,
+        }
+    }
+
     /// Whether it learns from classes, which mixup and cutmix need.
     pub(super) fn has_classes(&self) -> bool {
         match self {

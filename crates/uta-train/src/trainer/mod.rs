@@ -29,6 +29,8 @@ use uta_model::RelPos;
 use self::clock::{Clock, Measured, round};
 use self::start::{Parts, choose_threads, present_threads, same_data, stream, use_threads};
 use self::threads::Pace;
+
+pub use self::start::Preview;
 use crate::run::{RunDir, State};
 use crate::{CosineSchedule, Ema, Mode, Optimizer, Recipe, Task, TrainError};
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use tch::{Device, Tensor};
 use torch_ext::distributed::ProcessGroup;
 use torch_ext::{Precision, autocast};
-use uta_data::{Source, Stream, StreamOptions};
+use uta_data::{Batch, EvalTransform, Share, Source, Stream, StreamOptions};
 use uta_eval::{EvalOptions, Evaluator};
 
 use super::threads;
@@ -73,6 +73,19 @@ pub(super) fn stream(
 ) -> Result<Stream, TrainError> {
     let data = &recipe.data;
     let options = StreamOptions {
+        rank: group.rank(),
+        world: group.world(),
+        captions: task.wants_captions(),
+        ..stream_options(recipe, micro_batch)
+    };
+    let (train, replay) = (train.clone(), task.replay());
+    Ok(Stream::replaying(train, data.transforms.clone(), options, first, replay)?)
+}
+
+/// How a process alone streams the samples of a recipe.
+fn stream_options(recipe: &Recipe, micro_batch: usize) -> StreamOptions {
+    let data = &recipe.data;
+    StreamOptions {
         batch: micro_batch,
         repeats: data.repeats,
         seed: recipe.train.seed,
@@ -80,14 +93,46 @@ pub(super) fn stream(
         shuffle_buffer: data.shuffle_buffer,
         workers: data.workers,
         prefetch: data.prefetch,
-        rank: group.rank(),
-        world: group.world(),
-        captions: task.wants_captions(),
         decode: data.decode(),
         max_rejected: data.max_rejected,
-    };
-    let (train, replay) = (train.clone(), task.replay());
-    Ok(Stream::replaying(train, data.transforms.clone(), options, first, replay)?)
+        ..StreamOptions::default()
+    }
+}
+
+/// The first samples of a run, as its net gets them.
+pub struct Preview {
+    /// The samples: the first of the training stream after crops, flips and colours, or of the validation set.
+    pub batch: Batch,
+    /// The names of the classes, where the data have some.
+    pub classes: Option<Vec<String>>,
+}
+
+impl Preview {
+    /// The first `count` samples that a process alone trains on (with `val`, validates on) by `recipe`; all views of a sample
+    /// count.
+    ///
+    /// # Errors
+    /// When the data can't be opened, or have no such samples.
+    pub fn of(recipe: &Recipe, count: usize, val: bool) -> Result<Preview, TrainError> {
+        let (train, validation) = recipe.data.open(true)?;
+        let captions = recipe.task.wants_captions();
+        let decode = recipe.data.decode();
+        if !val {
+            let count = count.next_multiple_of(recipe.data.repeats);
+            let options = StreamOptions { captions, ..stream_options(recipe, count) };
+            let transforms = recipe.data.transforms.clone();
+            let batch = Stream::new(train.clone(), transforms, options, 0)?.next_batch()?;
+            return Ok(Preview { batch, classes: train.class_names().map(<[String]>::to_vec) });
+        }
+        let none = || TrainError::recipe("data.val: is empty, so that there is nothing to show");
+        let source = validation.ok_or_else(none)?;
+        let transform = EvalTransform::new(recipe.data.image_size);
+        let (workers, all) = (recipe.data.workers, Share::ALL);
+        let mut swept = uta_data::sweep(source.clone(), transform, decode, count, workers, all)
+            .captioned(captions);
+        let batch = swept.next().ok_or_else(none)??;
+        Ok(Preview { batch, classes: source.class_names().map(<[String]>::to_vec) })
+    }
 }
 
 /// The number of threads with which this run's first batches, decoded meanwhile, go through the net and back fastest; so many

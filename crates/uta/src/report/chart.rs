@@ -424,13 +424,13 @@ mod tests {
     #[test]
     fn what_is_not_finite_is_a_gap_and_nothing_at_all_draws_nothing() {
         let gap = chart(vec![(0.0, 1.0), (1.0, 2.0), (2.0, f64::NAN), (3.0, 1.0), (4.0, 1.5)]);
-        let svg = drawn(&gap).standalone();
+        let svg = drawn(&gap).standalone().unwrap();
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
         let path = svg.split("line h0\"").nth(1).unwrap().split("/>").next().unwrap();
         assert_eq!(path.matches('M').count(), 2);
-        let nothing = Drawing::new(WIDTH, HEIGHT).standalone();
-        assert_eq!(drawn(&chart(vec![])).standalone(), nothing);
-        assert_eq!(drawn(&chart(vec![(0.0, f64::NAN)])).standalone(), nothing);
+        let nothing = Drawing::new(WIDTH, HEIGHT).standalone().unwrap();
+        assert_eq!(drawn(&chart(vec![])).standalone().unwrap(), nothing);
+        assert_eq!(drawn(&chart(vec![(0.0, f64::NAN)])).standalone().unwrap(), nothing);
     }
 
     #[test]

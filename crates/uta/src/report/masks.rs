@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn the_figure_shows_the_three_kinds_with_their_spread() {
         let drawing = figure(MaskKind::BlockReversed, 0.5, (16, 16), 5000, 0).unwrap();
-        let svg = drawing.standalone();
+        let svg = drawing.standalone().unwrap();
         for kind in [">block<", ">block-reversed<", ">random<"] {
             assert!(svg.contains(kind), "{kind}");
         }

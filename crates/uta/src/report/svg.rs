@@ -11,10 +11,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use resvg::tiny_skia::{ColorU8, Pixmap};
 use resvg::{tiny_skia, usvg};
 use uta_base::AtomicFile;
 
 use crate::error::Usage;
+
+/// White around a file's drawing.
+const MARGIN: f64 = 20.0;
 
 /// Colours of a file that stands alone. `assets/report/report.css` holds those of the report.
 const STYLE: &str = "\
@@ -68,12 +73,24 @@ pub struct Drawing {
     width: f64,
     height: f64,
     body: String,
+    pictures: Vec<Picture>,
+}
+
+/// Pixels within a drawing, below its lines and texts.
+#[derive(Clone, Debug)]
+struct Picture {
+    /// The upper left corner and the side in the drawing.
+    place: (f64, f64, f64),
+    /// RGB bytes, `[side, side, 3]`.
+    rgb: Vec<u8>,
+    /// In pixels.
+    side: usize,
 }
 
 impl Drawing {
     /// An empty drawing.
     pub fn new(width: f64, height: f64) -> Self {
-        Self { width, height, body: String::new() }
+        Self { width, height, body: String::new(), pictures: vec![] }
     }
 
     pub fn element(&mut self, element: fmt::Arguments<'_>) {
@@ -106,6 +123,12 @@ impl Drawing {
         self.element(format_args!(
             "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{text}</text>"
         ));
+    }
+
+    /// Draws a square picture of `rgb` bytes, `[side, side, 3]`, with its corner at (x, y) of the whole drawing and `size` wide,
+    /// each pixel a square.
+    pub fn picture(&mut self, (x, y, size): (f64, f64, f64), rgb: &[u8], side: usize) {
+        self.pictures.push(Picture { place: (x, y, size), rgb: rgb.to_vec(), side });
     }
 
     /// Draws a straight line.
@@ -172,7 +195,7 @@ impl Drawing {
 
     /// The drawing as an element of a page whose style sheet gives the colours.
     pub fn inline(&self, description: &str) -> String {
-        let Self { width, height, body } = self;
+        let Self { width, height, body, .. } = self;
         format!(
             "<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\">{body}</svg>",
             Escaped(description)
@@ -180,21 +203,39 @@ impl Drawing {
     }
 
     /// The drawing as a file of its own, on white with a margin.
-    pub fn standalone(&self) -> String {
-        const MARGIN: f64 = 20.0;
+    ///
+    /// # Errors
+    /// When a picture has no pixels.
+    pub fn standalone(&self) -> anyhow::Result<String> {
+        let mut below = format!(
+            "<rect x=\"{0}\" y=\"{0}\" width=\"100%\" height=\"100%\" fill=\"#fff\"/>",
+            -MARGIN
+        );
+        for Picture { place: (x, y, size), rgb, side } in &self.pictures {
+            let png = BASE64_STANDARD.encode(pixmap(rgb, *side)?.encode_png()?);
+            write!(
+                below,
+                "<image x=\"{x:.1}\" y=\"{y:.1}\" width=\"{size:.1}\" height=\"{size:.1}\" \
+                 style=\"image-rendering:pixelated\" href=\"data:image/png;base64,{png}\"/>"
+            )?;
+        }
+        Ok(self.file(&below))
+    }
+
+    /// The drawing with `below` under it.
+    fn file(&self, below: &str) -> String {
         let (width, height) = (self.width + 2.0 * MARGIN, self.height + 2.0 * MARGIN);
         format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
-             viewBox=\"{} {} {width} {height}\"><style>{STYLE}</style>\
-             <rect x=\"{0}\" y=\"{1}\" width=\"100%\" height=\"100%\" fill=\"#fff\"/>{}</svg>\n",
-            -MARGIN, -MARGIN, self.body
+             viewBox=\"{0} {0} {width} {height}\"><style>{STYLE}</style>{below}{1}</svg>\n",
+            -MARGIN, self.body
         )
     }
 
     /// Writes a .svg or .png file, by the name's ending.
     pub fn save(&self, path: &Path) -> anyhow::Result<()> {
         let bytes = match Format::of(path)? {
-            Format::Svg => self.standalone().into_bytes(),
+            Format::Svg => self.standalone()?.into_bytes(),
             Format::Png => self.png()?,
         };
         if let Some(folder) = path.parent() {
@@ -214,14 +255,34 @@ impl Drawing {
         fonts.load_font_data(include_bytes!("../../assets/fonts/Inter-Regular.otf").to_vec());
         fonts.load_font_data(include_bytes!("../../assets/fonts/Inter-SemiBold.otf").to_vec());
         fonts.set_sans_serif_family("Inter");
-        let tree = usvg::Tree::from_str(&self.standalone(), &options)?;
+        let tree = usvg::Tree::from_str(&self.file(""), &options)?;
         let size = tree.size().to_int_size().scale_by(SCALE).context("the drawing is empty")?;
-        let mut pixels = tiny_skia::Pixmap::new(size.width(), size.height())
+        let mut pixels = Pixmap::new(size.width(), size.height())
             .context("the drawing is too large for a bitmap")?;
+        pixels.fill(tiny_skia::Color::WHITE);
+        for Picture { place: (x, y, size), rgb, side } in &self.pictures {
+            let scale = SCALE * *size as f32 / *side as f32;
+            let [x, y] = [x, y].map(|at| SCALE * (at + MARGIN) as f32);
+            let place = tiny_skia::Transform::from_scale(scale, scale).post_translate(x, y);
+            let paint = tiny_skia::PixmapPaint::default(); // nearest pixel
+            pixels.draw_pixmap(0, 0, pixmap(rgb, *side)?.as_ref(), &paint, place, None);
+        }
         let transform = tiny_skia::Transform::from_scale(SCALE, SCALE);
         resvg::render(&tree, transform, &mut pixels.as_mut());
         Ok(pixels.encode_png()?)
     }
+}
+
+/// A square picture of RGB bytes.
+///
+/// # Errors
+/// When it has no pixels.
+pub fn pixmap(rgb: &[u8], side: usize) -> anyhow::Result<Pixmap> {
+    let mut picture = Pixmap::new(side as u32, side as u32).context("a picture without pixels")?;
+    for (to, rgb) in picture.pixels_mut().iter_mut().zip(rgb.chunks_exact(3)) {
+        *to = ColorU8::from_rgba(rgb[0], rgb[1], rgb[2], 255).premultiply();
+    }
+    Ok(picture)
 }
 
 /// Light yellow to dark violet, evenly spaced in lightness, so that it also reads in grey.

@@ -154,6 +154,30 @@ fn a_run_says_what_may_be_a_mistake_in_a_set_that_it_measures() {
 }
 
 #[test]
+fn samples_are_drawn_as_the_net_gets_them_and_nothing_is_trained() {
+    let world = World::new();
+    let show = ["data", "show", "clip.toml", "--samples", "4", "--out"];
+    let out = world.uta(&[&show[..], &["show.svg"]].concat());
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let svg = fs::read_to_string(world.path("show.svg")).unwrap();
+    assert_eq!(svg.matches("<image ").count(), 4);
+    assert!(svg.contains("data.train of clip.toml: 4 views of"), "{svg}");
+    // The same samples each time, and others where the seed is another.
+    let again = |name: &str, set: &str| {
+        let out = world.uta(&[&show[..], &[name, "--set", set]].concat());
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        fs::read(world.path(name)).unwrap()
+    };
+    assert_eq!(again("same.svg", "train.steps=7"), svg.as_bytes());
+    assert_ne!(again("other.svg", "train.seed=7"), svg.as_bytes());
+    assert!(again("show.png", "train.steps=7").starts_with(b"\x89PNG"));
+    assert!(!world.path("runs").exists());
+    world.refuses(&[&show[..], &["show.jpg"]].concat(), &["show.jpg", ".png or .svg"]);
+    let val = [&show[..], &["v.png", "--val", "--set", "data.val=[]"]].concat();
+    world.refuses(&val, &["data.val", "nothing to show"]);
+}
+
+#[test]
 fn a_checkpoint_cut_short_is_passed_over_for_the_one_before() {
     let world = World::with_teacher();
     assert!(world.uta(&["train", "align.toml", "--out", "run"]).status.success());

@@ -1,0 +1,141 @@
+//! `uta data show`: samples as a net gets them, drawn. The first thing to look at when a run learns nothing.
+
+use std::path::PathBuf;
+
+use uta_data::progress::counted;
+use uta_data::{Batch, Item};
+use uta_train::{Preview, Recipe};
+
+use crate::error::Usage;
+use crate::report::svg::{Anchor, Drawing, Format};
+
+/// Draw samples as a recipe's net gets them
+///
+/// The first samples of the training stream, after crops, flips and colours, each with its caption or class; with --val
+/// those of the validation set. Nothing is trained, and no teacher is read.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  uta data show recipes/mini/uta-emoji.toml --out samples.png
+  uta data show recipes/mini/clip-emoji.toml --out samples.png --set data.transforms.scale='[0.1, 1.0]'")]
+pub struct Args {
+    /// The recipe (TOML)
+    recipe: PathBuf,
+    /// The picture to write; .png or .svg
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Samples to draw
+    #[arg(long, value_name = "N", default_value_t = 24, value_parser = clap::value_parser!(u16).range(1..=400))]
+    samples: u16,
+    /// Of data.val, as validation sees them
+    #[arg(long)]
+    val: bool,
+    /// Override a key of the recipe; may be given often
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    sets: Vec<String>,
+}
+
+/// Side of a picture in the drawing, and the gap between two.
+const SIDE: f64 = 168.0;
+const GAP: f64 = 14.0;
+/// Height of a line of text, letters of a line, and lines below a picture.
+const LINE: f64 = 15.0;
+const LETTERS: usize = 27;
+const LINES: usize = 3;
+/// Pictures beside each other.
+const COLUMNS: usize = 6;
+
+/// Runs the command.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    Format::of(&args.out)?;
+    let recipe = Recipe::load(&args.recipe, &args.sets)?;
+    let Preview { batch, classes } = Preview::of(&recipe, args.samples.into(), args.val)?;
+    if batch.is_empty() {
+        let message = "none of the first samples can be read; see `uta data verify`";
+        return Err(Usage(format!("{}: {message}", args.recipe.display())).into());
+    }
+    let set = if args.val { "data.val" } else { "data.train" };
+    let title = format!(
+        "{set} of {}: {} of {side} x {side} pixels, task {}",
+        args.recipe.file_name().unwrap_or_default().to_string_lossy(),
+        counted(batch.len(), "view"),
+        recipe.task.kind(),
+        side = batch.size,
+    );
+    draw(&title, &batch, classes.as_deref()).save(&args.out)?;
+    eprintln!("{} in {}", counted(batch.len(), "view"), args.out.display());
+    Ok(())
+}
+
+/// The pictures of a batch in rows, each above its label.
+fn draw(title: &str, batch: &Batch, classes: Option<&[String]>) -> Drawing {
+    const TITLE: f64 = 34.0;
+    let columns = batch.len().min(COLUMNS);
+    let texts: Vec<Vec<String>> = batch.items.iter().map(|item| label(item, classes)).collect();
+    let lines = texts.iter().map(Vec::len).max().unwrap_or(0);
+    let height = SIDE + GAP + LINE * lines as f64;
+    let rows = batch.len().div_ceil(columns);
+    let width = (columns as f64 * (SIDE + GAP) - GAP).max(520.0);
+    let mut drawing = Drawing::new(width, TITLE + rows as f64 * height - GAP);
+    drawing.text(0.0, 14.0, "title", Anchor::Start, title);
+    let pixels = batch.pixels.chunks_exact(3 * batch.size * batch.size);
+    for (i, (rgb, text)) in pixels.zip(&texts).enumerate() {
+        let (x, y) = ((i % columns) as f64 * (SIDE + GAP), TITLE + (i / columns) as f64 * height);
+        drawing.picture((x, y, SIDE), rgb, batch.size);
+        for (line, text) in text.iter().enumerate() {
+            let y = y + SIDE + LINE * (line as f64 + 0.85);
+            drawing.text(x, y, "small", Anchor::Start, text);
+        }
+    }
+    drawing
+}
+
+/// The lines below a picture: its class, and its caption, cut where it is long.
+fn label(item: &Item, classes: Option<&[String]>) -> Vec<String> {
+    let class = item.class.map(|class| match classes.and_then(|all| all.get(class as usize)) {
+        Some(name) => format!("class {class}: {name}"),
+        None => format!("class {class}"),
+    });
+    let mut lines: Vec<String> = class.iter().flat_map(|class| wrapped(class, 1)).collect();
+    let left = LINES - lines.len();
+    lines.extend(item.captions.first().into_iter().flat_map(|caption| wrapped(caption, left)));
+    lines
+}
+
+/// A text in at most `most` lines, with an ellipsis where more would follow.
+fn wrapped(text: &str, most: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let word: String = word.chars().take(LETTERS).collect();
+        let line = lines.last_mut().expect("there is always a line");
+        if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > LETTERS {
+            lines.push(word);
+        } else {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(&word);
+        }
+    }
+    if lines.len() > most {
+        lines.truncate(most);
+        if let Some(line) = lines.last_mut() {
+            line.push('…');
+        }
+    }
+    lines.retain(|line| !line.is_empty());
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_captions_are_wrapped_and_cut_with_an_ellipsis() {
+        assert_eq!(wrapped("", 2), Vec::<String>::new());
+        assert_eq!(wrapped("a red heart", 2), ["a red heart"]);
+        let lines = wrapped(&"word ".repeat(40), 3);
+        assert_eq!(lines.len(), 3);
+        assert!(lines[2].ends_with('…') && lines.iter().all(|line| line.chars().count() <= 28));
+    }
+}

@@ -37,8 +37,7 @@ mod tests {
     use tch::{Device, Kind, Tensor};
 
     use crate::Clip;
-    use crate::nets::clip::tests::small;
-    use crate::nets::layers::testing::seeded;
+    use crate::nets::testing::{seeded, small};
 
     #[test]
     fn a_saved_clip_loads_to_the_same_embeddings() {

@@ -130,8 +130,7 @@ mod tests {
     use tch::Device;
 
     use super::*;
-    use crate::nets::clip::tests::small;
-    use crate::nets::layers::testing::seeded;
+    use crate::nets::testing::{seeded, small};
     use crate::{ClipConfig, Head, RelPos, VitConfig};
 
     fn net(change: impl FnOnce(&mut VitConfig)) -> Clip {

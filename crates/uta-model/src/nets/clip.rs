@@ -149,34 +149,11 @@ impl Clip {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::nets::layers::testing::seeded;
+    use crate::nets::testing::{seeded, small};
     use crate::{Head, Pool, RelPos, TextConfig, VitConfig};
-
-    pub(crate) fn small() -> ClipConfig {
-        let vision = VitConfig {
-            image_size: 16,
-            patch_size: 8,
-            width: 16,
-            depth: 1,
-            heads: 2,
-            hidden: 24,
-            out: 8,
-            ..VitConfig::preset("uta-b14").unwrap()
-        };
-        let text = TextConfig {
-            context_length: 8,
-            vocab_size: 600,
-            width: 16,
-            heads: 2,
-            layers: 1,
-            out: 8,
-            quick_gelu: false,
-        };
-        ClipConfig::new(vision, Some(text))
-    }
 
     /// Memory that is never written costs nothing, so that even g/14 is built here.
     #[test]

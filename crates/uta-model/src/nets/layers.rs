@@ -367,16 +367,3 @@ pub(crate) fn attention(
 pub(crate) fn rows(table: &Tensor, index: &Tensor) -> Tensor {
     Tensor::embedding(table, index, -1, false, false)
 }
-
-#[cfg(test)]
-pub(crate) mod testing {
-    use std::sync::{Mutex, MutexGuard, PoisonError};
-
-    /// Seeds libtorch's generator and keeps other tests off it: it is the process's only one.
-    pub(crate) fn seeded(seed: i64) -> MutexGuard<'static, ()> {
-        static GENERATOR: Mutex<()> = Mutex::new(());
-        let guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
-        tch::manual_seed(seed);
-        guard
-    }
-}

@@ -9,5 +9,7 @@ pub(crate) mod layers;
 pub mod net;
 pub mod parameter;
 pub mod preprocess;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod text;
 pub mod vit;

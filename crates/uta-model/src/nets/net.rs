@@ -108,7 +108,7 @@ impl Net {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::nets::clip::tests::small;
+    use crate::nets::testing::small;
 
     #[test]
     fn a_configuration_says_its_kind_and_one_without_is_a_clips() {

@@ -190,7 +190,7 @@ fn residual_std(c: &TextConfig) -> f64 {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::nets::layers::testing::seeded;
+    use crate::nets::testing::seeded;
 
     #[test]
     fn rows_by_length_are_cut_to_their_longest_and_find_their_way_back() {

@@ -81,7 +81,7 @@ mod tests {
     use tch::{Device, Kind, Tensor};
 
     use super::*;
-    use crate::nets::layers::testing::seeded;
+    use crate::nets::testing::seeded;
     use crate::{Clip, ClipConfig, Ffn, Head, Pool, RelPos, TextConfig};
 
     fn small(preset: &str) -> VitConfig {

@@ -281,8 +281,7 @@ mod tests {
     use tch::Kind;
 
     use super::*;
-    use crate::nets::clip::tests::small;
-    use crate::nets::layers::testing::seeded;
+    use crate::nets::testing::{seeded, small};
 
     #[test]
     fn a_net_of_another_kind_is_refused_in_one_line_by_who_needs_it() {

@@ -225,7 +225,7 @@ mod tests {
     use super::super::tests::small;
     use super::super::{Vit, lock};
     use super::*;
-    use crate::nets::layers::testing::seeded;
+    use crate::nets::testing::seeded;
 
     #[test]
     fn drop_path_rises_over_depth_and_keeps_the_mean() {

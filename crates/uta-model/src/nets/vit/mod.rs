@@ -342,7 +342,7 @@ mod tests {
     use tch::Device;
 
     use super::*;
-    use crate::nets::layers::testing::seeded;
+    use crate::nets::testing::seeded;
     use crate::{Ffn, RelPos};
 
     pub(super) fn small() -> VitConfig {

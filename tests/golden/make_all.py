@@ -12,7 +12,8 @@ needs. The exit status is 0 where all that ran gave what is kept, to rounding, a
 """
 
 import argparse
-import importlib.util
+import importlib.metadata
+import json
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,36 @@ def tensors_apart(ours, kept):
     return f"by {worst:.1e} of the largest value of {where}", worst <= ROUNDING
 
 
+def numbers(value):
+    """The numbers of a JSON value in its order, and all else as one text."""
+    found = []
+
+    def number(text):
+        found.append(float(text))
+        return "number"
+
+    rest = json.loads(value, parse_float=number, parse_int=number)
+    return np.array(found), json.dumps(rest)
+
+
+def json_apart(ours, kept):
+    """The same of two JSON files."""
+    (a, rest_a), (b, rest_b) = numbers(ours), numbers(kept)
+    if rest_a != rest_b:
+        return "in more than numbers", False
+    off = (np.abs(a - b) / np.maximum(np.abs(b), 1.0)).max()
+    return f"by {off:.1e}", off <= ROUNDING
+
+
+def installed(package):
+    """Whether pip has installed it; a folder of reference values may have its name."""
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def apart(ours, kept):
     """How two files differ, in words, and whether that is rounding; None where their bytes are the same."""
     a, b = ours.read_bytes(), kept.read_bytes()
@@ -91,6 +122,8 @@ def apart(ours, kept):
         return None
     if ours.suffix == ".safetensors":
         return tensors_apart(ours, kept)
+    if ours.suffix == ".json":
+        return json_apart(a, b)
     if ours.suffix == ".rgb" and len(a) == len(b):
         off = np.abs(np.frombuffer(a, np.uint8).astype(int) - np.frombuffer(b, np.uint8))
         return f"by up to {off.max()} levels, in {(off > 0).mean():.1%} of the bytes", False
@@ -154,7 +187,7 @@ def main():
         if lacking := [f"--{need.replace('_', '-')}" for need in needs if need not in given]:
             print(f"{name}: left out, needs {', '.join(lacking)}", flush=True)
             continue
-        if name == "img2dataset_set" and not importlib.util.find_spec("img2dataset"):
+        if name == "img2dataset_set" and not installed("img2dataset"):
             print(f"{name}: left out, needs img2dataset", flush=True)
             continue
         if "{timm}" in words:

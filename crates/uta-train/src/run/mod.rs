@@ -1,22 +1,23 @@
 //! The run directory (`docs/src/formats.md`): recipe, environment, metrics, checkpoints. Files and checkpoints appear only
 //! when they are complete, so that a run killed at any instant leaves no half of one; logs are appended to, and synced with each checkpoint.
 
+mod checkpoint;
+mod environment;
 pub mod tensorboard;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use tch::{Device, Tensor};
 use uta_base::{AtomicFolder, Lock};
 use uta_data::Rejected;
-use uta_model::{ModelError, safetensors_io};
 
-use self::tensorboard::EventWriter;
-use crate::device::device_name;
+use self::checkpoint::{MODEL, checkpoint_name, load_checkpoint, write_checkpoint};
+pub(crate) use self::checkpoint::{State, checkpoints};
+use self::environment::environment;
+use self::tensorboard::{EventWriter, seconds_since_epoch};
 use crate::{Recipe, TrainError};
 
 /// An open run directory; locked, so that two processes never write the same run.
@@ -30,25 +31,6 @@ pub struct RunDir {
     _lock: Lock,
 }
 
-/// What a checkpoint says of itself, in `state.json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct State {
-    /// Optimiser steps done.
-    pub step: u64,
-    /// Training images seen.
-    pub samples: u64,
-    /// Samples met on the way that could not be used.
-    #[serde(default)]
-    pub rejected: u64,
-    /// Samples of `data.train`.
-    #[serde(default)]
-    pub data: Option<u64>,
-    /// Bytes of the files beside it; a file of another length was cut short.
-    pub bytes: Map<String, Value>,
-}
-
-const MODEL: &str = "model.safetensors";
-const OPTIMIZER: &str = "optimizer.safetensors";
 const REJECTED: &str = "rejected.jsonl";
 const EVENTS: &str = "tensorboard";
 const ENVIRONMENT: &str = "environment.json";
@@ -326,113 +308,6 @@ fn remove_made(path: &Path) {
     let _ = fs::remove_dir_all(path.join(EVENTS));
 }
 
-/// Writes a checkpoint's files into `dir`; `state` gets their lengths.
-fn write_checkpoint(
-    dir: &Path,
-    mut state: State,
-    model: &[(String, Tensor)],
-    optimizer: &[(String, Tensor)],
-) -> Result<(), TrainError> {
-    for (file, tensors) in [(MODEL, model), (OPTIMIZER, optimizer)] {
-        let file_path = dir.join(file);
-        safetensors_io::save(tensors, &file_path, &Default::default(), None)?;
-        let length = fs::metadata(&file_path).map_err(TrainError::io(&file_path))?.len();
-        state.bytes.insert(file.into(), length.into());
-    }
-    let state = serde_json::to_string_pretty(&state).expect("plain data");
-    write_atomically(&dir.join("state.json"), state.as_bytes())
-}
-
-/// Fills `model` and `optimizer` from the newest whole checkpoint of the run in `path`; `None` when the run has none yet. A
-/// damaged one is named in the log and the one before it is taken.
-fn load_checkpoint(
-    path: &Path,
-    model: &[(String, Tensor)],
-    optimizer: &[(String, Tensor)],
-) -> Result<Option<State>, TrainError> {
-    let steps = checkpoints(path)?;
-    for &step in steps.iter().rev() {
-        let dir = path.join("checkpoints").join(checkpoint_name(step));
-        match read_checkpoint(&dir, model, optimizer) {
-            Ok(state) => return Ok(Some(state)),
-            Err(e) if is_damage(&e) => tracing::warn!("damaged checkpoint passed over: {e}"),
-            Err(TrainError::Model(ModelError::Keys { path, report })) => {
-                let message = format!(
-                    "isn't of the network and optimiser that the recipe now asks for ({report}); resume without the --set \
-                     that changed them"
-                );
-                return Err(TrainError::run(&path, message));
-            }
-            Err(e) => return Err(e),
-        }
-    }
-    if steps.is_empty() {
-        return Ok(None);
-    }
-    Err(TrainError::run(
-        &path.join("checkpoints"),
-        "no checkpoint is whole; start again with another --out",
-    ))
-}
-
-/// Whether a checkpoint itself is at fault: cut short, or not there. One that is whole but of another network, or that a
-/// disk or network doesn't give just now, must not be passed over: later ones would take its place.
-fn is_damage(error: &TrainError) -> bool {
-    match error {
-        TrainError::Run { .. } | TrainError::Model(ModelError::Format { .. }) => true,
-        TrainError::Io { source, .. } => {
-            matches!(source.kind(), ErrorKind::NotFound | ErrorKind::InvalidData)
-        }
-        _ => false,
-    }
-}
-
-fn read_checkpoint(
-    dir: &Path,
-    model: &[(String, Tensor)],
-    optimizer: &[(String, Tensor)],
-) -> Result<State, TrainError> {
-    let file = dir.join("state.json");
-    let text = fs::read_to_string(&file).map_err(TrainError::io(&file))?;
-    let state: State =
-        serde_json::from_str(&text).map_err(|e| TrainError::run(&file, e.to_string()))?;
-    for (name, expected) in &state.bytes {
-        let file = dir.join(name);
-        let found = fs::metadata(&file).map_err(TrainError::io(&file))?.len();
-        if expected.as_u64() != Some(found) {
-            let message = format!("cut short: {found} bytes of {expected}");
-            return Err(TrainError::run(&file, message));
-        }
-    }
-    safetensors_io::load_into(&dir.join(MODEL), model)?;
-    safetensors_io::load_into(&dir.join(OPTIMIZER), optimizer)?;
-    Ok(state)
-}
-
-fn checkpoint_name(step: u64) -> String {
-    format!("step-{step:08}")
-}
-
-/// The steps of the checkpoints of a run, oldest first.
-///
-/// # Errors
-/// When their folder is there and can't be read.
-pub(crate) fn checkpoints(run: &Path) -> Result<Vec<u64>, TrainError> {
-    let folder = run.join("checkpoints");
-    let entries = match fs::read_dir(&folder) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(vec![]),
-        other => other.map_err(TrainError::io(&folder))?,
-    };
-    let mut steps = vec![];
-    for entry in entries {
-        let name = entry.map_err(TrainError::io(&folder))?.file_name();
-        let step = name.to_str().and_then(|name| name.strip_prefix("step-")?.parse::<u64>().ok());
-        steps.extend(step);
-    }
-    steps.sort_unstable();
-    Ok(steps)
-}
-
 /// Holds `RUN/.lock` until dropped.
 fn lock(path: &Path) -> Result<Lock, TrainError> {
     let file = path.join(".lock");
@@ -443,67 +318,4 @@ fn lock(path: &Path) -> Result<Lock, TrainError> {
 /// Writes a file that appears only when it is complete.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
     uta_base::write_atomically(path, bytes).map_err(TrainError::io(path))
-}
-
-pub(crate) fn seconds_since_epoch() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
-}
-
-/// The names of this machine's NVIDIA GPUs, as their driver tells them.
-fn gpus() -> Vec<String> {
-    let mut cards: Vec<PathBuf> = fs::read_dir("/proc/driver/nvidia/gpus")
-        .into_iter()
-        .flatten()
-        .filter_map(|card| Some(card.ok()?.path().join("information")))
-        .collect();
-    cards.sort();
-    let texts = cards.iter().filter_map(|card| fs::read_to_string(card).ok());
-    let name =
-        |text: String| Some(text.lines().find_map(|l| l.strip_prefix("Model:"))?.trim().into());
-    texts.filter_map(name).collect()
-}
-
-/// What the run ran on.
-fn environment(recipe: &Recipe, device: Device, world: usize) -> String {
-    let commit = std::process::Command::new("git")
-        .args(["rev-parse", "HEAD"])
-        .stderr(std::process::Stdio::null())
-        .output()
-        .ok()
-        .filter(|output| output.status.success())
-        .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
-    let cpu = fs::read_to_string("/proc/cpuinfo").ok().and_then(|info| {
-        let line = info.lines().find(|line| line.starts_with("model name"))?;
-        Some(line.split(':').nth(1)?.trim().to_owned())
-    });
-    let environment = json!({
-        "uta": env!("CARGO_PKG_VERSION"),
-        "libtorch": torch_ext::libtorch_version(),
-        "device": device_name(device),
-        "cuda_devices": tch::Cuda::device_count(),
-        "gpus": gpus(),
-        "cpu": cpu,
-        "cores": std::thread::available_parallelism().map_or(0, usize::from),
-        "threads": tch::get_num_threads(),
-        "git_commit": commit,
-        "seed": recipe.train.seed,
-        "world_size": world,
-        "started": seconds_since_epoch(),
-        "command": std::env::args().collect::<Vec<_>>(),
-    });
-    serde_json::to_string_pretty(&environment).expect("plain data")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_disk_in_trouble_is_no_damage_of_a_checkpoint() {
-        let of = |kind: ErrorKind| TrainError::io(Path::new("f"))(kind.into());
-        assert!(is_damage(&of(ErrorKind::NotFound)));
-        for kind in [ErrorKind::PermissionDenied, ErrorKind::TimedOut, ErrorKind::Other] {
-            assert!(!is_damage(&of(kind)), "{kind}");
-        }
-    }
 }

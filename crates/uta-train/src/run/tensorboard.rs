@@ -10,8 +10,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-
-use crate::run::seconds_since_epoch;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Appends scalars to an event file of its own.
 #[derive(Debug)]
@@ -173,6 +172,11 @@ impl Message {
         self.key(field, 5);
         self.0.extend(value.to_le_bytes());
     }
+}
+
+/// The time as events have it.
+pub(super) fn seconds_since_epoch() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
 
 #[cfg(test)]

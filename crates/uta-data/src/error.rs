@@ -140,6 +140,16 @@ pub enum DataError {
         /// The first of them.
         key: String,
     },
+    /// Labels are needed and there are none.
+    #[error("no {what} in the first {looked_at} samples (first: {key})")]
+    NoLabels {
+        /// What is needed, in the plural.
+        what: &'static str,
+        /// How many samples were looked at.
+        looked_at: usize,
+        /// The first of them.
+        key: String,
+    },
     /// Too many samples in a row were unusable for training to go on.
     #[error(
         "{rejected} of the last {of} samples were unusable ({counts} so far), the last one {key}: {reason}"

@@ -13,7 +13,10 @@ use tar::EntryType;
 
 use crate::shards::{Limit, ShardWriter};
 use crate::source::shards::Shards;
-use crate::{Captions, DataError, Part, Sample, Source};
+use crate::{
+    Captions, DataError, EvalTransform, EvalViews, LabelKind, Part, Sample, Source, TrainViews,
+    Transform,
+};
 
 /// A PNG of one colour.
 pub(crate) fn png(width: u32, height: u32, colour: [u8; 3]) -> Vec<u8> {
@@ -140,4 +143,14 @@ impl Source for Colours {
 
 pub(crate) fn colours(n: usize, broken: &[usize]) -> Arc<dyn Source> {
     Arc::new(Colours { n, broken: broken.iter().copied().collect(), captions: true })
+}
+
+/// Views for training, with captions where asked for.
+pub(crate) fn training(transform: crate::TrainTransform, label: LabelKind) -> Arc<dyn Transform> {
+    Arc::new(TrainViews { label, ..TrainViews::new(transform) })
+}
+
+/// The views of evaluation at a size.
+pub(crate) fn evaluation(size: u32) -> EvalViews {
+    EvalViews::new(EvalTransform::new(size))
 }

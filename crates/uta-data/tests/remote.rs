@@ -19,8 +19,8 @@ use uta_data::rng::{Purpose, Rng};
 use uta_data::shards::{Limit, ShardWriter, index};
 use uta_data::verify::verify;
 use uta_data::{
-    Batch, DecodeOptions, EvalTransform, Fault, OrderKind, PairOptions, Share, Source, Stream,
-    StreamOptions, TrainTransform, open, sweep,
+    Batch, EvalTransform, EvalViews, Fault, LabelKind, OrderKind, PairOptions, Share, Source,
+    Stream, StreamOptions, TrainTransform, TrainViews, open, sweep,
 };
 
 /// What a server does wrong: shares of its answers.
@@ -245,11 +245,11 @@ fn stream(source: &Arc<dyn Source>, order: OrderKind, first: u64) -> Stream {
         workers: 3,
         order,
         shuffle_buffer: 50,
-        captions: true,
         max_rejected: 0.5,
         ..StreamOptions::default()
     };
-    Stream::new(source.clone(), transform, options, first).unwrap()
+    let views = Arc::new(TrainViews { label: LabelKind::Captions, ..TrainViews::new(transform) });
+    Stream::new(source.clone(), views, options, first).unwrap()
 }
 
 fn batches(source: &Arc<dyn Source>, order: OrderKind, first: u64, count: usize) -> Vec<Batch> {
@@ -275,9 +275,10 @@ fn same_as_local(dir: &Path, server: &Server, spec: &str) -> Arc<dyn Source> {
         }
     }
     let swept = |source: &Arc<dyn Source>| -> Vec<Batch> {
-        let (source, decode) = (source.clone(), DecodeOptions::default());
         let shares = [0, 1].map(|rank| Share { rank, world: 2 });
-        let sweep = |share| sweep(source.clone(), EvalTransform::new(8), decode, 16, 2, share);
+        let views = EvalViews::new(EvalTransform::new(8));
+        let views = Arc::new(EvalViews { label: LabelKind::Captions, ..views });
+        let sweep = |share| sweep(source.clone(), views.clone(), 16, 2, share);
         shares.into_iter().flat_map(sweep).map(Result::unwrap).collect()
     };
     assert_eq!(swept(&near), swept(&far));
@@ -339,7 +340,8 @@ fn a_server_that_falls_silent_ends_the_stream_in_time() {
     // Every replacement of the unreadable sample is as silent, and waited for less.
     let options = StreamOptions { batch: 7, workers: 3, ..StreamOptions::default() };
     let transform = TrainTransform { size: 8, ..TrainTransform::default() };
-    let mut stream = Stream::new(far, transform, options, 0).unwrap();
+    let views = Arc::new(TrainViews::new(transform));
+    let mut stream = Stream::new(far, views, options, 0).unwrap();
     let e = stream.next_batch().unwrap_err().to_string();
     drop(stream);
     assert!(e.contains("20 unreadable") && e.contains("does not answer"), "{e}");
@@ -506,7 +508,8 @@ fn an_answer_that_takes_fifty_milliseconds_costs_little() {
                 ..StreamOptions::default()
             };
             let (began, requests) = (Instant::now(), server.requests());
-            let mut stream = Stream::new(source, TrainTransform::default(), options, 0).unwrap();
+            let views = Arc::new(TrainViews::new(TrainTransform::default()));
+            let mut stream = Stream::new(source, views, options, 0).unwrap();
             for _ in 0..60 {
                 assert!(stream.next_batch().unwrap().rejected.is_empty());
             }

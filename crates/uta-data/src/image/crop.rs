@@ -29,6 +29,13 @@ impl CropBox {
         CropBox { left, top, width, height }
     }
 
+    /// The same box in an image of `factor` times the size.
+    pub(crate) fn times(self, factor: u32) -> CropBox {
+        let CropBox { left, top, width, height } = self;
+        let [left, top, width, height] = [left, top, width, height].map(|x| x * factor);
+        CropBox { left, top, width, height }
+    }
+
     /// The smallest box around both.
     pub(crate) fn union(self, other: CropBox) -> CropBox {
         let (left, top) = (self.left.min(other.left), self.top.min(other.top));

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
+use crate::label::{LabelMap, Region, Turn};
 use crate::text::without_mark;
 
 /// One sample, still encoded.
@@ -20,6 +21,12 @@ pub struct Sample {
     pub odd_class: Option<OddClass>,
     /// Its `.json`, which nothing here looks into.
     pub meta: Vec<u8>,
+    /// A class for each pixel of the decoded image, where the source has such maps.
+    pub map: Option<LabelMap>,
+    /// Its objects, in pixels of the decoded image, where the source has boxes; it may have none in an image.
+    pub regions: Option<Vec<Region>>,
+    /// A conversation about the image.
+    pub chat: Vec<Turn>,
 }
 
 /// A `.cls` that gives no class: a word, or a number that `classnames.txt` doesn't name.

@@ -3,9 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
-use crate::image::decode::DecodeOptions;
+use crate::label::Label;
 use crate::machine;
 use crate::rejected::Rejected;
+use crate::transform::{Draw, View};
 
 /// Decoded samples, ready for the device.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,7 +19,8 @@ pub struct Batch {
     pub pixels: Vec<u8>,
     /// What the B images are.
     pub items: Vec<Item>,
-    /// The wanted rows of each image's targets, `[B, rows, E]`, as they are stored; empty without a [`Replay`](crate::targets::Replay).
+    /// The wanted rows of each image's targets, `[B, rows, E]`, as they are stored; empty unless the transform is a
+    /// [`Replay`](crate::targets::Replay).
     pub targets: Vec<u8>,
     /// Samples met on the way that could not be used.
     pub rejected: Vec<Rejected>,
@@ -35,6 +37,15 @@ impl Batch {
     /// Whether there are no images.
     pub fn is_empty(&self) -> bool {
         self.items.is_empty()
+    }
+
+    /// Adds an image.
+    pub(super) fn push(&mut self, item: Item, view: View) {
+        let bytes = self.size * self.size * 3;
+        assert_eq!(view.pixels.len(), bytes, "a transform gives views of its size");
+        self.pixels.extend_from_slice(&view.pixels);
+        self.targets.extend_from_slice(&view.targets);
+        self.items.push(item);
     }
 
     pub(super) fn new(index: u64, size: u32, capacity: usize) -> Batch {
@@ -56,14 +67,30 @@ impl Batch {
 pub struct Item {
     /// The sample's key.
     pub key: String,
-    /// Its captions: in a stream one of them, drawn anew each epoch; in a sweep all.
-    pub captions: Vec<String>,
-    /// Its class.
-    pub class: Option<u32>,
+    /// The label that the transform gives it, as it lies in the view.
+    pub label: Label,
     /// Its place among the images of the whole stream, over all ranks; in a sweep its index.
     pub position: u64,
     /// Its index in the source.
     pub index: usize,
+}
+
+impl Item {
+    /// The captions; empty where its label is another one.
+    pub fn captions(&self) -> &[String] {
+        self.label.captions()
+    }
+
+    /// The class, where it is the label.
+    pub fn class(&self) -> Option<u32> {
+        self.label.class()
+    }
+
+    /// The image of a sample and a draw, whose label is taken out of the view.
+    pub(super) fn new(key: &str, draw: &Draw, view: &mut View) -> Item {
+        let label = std::mem::take(&mut view.label);
+        Item { key: key.to_owned(), label, position: draw.position, index: draw.index }
+    }
 }
 
 /// Whether the largest picture that is to be decoded has room, and a batch of so many images: as bytes and as the f32 that a
@@ -72,9 +99,8 @@ pub(super) fn has_room(
     batch: usize,
     size: u32,
     ahead: usize,
-    decode: &DecodeOptions,
+    pixels: u64,
 ) -> Result<(), DataError> {
-    let pixels = decode.max_pixels;
     machine::has_room("max_pixels", pixels as usize, 3 * u128::from(pixels))?;
     let image = 3 * u128::from(size).pow(2);
     machine::has_room("batch", batch, image * batch as u128 * (ahead as u128 + 4))

@@ -5,15 +5,13 @@ use std::sync::Arc;
 
 use self::ahead::Ahead;
 use self::batch::{Batch, Item, has_room};
-use self::order::{Draw, Order, OrderKind};
+use self::order::{Order, OrderKind, Pick};
 use self::parallel::Ordered;
 use crate::error::{DataError, Fault};
-use crate::image::decode::DecodeOptions;
 use crate::rejected::{Rejected, guarded};
 use crate::rng::{Purpose, Rng};
 use crate::source::Source;
-use crate::targets::replay::Replay;
-use crate::transform::train::TrainTransform;
+use crate::transform::{Draw, Transform, View};
 
 pub(crate) mod ahead;
 pub(crate) mod batch;
@@ -53,10 +51,6 @@ pub struct StreamOptions {
     pub rank: usize,
     /// How many processes share a global batch.
     pub world: usize,
-    /// Samples without a caption are unusable.
-    pub captions: bool,
-    /// How images are decoded.
-    pub decode: DecodeOptions,
     /// The stream ends with an error when more than this share of the recent samples was unusable.
     pub max_rejected: f64,
 }
@@ -73,8 +67,6 @@ impl Default for StreamOptions {
             prefetch: 2,
             rank: 0,
             world: 1,
-            captions: false,
-            decode: DecodeOptions::default(),
             max_rejected: 0.1,
         }
     }
@@ -125,13 +117,9 @@ impl StreamOptions {
     }
 }
 
-/// An image of a batch and its pixels.
-type View = (Item, Vec<u8>);
-
 /// A sample of the stream, in as many views as it is repeated.
 struct Filled {
-    views: Vec<View>,
-    targets: Vec<u8>,
+    views: Vec<(Item, View)>,
     rejected: Vec<Rejected>,
 }
 
@@ -156,38 +144,22 @@ impl Stream {
     /// Starts the threads; the first batch will be number `first_batch`.
     ///
     /// # Errors
-    /// An option out of range; captions needed and none found; too few shards to stream.
+    /// An option out of range; labels needed and none found; too few shards to stream.
     pub fn new(
         source: Arc<dyn Source>,
-        transform: TrainTransform,
+        transform: Arc<dyn Transform>,
         options: StreamOptions,
         first_batch: u64,
-    ) -> Result<Stream, DataError> {
-        Stream::replaying(source, transform, options, first_batch, None)
-    }
-
-    /// As [`new`](Stream::new); with a `replay` the crops are those that it has targets of, which come with them.
-    ///
-    /// # Errors
-    /// As [`new`](Stream::new).
-    pub fn replaying(
-        source: Arc<dyn Source>,
-        transform: TrainTransform,
-        options: StreamOptions,
-        first_batch: u64,
-        replay: Option<Arc<Replay>>,
     ) -> Result<Stream, DataError> {
         transform.validate()?;
         options.validate()?;
         let ahead = options.prefetch.saturating_add(1);
-        has_room(options.batch, transform.size, ahead, &options.decode)?;
+        has_room(options.batch, transform.size(), ahead, transform.max_pixels())?;
         if source.is_empty() {
             let reason = "the set holds no samples".into();
             return Err(DataError::NotFound { spec: "the training stream".into(), reason });
         }
-        if options.captions {
-            require_captions(source.as_ref())?;
-        }
+        transform.check_source(source.as_ref())?;
         let (batch, seed) = (options.samples(), options.seed);
         let order = match options.order {
             OrderKind::Indexed => Order::new(source.as_ref(), seed),
@@ -196,7 +168,7 @@ impl Stream {
                 Order::streaming(source.as_ref(), seed, buffer, batch, world)?
             }
         };
-        let (size, epoch) = (transform.size, order.epoch());
+        let (size, epoch) = (transform.size(), order.epoch());
         let o = options.clone();
         let range = first_batch * batch..u64::MAX;
         let order = Arc::new(order);
@@ -211,7 +183,7 @@ impl Stream {
         let coming = Ahead::new(source.clone(), range.clone(), order.buffer(), rest, next);
         let fill = move |local| {
             coming.pass(local);
-            fill(source.as_ref(), &order, &transform, &o, replay.as_deref(), o.position(local))
+            fill(source.as_ref(), &order, transform.as_ref(), &o, o.position(local))
         };
         let ahead = options.prefetch as u64 * batch;
         let filled = Ordered::new(options.workers, ahead, range, fill);
@@ -237,11 +209,7 @@ impl Stream {
         let mut batch = Batch::new(self.next, self.size, self.options.batch);
         for _ in 0..self.options.samples() {
             let filled = self.filled.next().expect("the stream is endless")?;
-            for (item, pixels) in filled.views {
-                batch.pixels.extend_from_slice(&pixels);
-                batch.items.push(item);
-            }
-            batch.targets.extend_from_slice(&filled.targets);
+            filled.views.into_iter().for_each(|(item, view)| batch.push(item, view));
             batch.rejected.extend(filled.rejected);
         }
         self.next += 1;
@@ -307,20 +275,22 @@ fn too_many(
 fn fill(
     source: &dyn Source,
     order: &Order,
-    transform: &TrainTransform,
+    transform: &dyn Transform,
     options: &StreamOptions,
-    replay: Option<&Replay>,
     position: u64,
 ) -> Result<Filled, DataError> {
-    let mut draw = order.at(position);
+    let mut pick = order.at(position);
     let mut rejected: Vec<Rejected> = vec![];
     for attempt in 0..MAX_ATTEMPTS {
-        match guarded(|| views(source, transform, options, replay, (position, draw))) {
-            Ok((views, targets)) => return Ok(Filled { views, targets, rejected }),
+        match guarded(|| views(source, transform, options, position, pick)) {
+            Ok(views) => {
+                assert_eq!(views.len(), options.repeats, "a transform gives a view for each draw");
+                return Ok(Filled { views, rejected });
+            }
             Err(e) => {
-                rejected.push(Rejected::new(source, draw.index, &e));
+                rejected.push(Rejected::new(source, pick.index, &e));
                 let mut rng = Rng::new(options.seed, Purpose::Replace, &[position, attempt]);
-                draw.index = rng.below(source.len() as u64) as usize;
+                pick.index = rng.below(source.len() as u64) as usize;
             }
         }
     }
@@ -330,60 +300,24 @@ fn fill(
     Err(too_many(rejected.len(), rejected.len(), &faults, last))
 }
 
+/// The views of a sample at a position of the stream.
 fn views(
     source: &dyn Source,
-    transform: &TrainTransform,
+    transform: &dyn Transform,
     options: &StreamOptions,
-    replay: Option<&Replay>,
-    (position, Draw { index, pass }): (u64, Draw),
-) -> Result<(Vec<View>, Vec<u8>), DataError> {
+    position: u64,
+    Pick { index, pass }: Pick,
+) -> Result<Vec<(Item, View)>, DataError> {
     let sample = source.read(index)?;
-    if options.captions && sample.captions.is_empty() {
-        return Err(DataError::Caption { key: sample.key });
-    }
     let repeats = options.repeats as u64;
-    let rng = |purpose, repeat| match repeat {
-        0 => Rng::new(options.seed, purpose, &[pass, index as u64]),
-        repeat => Rng::new(options.seed, purpose, &[pass, index as u64, repeat]),
+    let draw = |repeat| {
+        let position = position * repeats + repeat;
+        Draw { seed: options.seed, index, pass, repeat, position }
     };
-    let mut targets = vec![];
-    let views = match replay {
-        Some(replay) => {
-            let view = |repeat| {
-                let crop = (index as u64, pass * repeats + repeat, position * repeats + repeat);
-                replay.view(transform, &options.decode, &sample.image, crop, &mut targets)
-            };
-            (0..repeats).map(view).collect::<Result<_, _>>()?
-        }
-        None => {
-            let mut rngs: Vec<Rng> =
-                (0..repeats).map(|repeat| rng(Purpose::Augment, repeat)).collect();
-            transform.views(&sample.image, &options.decode, &mut rngs)?
-        }
-    };
-    let item = |repeat| {
-        let captions = &sample.captions;
-        let drawn = (!captions.is_empty())
-            .then(|| rng(Purpose::Caption, repeat).below(captions.len() as u64));
-        Item {
-            key: sample.key.clone(),
-            captions: drawn.map(|which| captions[which as usize].clone()).into_iter().collect(),
-            class: sample.class,
-            position: position * repeats + repeat,
-            index,
-        }
-    };
-    Ok(((0..repeats).map(item).zip(views).collect(), targets))
-}
-
-/// Whether `source` has captions, by its first hundred samples.
-///
-/// # Errors
-/// When none of them has one.
-pub fn require_captions(source: &dyn Source) -> Result<(), DataError> {
-    let looked_at = source.len().min(100);
-    let found = (0..looked_at).any(|i| source.read(i).is_ok_and(|s| !s.captions.is_empty()));
-    if found { Ok(()) } else { Err(DataError::NoCaptions { looked_at, key: source.key(0) }) }
+    let draws: Vec<Draw> = (0..repeats).map(draw).collect();
+    let views = transform.views(&sample, &draws)?;
+    let item = |(mut view, draw): (View, &Draw)| (Item::new(&sample.key, draw, &mut view), view);
+    Ok(views.into_iter().zip(&draws).map(item).collect())
 }
 
 #[cfg(test)]
@@ -392,12 +326,17 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::testing::{Colours, colours};
-    use crate::{ColorJitter, EvalTransform, Share, sweep};
+    use crate::testing::{Colours, colours, evaluation, training};
+    use crate::{
+        ColorJitter, DecodeOptions, EvalViews, LabelKind, Share, TrainTransform, TrainViews, sweep,
+    };
 
     fn stream(source: Arc<dyn Source>, options: StreamOptions, first: u64) -> Stream {
-        let transform = TrainTransform { size: 4, ..TrainTransform::default() };
-        Stream::new(source, transform, options, first).unwrap()
+        Stream::new(source, views(LabelKind::None), options, first).unwrap()
+    }
+
+    fn views(label: LabelKind) -> Arc<dyn Transform> {
+        training(TrainTransform { size: 4, ..TrainTransform::default() }, label)
     }
 
     fn options() -> StreamOptions {
@@ -408,18 +347,19 @@ mod tests {
     fn batches_and_pictures_beyond_the_machines_memory_are_refused_at_both_doors() {
         let source = colours(12, &[]);
         let large = DecodeOptions { max_pixels: 1 << 50, ..DecodeOptions::default() };
-        let transform = || TrainTransform { size: 4, ..TrainTransform::default() };
         for (batch, decode, words) in
             [(1 << 50, DecodeOptions::default(), "batch = "), (6, large, "max_pixels = ")]
         {
-            let options = StreamOptions { batch, decode, ..options() };
-            let stream = Stream::new(source.clone(), transform(), options, 0).err().unwrap();
+            let options = StreamOptions { batch, ..options() };
+            let transform = TrainTransform { size: 4, ..TrainTransform::default() };
+            let views = Arc::new(TrainViews { decode, ..TrainViews::new(transform) });
+            let stream = Stream::new(source.clone(), views, options, 0).err().unwrap();
             assert!(stream.to_string().starts_with(words), "{stream}");
         }
         let share = Share { rank: 0, world: 1 };
         let swept = |batch, decode| {
-            sweep(source.clone(), EvalTransform::new(4), decode, batch, 2, share)
-                .collect::<Result<Vec<_>, _>>()
+            let views = Arc::new(EvalViews { decode, ..evaluation(4) });
+            sweep(source.clone(), views, batch, 2, share).collect::<Result<Vec<_>, _>>()
         };
         // All that there are.
         let batches = swept(1 << 50, DecodeOptions::default()).unwrap();
@@ -437,7 +377,7 @@ mod tests {
         for epoch in 0..2 {
             let mut seen = vec![false; n];
             for i in 0..n as u64 {
-                let Draw { index, pass } = order.at(epoch * n as u64 + i);
+                let Pick { index, pass } = order.at(epoch * n as u64 + i);
                 assert!(!std::mem::replace(&mut seen[index], true), "{index} twice in {epoch}");
                 assert_eq!(pass, epoch);
             }
@@ -530,7 +470,7 @@ mod tests {
         seen.sort_unstable();
         assert_eq!(seen, (0..60).collect::<Vec<_>>());
         let options = StreamOptions { rank: 0, world: 7, ..options(0) };
-        let e = Stream::new(source, TrainTransform::default(), options, 0).err().unwrap();
+        let e = Stream::new(source, views(LabelKind::None), options, 0).err().unwrap();
         assert!(e.to_string().contains("6 shards are too few for 7 processes"), "{e}");
     }
 
@@ -541,7 +481,8 @@ mod tests {
         let jitter = ColorJitter { brightness: 0.5, ..ColorJitter::default() };
         let transform = TrainTransform { size: 4, color_jitter: jitter, ..Default::default() };
         let start = |batch, repeats| {
-            Stream::new(source.clone(), transform.clone(), options(batch, repeats), 0).unwrap()
+            let views = training(transform.clone(), LabelKind::None);
+            Stream::new(source.clone(), views, options(batch, repeats), 0).unwrap()
         };
         let (mut once, mut thrice) = (start(2, 1), start(6, 3));
         for _ in 0..25 {
@@ -558,7 +499,8 @@ mod tests {
             assert_eq!((view(&three, 0), view(&three, 3)), (view(&one, 0), view(&one, 1)));
             assert_ne!(view(&three, 0), view(&three, 1));
         }
-        let e = Stream::new(source.clone(), transform.clone(), options(6, 4), 0).err().unwrap();
+        let views = training(transform.clone(), LabelKind::None);
+        let e = Stream::new(source.clone(), views, options(6, 4), 0).err().unwrap();
         assert!(e.to_string().contains("repeats = 4: must divide"), "{e}");
     }
 
@@ -603,9 +545,12 @@ mod tests {
     #[test]
     fn images_beyond_the_limit_are_unusable_in_streams_and_sweeps() {
         let decode = DecodeOptions { max_pixels: 63, ..DecodeOptions::default() };
-        let mut stream = stream(colours(3, &[]), StreamOptions { decode, ..options() }, 0);
+        let train = TrainViews::new(TrainTransform { size: 4, ..TrainTransform::default() });
+        let train = Arc::new(TrainViews { decode, ..train });
+        let mut stream = Stream::new(colours(3, &[]), train, options(), 0).unwrap();
         assert!(stream.next_batch().is_err());
-        let mut sweep = sweep(colours(3, &[]), EvalTransform::new(4), decode, 3, 1, Share::ALL);
+        let views = Arc::new(EvalViews { decode, ..evaluation(4) });
+        let mut sweep = sweep(colours(3, &[]), views, 3, 1, Share::ALL);
         let rejected = sweep.next().unwrap().unwrap().rejected;
         assert!(rejected.len() == 3 && rejected[0].reason.contains("8 x 8"), "{rejected:?}");
     }
@@ -621,16 +566,16 @@ mod tests {
 
     #[test]
     fn captions_are_drawn_anew_and_their_lack_is_said_before_the_first_step() {
-        let mut all = stream(colours(3, &[]), StreamOptions { captions: true, ..options() }, 0);
+        let captions = || views(LabelKind::Captions);
+        let mut all = Stream::new(colours(3, &[]), captions(), options(), 0).unwrap();
         let drawn: BTreeSet<String> = (0..10)
             .flat_map(|_| all.next_batch().unwrap().items)
             .filter(|item| item.index == 1)
-            .flat_map(|item| item.captions)
+            .flat_map(|item| item.captions().to_vec())
             .collect();
         assert_eq!(drawn, BTreeSet::from(["1".to_owned(), "number 1".to_owned()]));
         let bare = Arc::new(Colours { n: 3, broken: BTreeSet::new(), captions: false });
-        let options = StreamOptions { captions: true, ..options() };
-        let e = Stream::new(bare, TrainTransform::default(), options, 0).err().unwrap();
+        let e = Stream::new(bare, captions(), options(), 0).err().unwrap();
         assert!(e.to_string().contains("no captions"), "{e}");
     }
 }

@@ -26,9 +26,9 @@ pub enum OrderKind {
     Streaming,
 }
 
-/// A sample that is drawn.
+/// The sample at a place of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Draw {
+pub struct Pick {
     /// Its index in the source.
     pub index: usize,
     /// How often its part has been gone through before; the epoch where the weight is 1.
@@ -111,7 +111,7 @@ impl Order {
     }
 
     /// The sample at a place of the run: global batches one after the other, in each of them the processes.
-    pub fn at(&self, position: u64) -> Draw {
+    pub fn at(&self, position: u64) -> Pick {
         match &self.streaming {
             None => self.indexed(position),
             Some(streaming) => self.streamed(streaming, position),
@@ -122,7 +122,7 @@ impl Order {
         Rng::new(self.seed, Purpose::Order, counters).next_u64()
     }
 
-    fn indexed(&self, position: u64) -> Draw {
+    fn indexed(&self, position: u64) -> Pick {
         let (epoch, n) = (position / self.epoch, self.epoch);
         let mut place = permuted(position % n, n, |round, x| self.turn(&[epoch, round, x]));
         let mut first = 0;
@@ -140,13 +140,13 @@ impl Order {
                 true => within,
                 false => permuted(within, samples, |round, x| self.turn(&[which, pass, round, x])),
             };
-            return Draw { index: first + within as usize, pass };
+            return Pick { index: first + within as usize, pass };
         }
         unreachable!("a place of an epoch lies in one of the parts")
     }
 
     /// The sample that would come at a place of the run if the buffer shuffled nothing: what to read ahead.
-    pub(crate) fn unshuffled(&self, position: u64) -> Draw {
+    pub(crate) fn unshuffled(&self, position: u64) -> Pick {
         match &self.streaming {
             None => self.indexed(position),
             Some(streaming) => self.visited(streaming, streaming.place(self, position)),
@@ -164,18 +164,18 @@ impl Order {
         place.map_or(0, |place| place.length - place.within)
     }
 
-    fn streamed(&self, streaming: &Streaming, position: u64) -> Draw {
+    fn streamed(&self, streaming: &Streaming, position: u64) -> Pick {
         let place = streaming.place(self, position);
         let Place { epoch, rank, which, within, length, .. } = place;
         let turn = |round, x| self.turn(&[epoch, rank, which, round, x]);
         self.visited(streaming, Place { within: permuted(within, length, turn), ..place })
     }
 
-    fn visited(&self, streaming: &Streaming, Place { epoch, start, within, .. }: Place) -> Draw {
+    fn visited(&self, streaming: &Streaming, Place { epoch, start, within, .. }: Place) -> Pick {
         let visits = streaming.visits(self, epoch);
         let place = (start + within) % self.epoch;
         let visit = &visits[visits.partition_point(|visit| visit.start <= place) - 1];
-        Draw { index: visit.first + (place - visit.start) as usize, pass: visit.pass }
+        Pick { index: visit.first + (place - visit.start) as usize, pass: visit.pass }
     }
 }
 
@@ -363,7 +363,7 @@ mod tests {
                 for rank in 0..world {
                     let run = 240 / world;
                     let at = |local: u64| order.at((local / 4 * world + rank) * 4 + local % 4);
-                    let run: Vec<Draw> = (epoch * run..(epoch + 1) * run).map(at).collect();
+                    let run: Vec<Pick> = (epoch * run..(epoch + 1) * run).map(at).collect();
                     assert!(run.iter().all(|draw| draw.pass == epoch));
                     let shards: BTreeSet<usize> = run.iter().map(|d| shard_of(d.index)).collect();
                     assert!(shards.len() as u64 <= 24 / world + 6, "{world}: {shards:?}");
@@ -412,7 +412,7 @@ mod tests {
             let mut times = vec![0; 59];
             for epoch in 0..60 {
                 for i in epoch * order.epoch()..(epoch + 1) * order.epoch() {
-                    let Draw { index, pass } = order.at(i);
+                    let Pick { index, pass } = order.at(i);
                     times[index] += 1;
                     assert!(views.insert((pass, index)), "{weight}: a view comes twice");
                 }

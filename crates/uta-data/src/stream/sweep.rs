@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use crate::error::DataError;
-use crate::image::decode::DecodeOptions;
 use crate::rejected::{Rejected, guarded};
 use crate::source::Source;
 use crate::stream::ahead::Ahead;
 use crate::stream::batch::{Batch, Item, has_room};
 use crate::stream::parallel::Ordered;
-use crate::transform::eval::EvalTransform;
+use crate::transform::{Draw, Transform, View};
 
 /// Which batches of a sweep are this process's: every `world`-th, from number `rank` on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,32 +26,15 @@ impl Share {
 
 /// The iterator of [`sweep`].
 pub struct Sweep {
-    views: Ordered<Result<Seen, Rejected>>,
+    views: Ordered<Result<(Item, View), Rejected>>,
     size: u32,
     batch: usize,
     share: Share,
     samples: usize,
     /// Batches taken.
     taken: usize,
-    captions: bool,
     /// Why it gives no batch at all.
     refused: Option<DataError>,
-    classes: bool,
-}
-
-/// A sample of a sweep, and what is wrong with its class.
-type Seen = (Vec<u8>, Item, Option<Rejected>);
-
-impl Sweep {
-    /// Where `wanted`, images without a caption are unusable too.
-    pub fn captioned(self, wanted: bool) -> Sweep {
-        Sweep { captions: wanted, ..self }
-    }
-
-    /// Where `wanted`, images whose `.cls` gives no class are unusable too.
-    pub fn labelled(self, wanted: bool) -> Sweep {
-        Sweep { classes: wanted, ..self }
-    }
 }
 
 impl Iterator for Sweep {
@@ -72,16 +54,7 @@ impl Iterator for Sweep {
         let own = self.samples.saturating_sub(number * self.batch).min(self.batch);
         for view in self.views.by_ref().take(own) {
             match view {
-                Ok((_, _, Some(rejected))) if self.classes => batch.rejected.push(rejected),
-                Ok((_, item, _)) if self.captions && item.captions.is_empty() => {
-                    let error = DataError::Caption { key: item.key.clone() };
-                    let (kind, reason) = (error.fault(), error.to_string());
-                    batch.rejected.push(Rejected { shard: None, key: item.key, kind, reason });
-                }
-                Ok((pixels, item, _)) => {
-                    batch.pixels.extend_from_slice(&pixels);
-                    batch.items.push(item);
-                }
+                Ok((item, view)) => batch.push(item, view),
                 Err(rejected) => batch.rejected.push(rejected),
             }
         }
@@ -92,19 +65,20 @@ impl Iterator for Sweep {
 }
 
 /// Every sample once and in order, in batches of `batch`, the last one shorter; unusable ones are left out and reported.
-/// Every share has the same number of batches, so the last may be empty. Batches that have no room in memory are refused by
-/// the first one.
+/// Every share has the same number of batches, so the last may be empty. Options that make no sense, and batches that have no
+/// room in memory, are refused by the first one.
 pub fn sweep(
     source: Arc<dyn Source>,
-    transform: EvalTransform,
-    decode: DecodeOptions,
+    transform: Arc<dyn Transform>,
     batch: usize,
     workers: usize,
     share: Share,
 ) -> Sweep {
-    let (samples, size) = (source.len(), transform.size);
+    let (samples, size) = (source.len(), transform.size());
     let batch = batch.clamp(1, samples.max(1));
-    let refused = has_room(batch, size, 3, &decode).err();
+    let checked =
+        transform.validate().and_then(|()| has_room(batch, size, 3, transform.max_pixels()));
+    let refused = checked.err();
     let Share { rank, world } = share;
     let index =
         move |local: u64| (local as usize / batch * world + rank) * batch + local as usize % batch;
@@ -114,23 +88,17 @@ pub fn sweep(
     let view = move |local: u64| {
         coming.pass(local);
         let i = index(local);
+        let draw = Draw { seed: 0, index: i, pass: 0, repeat: 0, position: i as u64 };
         let look = || {
             let sample = source.read(i)?;
-            let pixels = transform.view(&sample.image, &decode)?;
-            let odd = sample.class().err().map(|e| Rejected::new(source.as_ref(), i, &e));
-            let item = Item {
-                key: sample.key,
-                captions: sample.captions,
-                class: sample.class,
-                position: i as u64,
-                index: i,
-            };
-            Ok((pixels, item, odd))
+            let mut views = transform.views(&sample, &[draw])?;
+            let mut view = views.pop().expect("a transform gives a view for each draw");
+            Ok((Item::new(&sample.key, &draw, &mut view), view))
         };
         guarded(look).map_err(|e| Rejected::new(source.as_ref(), i, &e))
     };
     let views = Ordered::new(workers, 2 * batch as u64, 0..own as u64, view);
-    Sweep { views, size, batch, share, samples, taken: 0, captions: false, classes: false, refused }
+    Sweep { views, size, batch, share, samples, taken: 0, refused }
 }
 
 #[cfg(test)]
@@ -140,26 +108,22 @@ mod tests {
 
     use super::*;
     use crate::Fault;
-    use crate::testing::{Colours, colours};
+    use crate::testing::{Colours, colours, evaluation};
+    use crate::{EvalViews, LabelKind};
 
     #[test]
     fn a_sweep_meets_every_sample_once_and_in_order() {
-        let batches: Vec<Batch> = sweep(
-            colours(8, &[2]),
-            EvalTransform::new(4),
-            DecodeOptions::default(),
-            3,
-            2,
-            Share::ALL,
-        )
-        .map(Result::unwrap)
-        .collect();
+        let batches: Vec<Batch> =
+            sweep(colours(8, &[2]), Arc::new(evaluation(4)), 3, 2, Share::ALL)
+                .map(Result::unwrap)
+                .collect();
         let lengths: Vec<usize> = batches.iter().map(Batch::len).collect();
         assert_eq!(lengths, [2, 3, 2]);
         let bare = || Arc::new(Colours { n: 3, broken: BTreeSet::new(), captions: false });
-        let (size, decode) = (EvalTransform::new(4), DecodeOptions::default());
-        let of =
-            |wanted| sweep(bare(), size.clone(), decode, 3, 1, Share::ALL).captioned(wanted).next();
+        let of = |required| {
+            let views = EvalViews { label: LabelKind::Captions, required, ..evaluation(4) };
+            sweep(bare(), Arc::new(views), 3, 1, Share::ALL).next()
+        };
         let [any, captioned] = [false, true].map(|wanted| of(wanted).unwrap().unwrap());
         assert_eq!((any.len(), captioned.len(), captioned.pixels.len()), (3, 0, 0));
         assert_eq!(captioned.rejected[2].kind, Fault::Caption);
@@ -173,8 +137,9 @@ mod tests {
     fn shares_of_a_sweep_make_up_the_whole_one_in_equally_many_batches() {
         for (n, world) in [(8, 2), (13, 3), (3, 2), (12, 2), (1, 3)] {
             let run = |share| -> Vec<Batch> {
-                let (size, decode) = (EvalTransform::new(4), DecodeOptions::default());
-                sweep(colours(n, &[2]), size, decode, 3, 2, share).map(Result::unwrap).collect()
+                sweep(colours(n, &[2]), Arc::new(evaluation(4)), 3, 2, share)
+                    .map(Result::unwrap)
+                    .collect()
             };
             let whole = run(Share::ALL);
             let shares: Vec<Vec<Batch>> =

@@ -1,49 +1,66 @@
-//! Targets in a stream of training batches.
+//! Targets that come with the views of a stream or a sweep.
+
+use std::sync::Arc;
 
 use crate::error::DataError;
-use crate::image::decode::DecodeOptions;
+use crate::source::{Sample, Source};
 use crate::targets::Targets;
-use crate::targets::crops::drawn;
-use crate::transform::train::TrainTransform;
+use crate::transform::views::Redraw;
+use crate::transform::{Draw, Transform, View};
 
-/// Which rows the image at a position of a stream is wanted with, in rising order.
+/// Which rows the view at a position of a stream or a sweep comes with, in rising order.
 pub type Wanted = dyn Fn(u64) -> Vec<u64> + Send + Sync;
 
-/// Targets for the images of a training stream, which are then crops that there are targets of.
-pub struct Replay {
-    /// Where they are.
-    pub targets: Targets,
-    /// Which of their rows.
+/// A transform whose views are those that targets were computed of before, and come with them: crop after crop of a sample,
+/// counted on from the first pass, over and over the k that there are. `views` says how they are made of a sample: for
+/// training [`TrainViews`](crate::TrainViews), for validation [`EvalViews`](crate::EvalViews).
+pub struct Replay<V> {
+    /// The targets.
+    pub targets: Arc<Targets>,
+    /// Which of their rows each view comes with.
     pub wanted: Box<Wanted>,
+    /// The transform of the crops that the targets are of.
+    pub views: V,
 }
 
-impl Replay {
-    /// Crop `number` of a sample, counted on from the first epoch, over and over the k that there are: its pixels. Its rows are
-    /// appended to `into`.
-    pub(crate) fn view(
-        &self,
-        transform: &TrainTransform,
-        decode: &DecodeOptions,
-        image: &[u8],
-        (index, number, position): (u64, u64, u64),
-        into: &mut Vec<u8>,
-    ) -> Result<Vec<u8>, DataError> {
-        let (place, view) = self.targets.usable(index, number % self.targets.set.crops)?;
-        let pixels = drawn(transform, image, decode, view.state)?;
-        self.targets.read_seen(&place, view, &pixels, &(self.wanted)(position), into)?;
-        Ok(pixels)
+impl<V: Redraw> Transform for Replay<V> {
+    fn size(&self) -> u32 {
+        self.views.size()
+    }
+
+    fn max_pixels(&self) -> u64 {
+        self.views.max_pixels()
+    }
+
+    fn validate(&self) -> Result<(), DataError> {
+        self.views.validate()
+    }
+
+    fn check_source(&self, source: &dyn Source) -> Result<(), DataError> {
+        self.views.check_source(source)
+    }
+
+    fn views(&self, sample: &Sample, draws: &[Draw]) -> Result<Vec<View>, DataError> {
+        let repeats = draws.len() as u64;
+        let view = |draw: &Draw| {
+            let crop = (draw.pass * repeats + draw.repeat) % self.targets.set().crops;
+            let (place, seen) = self.targets.usable(draw.index as u64, crop)?;
+            let mut view = self.views.redraw(sample, draw, seen.state)?;
+            let rows = (self.wanted)(draw.position);
+            self.targets.read_seen(&place, seen, &view.pixels, &rows, &mut view.targets)?;
+            Ok(view)
+        };
+        draws.iter().map(view).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::sync::Arc;
-
     use super::*;
     use crate::targets::TargetSet;
     use crate::targets::testing::{Colours, K, row, transform, written};
-    use crate::{Fault, Rejected, Stream, StreamOptions};
+    use crate::{Fault, Rejected, Stream, StreamOptions, TrainViews};
 
     fn options() -> StreamOptions {
         StreamOptions {
@@ -57,15 +74,19 @@ mod tests {
 
     fn replaying(set: &TargetSet) -> Stream {
         let wanted = Box::new(|position| vec![0, 1 + position % 4]);
-        let replay = Replay { targets: Targets::open(set.clone()).unwrap(), wanted };
-        let source = Arc::new(Colours(0));
-        Stream::replaying(source, transform(), options(), 0, Some(Arc::new(replay))).unwrap()
+        let targets = Arc::new(Targets::open(set.clone()).unwrap());
+        let replay = Replay { targets, wanted, views: TrainViews::new(transform()) };
+        Stream::new(Arc::new(Colours(0)), Arc::new(replay), options(), 0).unwrap()
     }
 
     #[test]
     fn a_stream_replays_the_crops_of_a_live_one_with_their_targets_over_and_over() {
         let (_dir, set) = written();
-        let mut live = Stream::new(Arc::new(Colours(0)), transform(), options(), 0).unwrap();
+        let mut live = {
+            let views = Arc::new(TrainViews::new(transform()));
+            Stream::new(Arc::new(Colours(0)), views, options(), 0)
+        }
+        .unwrap();
         let mut replayed = replaying(&set);
         let mut of_first = std::collections::BTreeMap::new();
         for step in 0..20 {

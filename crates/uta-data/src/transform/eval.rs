@@ -3,9 +3,11 @@
 use std::fmt;
 
 use crate::error::DataError;
+use crate::image::crop::CropBox;
 use crate::image::decode::{DecodeOptions, Held, Rgb, decode_held};
 use crate::image::resize::{self, Filter, First, Side};
 use crate::transform::pixels::{empty_image, nearest, resized};
+use crate::transform::place::Placement;
 
 /// How an image is brought to the size of the view, before its centre is cut out or what it lacks is filled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -114,6 +116,18 @@ impl EvalTransform {
     /// # Errors
     /// As [`decode`](crate::decode()), or when nothing is left within the border.
     pub fn view(&self, file: &[u8], options: &DecodeOptions) -> Result<Vec<u8>, DataError> {
+        Ok(self.placed(file, options)?.0)
+    }
+
+    /// As [`view`](EvalTransform::view), with how the image lies in it.
+    ///
+    /// # Errors
+    /// As [`view`](EvalTransform::view).
+    pub fn placed(
+        &self,
+        file: &[u8],
+        options: &DecodeOptions,
+    ) -> Result<(Vec<u8>, Placement), DataError> {
         let (image, held) = decode_held(file, options)?;
         let (image, held) = match self.border {
             0 => (image, held),
@@ -155,7 +169,21 @@ impl EvalTransform {
                 part.iter().flat_map(|&[gray]| [gray.min(255) as u8; 3]).collect()
             }
         };
-        Ok(self.filled(part, sides))
+        Ok((self.filled(part, sides), self.placement(sides)))
+    }
+
+    /// How the image lies in the view.
+    fn placement(&self, sides: [Side; 2]) -> Placement {
+        let [(left, width), (top, height)] = sides.map(|side| side.part());
+        let border = f64::from(self.border);
+        let part = [border + left, border + top, width, height];
+        Placement { part, at: self.covered(sides), size: self.size, mirrored: false }
+    }
+
+    /// The part of the view that the image covers.
+    fn covered(&self, [x, y]: [Side; 2]) -> CropBox {
+        let (width, height) = (x.len, y.len);
+        CropBox { left: (self.size - width) / 2, top: (self.size - height) / 2, width, height }
     }
 
     /// The view of an RGB image: `[size, size, 3]` bytes, a few in a thousand off by a level.
@@ -219,12 +247,12 @@ impl EvalTransform {
     /// The view, of which the image covers `part`, in its middle.
     fn filled(&self, part: Vec<u8>, [x, y]: [Side; 2]) -> Vec<u8> {
         let size = self.size as usize;
-        let (width, height) = (x.len as usize, y.len as usize);
+        let CropBox { left, top, width, height } = self.covered([x, y]);
+        let [left, top, width, height] = [left, top, width, height].map(|side| side as usize);
         if (width, height) == (size, size) {
             return part;
         }
         let mut view = self.fill.repeat(size * size);
-        let (left, top) = ((size - width) / 2, (size - height) / 2);
         for (row, from) in part.chunks_exact(3 * width).enumerate() {
             view[3 * ((top + row) * size + left)..][..3 * width].copy_from_slice(from);
         }

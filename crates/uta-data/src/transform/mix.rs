@@ -101,7 +101,7 @@ impl TrainTransform {
         seed: u64,
     ) -> Result<Vec<f32>, DataError> {
         let class = |item: &Item| {
-            let class = item.class.map(|class| class as usize);
+            let class = item.class().map(|class| class as usize);
             class.filter(|&class| class < classes).ok_or_else(|| DataError::Sample {
                 key: item.key.clone(),
                 reason: match class {
@@ -165,14 +165,13 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::Item;
+    use crate::Label;
     use crate::testing::{Draws, golden_json};
 
     fn batch(size: usize, pixels: Vec<u8>, classes: &[Option<u32>]) -> Batch {
         let item = |(i, &class): (usize, &Option<u32>)| Item {
             key: format!("image {i}"),
-            captions: vec![],
-            class,
+            label: class.map_or(Label::None, Label::Class),
             position: i as u64,
             index: i,
         };

@@ -13,6 +13,7 @@ use crate::rng::Rng;
 use crate::transform::color::{ColorJitter, PhotometricDistortion, adjust_saturation};
 use crate::transform::erasing::RandomErasing;
 use crate::transform::pixels::{Interpolation, mirror, resample};
+use crate::transform::place::Placement;
 use crate::transform::rand_augment::RandAugment;
 
 /// What is done to training images, in this order: random resized crop, flip, RandAugment or jitter, photometric distortion,
@@ -96,6 +97,14 @@ impl Default for TrainTransform {
             mixup_mode: MixupMode::Batch,
         }
     }
+}
+
+/// Crops of a decoded image.
+struct Decoded {
+    /// Where they are in the pixels that were decoded.
+    crops: Vec<CropBox>,
+    /// Where they are in the whole image, at its own size.
+    shown: Vec<CropBox>,
 }
 
 /// For what the way of mixing is drawn.
@@ -199,15 +208,33 @@ impl TrainTransform {
         options: &DecodeOptions,
         rngs: &mut [Rng],
     ) -> Result<Vec<Vec<u8>>, DataError> {
+        let placed = self.placed(file, options, rngs)?;
+        Ok(placed.into_iter().map(|(view, _)| view).collect())
+    }
+
+    /// As [`views`](TrainTransform::views), each with how the image lies in it.
+    ///
+    /// # Errors
+    /// As [`views`](TrainTransform::views).
+    pub fn placed(
+        &self,
+        file: &[u8],
+        options: &DecodeOptions,
+        rngs: &mut [Rng],
+    ) -> Result<Vec<(Vec<u8>, Placement)>, DataError> {
         thread_local! {
             /// The last decoded image, for its memory.
             static IMAGE: RefCell<Rgb> = const { RefCell::new(Rgb { width: 0, height: 0, pixels: vec![] }) };
         }
         IMAGE.with_borrow_mut(|image| {
-            let crops = self.decode(file, options, rngs, image)?;
-            let views =
-                crops.into_iter().zip(rngs).map(|(crop, rng)| self.finish(image, crop, rng));
-            views.collect()
+            let Decoded { crops, shown } = self.decode_shown(file, options, rngs, image)?;
+            let crops = crops.into_iter().zip(shown).zip(rngs);
+            let view = |((crop, part), rng): ((CropBox, CropBox), &mut Rng)| {
+                let mut view = self.resize(image, crop, rng)?;
+                let mirrored = self.adjust(&mut view, rng);
+                Ok((view, Placement { mirrored, ..Placement::crop(part, self.size) }))
+            };
+            crops.map(view).collect()
         })
     }
 
@@ -223,6 +250,16 @@ impl TrainTransform {
         rngs: &mut [Rng],
         image: &mut Rgb,
     ) -> Result<Vec<CropBox>, DataError> {
+        Ok(self.decode_shown(file, options, rngs, image)?.crops)
+    }
+
+    fn decode_shown(
+        &self,
+        file: &[u8],
+        options: &DecodeOptions,
+        rngs: &mut [Rng],
+        image: &mut Rgb,
+    ) -> Result<Decoded, DataError> {
         let mut crops = |width, height| -> Vec<CropBox> {
             rngs.iter_mut().map(|rng| self.crop_box(width, height, rng)).collect()
         };
@@ -233,7 +270,8 @@ impl TrainTransform {
         });
         let Some(jpeg) = jpeg else {
             *image = decode_with(file, options)?;
-            return Ok(crops(image.width, image.height));
+            let crops = crops(image.width, image.height);
+            return Ok(Decoded { shown: crops.clone(), crops });
         };
         let mut crops = crops(jpeg.width, jpeg.height);
         let shrink = match self.reduce {
@@ -243,11 +281,13 @@ impl TrainTransform {
         let (width, height) = jpeg.size(shrink);
         let scaled: Vec<CropBox> =
             crops.iter().map(|crop| crop.scaled(shrink, width, height)).collect();
+        let mut shown = crops.clone();
         let union =
             scaled.iter().copied().reduce(CropBox::union).unwrap_or(CropBox::whole(width, height));
         match jpeg.decode(union, shrink, &mut image.pixels) {
             Some(()) => {
                 (image.width, image.height) = (union.width, union.height);
+                shown = scaled.iter().map(|crop| crop.times(shrink)).collect();
                 crops = scaled;
                 for crop in &mut crops {
                     (crop.left, crop.top) = (crop.left - union.left, crop.top - union.top);
@@ -256,7 +296,7 @@ impl TrainTransform {
             // What is wrong, and whether it can be borne, the whole decoder says.
             None => *image = decode_with(file, options)?,
         }
-        Ok(crops)
+        Ok(Decoded { crops, shown })
     }
 
     /// The second half of [`views`](TrainTransform::views): resizes a crop, and does to it what is drawn.
@@ -278,14 +318,15 @@ impl TrainTransform {
         resample(image, crop, self.size, filter)
     }
 
-    /// What is done to a resized crop `[size, size, 3]`: flip, RandAugment or colours, erasing.
-    pub fn adjust(&self, view: &mut [u8], rng: &mut Rng) {
+    /// What is done to a resized crop `[size, size, 3]`: flip, RandAugment or colours, erasing. Returns whether it was mirrored.
+    pub fn adjust(&self, view: &mut [u8], rng: &mut Rng) -> bool {
         let fork = |part: Part| rng.fork(part as u64);
         let (mut operations, mut erasing) = (fork(Part::RandAugment), fork(Part::Erasing));
         let mut distortion = fork(Part::Distortion);
         // Every draw is taken whether or not it is used, so that switching one off leaves the others as they are.
         let (flip, jitter, gray) = (rng.uniform(), rng.uniform(), rng.uniform());
-        if flip < self.hflip {
+        let mirrored = flip < self.hflip;
+        if mirrored {
             mirror(view, self.size);
         }
         if let Some(policy) = &self.rand_augment {
@@ -302,6 +343,7 @@ impl TrainTransform {
             adjust_saturation(view, 0.0);
         }
         self.erasing.apply(view, self.size, self.mean, self.std, &mut erasing);
+        mirrored
     }
 
     /// The crop of a width x height image: torchvision's `RandomResizedCrop.get_params`.

@@ -12,8 +12,8 @@ use image::{ImageFormat, RgbImage};
 use uta_data::rng::{Purpose, Rng};
 use uta_data::shards::{Limit, ShardWriter};
 use uta_data::{
-    Batch, DecodeOptions, EvalTransform, Fault, Order, Rejected, Share, Source, Stream,
-    StreamOptions, TrainTransform, decode, open, sweep,
+    Batch, EvalTransform, EvalViews, Fault, LabelKind, Order, Rejected, Share, Source, Stream,
+    StreamOptions, TrainTransform, TrainViews, decode, open, sweep,
 };
 
 fn image(i: u8, format: ImageFormat) -> Vec<u8> {
@@ -37,7 +37,7 @@ fn write(dir: &Path, shards: u8) -> Vec<PathBuf> {
 fn stream(source: &Arc<dyn Source>) -> Stream {
     let transform = TrainTransform { size: 4, ..TrainTransform::default() };
     let options = StreamOptions { batch: 20, workers: 3, ..StreamOptions::default() };
-    Stream::new(source.clone(), transform, options, 0).unwrap()
+    Stream::new(source.clone(), Arc::new(TrainViews::new(transform)), options, 0).unwrap()
 }
 
 fn open_dir(dir: &Path) -> Arc<dyn Source> {
@@ -89,7 +89,7 @@ fn a_shard_that_is_cut_while_it_is_read_loses_only_what_was_cut() {
     let length = fs::metadata(&paths[0]).unwrap().len();
     fs::File::options().write(true).open(&paths[0]).unwrap().set_len(length / 2).unwrap();
     let batches: Vec<Batch> =
-        sweep(source, EvalTransform::new(4), DecodeOptions::default(), 64, 2, Share::ALL)
+        sweep(source, Arc::new(EvalViews::new(EvalTransform::new(4))), 64, 2, Share::ALL)
             .map(Result::unwrap)
             .collect();
     let lost: usize = batches.iter().map(|batch| batch.rejected.len()).sum();
@@ -205,16 +205,12 @@ enum Fate {
 
 /// An epoch of training: of each sample its view when it is drawn, or why another came in its place.
 fn train(source: &Arc<dyn Source>, batch: usize) -> BTreeMap<usize, Result<Vec<u8>, Fault>> {
-    let options = StreamOptions {
-        batch,
-        workers: 2,
-        captions: true,
-        max_rejected: 1.0,
-        ..StreamOptions::default()
-    };
+    let options =
+        StreamOptions { batch, workers: 2, max_rejected: 1.0, ..StreamOptions::default() };
     let transform = TrainTransform { size: 8, ..TrainTransform::default() };
     let (order, batches) = (Order::new(source.as_ref(), options.seed), source.len() / batch);
-    let mut stream = Stream::new(source.clone(), transform, options, 0).unwrap();
+    let views = Arc::new(TrainViews { label: LabelKind::Captions, ..TrainViews::new(transform) });
+    let mut stream = Stream::new(source.clone(), views, options, 0).unwrap();
     let mut fates = BTreeMap::new();
     for number in 0..batches {
         let got = stream.next_batch().unwrap();
@@ -235,9 +231,9 @@ fn train(source: &Arc<dyn Source>, batch: usize) -> BTreeMap<usize, Result<Vec<u
 /// A sweep as evaluation makes it.
 fn evaluate(source: &Arc<dyn Source>, batch: usize) -> BTreeMap<usize, Result<Vec<u8>, Fault>> {
     let index: BTreeMap<String, usize> = (0..source.len()).map(|i| (source.key(i), i)).collect();
-    let options = DecodeOptions::default();
+    let views = Arc::new(EvalViews::new(EvalTransform::new(8)));
     let mut fates = BTreeMap::new();
-    for got in sweep(source.clone(), EvalTransform::new(8), options, batch, 2, Share::ALL) {
+    for got in sweep(source.clone(), views, batch, 2, Share::ALL) {
         let got = got.unwrap();
         let views = got.items.iter().zip(got.pixels.chunks(8 * 8 * 3));
         let views = views.map(|(item, view)| (item.index, Ok(view.to_vec())));
@@ -424,10 +420,10 @@ fn a_sample_is_rejected_with_its_shard_key_kind_and_reason() {
     writer.finish().unwrap();
     let source = open_dir(dir.path());
     assert!(source.problems()[0].contains("1 keys without an image"), "{:?}", source.problems());
-    let options =
-        StreamOptions { batch: 24, captions: true, max_rejected: 1.0, ..StreamOptions::default() };
+    let options = StreamOptions { batch: 24, max_rejected: 1.0, ..StreamOptions::default() };
     let transform = TrainTransform { size: 4, ..TrainTransform::default() };
-    let mut stream = Stream::new(source.clone(), transform.clone(), options.clone(), 0).unwrap();
+    let views = Arc::new(TrainViews { label: LabelKind::Captions, ..TrainViews::new(transform) });
+    let mut stream = Stream::new(source.clone(), views.clone(), options.clone(), 0).unwrap();
     let rejected = stream.next_batch().unwrap().rejected;
     let told: BTreeMap<&str, Fault> = rejected.iter().map(|r| (r.key.as_str(), r.kind)).collect();
     let expected =
@@ -435,7 +431,7 @@ fn a_sample_is_rejected_with_its_shard_key_kind_and_reason() {
     assert_eq!(told, BTreeMap::from(expected));
     assert!(rejected.iter().all(|r| r.shard.as_ref().unwrap().ends_with("set-000000.tar")));
     let strict = StreamOptions { max_rejected: 0.01, ..options };
-    let mut stream = Stream::new(source, transform, strict, 0).unwrap();
+    let mut stream = Stream::new(source, views, strict, 0).unwrap();
     let e = (0..20).find_map(|_| stream.next_batch().err()).unwrap().to_string();
     let counts = e.split(['(', ')']).nth(1).unwrap();
     assert!(["image", "caption"].iter().all(|kind| counts.contains(kind)), "{e}");

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use tch::{Kind, Tensor};
 use uta_data::mask::MaskGenerator;
-use uta_data::{Batch, Rejected, Source};
+use uta_data::{Batch, LabelKind, Rejected, Source};
 use uta_model::{Clip, same_tokens, unit};
 
 use crate::embed::{finite, sweep};
@@ -101,8 +101,13 @@ impl Align {
             finite(&cosine, &self.options, |row| batch.items[row].key.clone())?;
             Ok(vec![cosine])
         };
-        let rejected =
-            sweep(model, &self.source, &self.options, false, compute, |items, cosine| {
+        let rejected = sweep(
+            model,
+            &self.source,
+            &self.options,
+            LabelKind::None,
+            compute,
+            |items, cosine| {
                 let all: Vec<f64> = to_vec(&cosine[0]);
                 for (item, tokens) in items.iter().zip(all.chunks_exact(1 + kept_count)) {
                     let patches: f64 = tokens[1..].iter().sum();
@@ -114,7 +119,8 @@ impl Align {
                     });
                 }
                 Ok(())
-            })?;
+            },
+        )?;
         if per_image.is_empty() {
             let want = "has a readable image";
             return Err(EvalError::Empty { set: self.name.clone(), len: self.source.len(), want });

@@ -8,7 +8,8 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::distributed::ProcessGroup;
 use torch_ext::{Precision, autocast};
 use uta_data::{
-    Batch, DecodeOptions, EvalTransform, Filter, Fit, Item, Rejected, Share, Source, Tokenizer,
+    Batch, DecodeOptions, EvalTransform, EvalViews, Filter, Fit, Item, LabelKind, Rejected, Share,
+    Source, Tokenizer,
 };
 use uta_model::{ByLength, Clip, ClipConfig, Convention, Interpolation, Preprocess, Resize, unit};
 
@@ -112,8 +113,7 @@ impl EvalOptions {
     }
 }
 
-/// Sweeps `source` once and returns its unreadable samples, with those whose label makes no sense where it needs them
-/// `labelled`. `compute` gets every batch of readable ones, with its pixels
+/// Sweeps `source` once and returns its unreadable samples, with those whose `label` makes no sense. `compute` gets every batch of readable ones, with its pixels
 /// u8 `[B,S,S,3]` on `model`'s device at the model's resolution, and makes f32 tensors `[B,...]` of it; `each` gets them
 /// in the set's order. With several ranks each computes its share of the batches and meets those of all in `each`, so
 /// that every one ends with what one alone would have found.
@@ -121,18 +121,18 @@ pub(crate) fn sweep(
     model: &Clip,
     source: &Arc<dyn Source>,
     options: &EvalOptions,
-    labelled: bool,
+    label: LabelKind,
     mut compute: impl FnMut(&Batch, &Tensor) -> Result<Vec<Tensor>, EvalError>,
     mut each: impl FnMut(&[Item], &[Tensor]) -> Result<(), EvalError>,
 ) -> Result<Vec<Rejected>, EvalError> {
     let (mut rejected, mut done, total) = (Vec::new(), 0, source.len());
     options.report("images", 0, total);
     let transform = options.transform(&model.config);
+    let views = EvalViews { transform, decode: options.decode, label, required: false };
     let (device, group) = (model.store.device(), options.group.as_ref());
     let share = Share { rank: group.rank(), world: group.world() };
-    let EvalOptions { decode, batch, workers, .. } = *options;
-    let batches = uta_data::sweep(source.clone(), transform, decode, batch, workers, share);
-    for batch in batches.labelled(labelled) {
+    let EvalOptions { batch, workers, .. } = *options;
+    for batch in uta_data::sweep(source.clone(), Arc::new(views), batch, workers, share) {
         let computed = batch.map_err(EvalError::from).and_then(|batch| {
             let tensors = match batch.is_empty() {
                 true => vec![],
@@ -280,7 +280,7 @@ pub fn embed_images(
         }
         Ok(found)
     };
-    let rejected = sweep(model, source, options, false, compute, |items, found| {
+    let rejected = sweep(model, source, options, LabelKind::None, compute, |items, found| {
         let wanted =
             [Some(&mut embeddings), tokens.then_some(&mut all), layer.map(|_| &mut hidden)];
         wanted.into_iter().flatten().zip(found).for_each(|(rows, x)| rows.push(x));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use tch::Tensor;
-use uta_data::{Batch, Rejected, Source};
+use uta_data::{Batch, LabelKind, Rejected, Source};
 use uta_model::Clip;
 
 use crate::embed::{encode_images, encode_texts, sweep};
@@ -79,29 +79,36 @@ impl Retrieval {
         let (mut images, mut captions, mut owners) = (Vec::new(), Vec::new(), Vec::new());
         let (mut n, mut without_caption) = (0i64, 0);
         let compute = |batch: &Batch, pixels: &Tensor| {
-            if batch.items.iter().all(|item| item.captions.is_empty()) {
+            if batch.items.iter().all(|item| item.captions().is_empty()) {
                 return Ok(vec![]);
             }
             Ok(vec![encode_images(model, batch, pixels, &self.options)?])
         };
-        let rejected = sweep(model, &self.source, &self.options, false, compute, |items, all| {
-            let mut rows = Vec::new();
-            for (row, item) in items.iter().enumerate() {
-                if item.captions.is_empty() {
-                    without_caption += 1;
-                    continue;
+        let rejected = sweep(
+            model,
+            &self.source,
+            &self.options,
+            LabelKind::Captions,
+            compute,
+            |items, all| {
+                let mut rows = Vec::new();
+                for (row, item) in items.iter().enumerate() {
+                    if item.captions().is_empty() {
+                        without_caption += 1;
+                        continue;
+                    }
+                    owners.extend(std::iter::repeat_n(n, item.captions().len()));
+                    captions.extend(item.captions().iter().cloned());
+                    rows.push(row as i64);
+                    n += 1;
                 }
-                owners.extend(std::iter::repeat_n(n, item.captions.len()));
-                captions.extend(item.captions.iter().cloned());
-                rows.push(row as i64);
-                n += 1;
-            }
-            if !rows.is_empty() {
-                let rows = Tensor::from_slice(&rows).to_device(all[0].device());
-                images.push(all[0].index_select(0, &rows));
-            }
-            Ok(())
-        })?;
+                if !rows.is_empty() {
+                    let rows = Tensor::from_slice(&rows).to_device(all[0].device());
+                    images.push(all[0].index_select(0, &rows));
+                }
+                Ok(())
+            },
+        )?;
         if images.is_empty() {
             let want =
                 "has a readable image and a caption (a .txt member or a .txt beside it, or a row)";

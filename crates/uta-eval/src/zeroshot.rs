@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use tch::{Kind, Tensor};
-use uta_data::{Batch, Rejected, Source};
+use uta_data::{Batch, LabelKind, Rejected, Source};
 use uta_model::Clip;
 
 use crate::embed::{encode_images, name_of, sweep};
@@ -139,22 +139,27 @@ impl ZeroShot {
         let mut hits = vec![(0.0, 0usize); names.len()];
         let compute = |batch: &Batch, pixels: &Tensor| {
             for item in &batch.items {
-                if let Some(class) = item.class.filter(|&class| class as usize >= names.len()) {
+                if let Some(class) = item.class().filter(|&class| class as usize >= names.len()) {
                     let (key, names) = (item.key.clone(), names.len());
                     return Err(EvalError::Label { key, class, names });
                 }
             }
-            if batch.items.iter().all(|item| item.class.is_none()) {
+            if batch.items.iter().all(|item| item.class().is_none()) {
                 return Ok(vec![]);
             }
             Ok(vec![encode_images(model, batch, pixels, &self.options)?])
         };
-        let rejected =
-            sweep(model, &self.source, &self.options, true, compute, |items, images| {
+        let rejected = sweep(
+            model,
+            &self.source,
+            &self.options,
+            LabelKind::Class,
+            compute,
+            |items, images| {
                 let labelled: Vec<(usize, u32)> = items
                     .iter()
                     .enumerate()
-                    .filter_map(|(i, item)| Some((i, item.class?)))
+                    .filter_map(|(i, item)| Some((i, item.class()?)))
                     .collect();
                 unlabelled += items.len() - labelled.len();
                 if labelled.is_empty() {
@@ -201,7 +206,8 @@ impl ZeroShot {
                     }
                 }
                 Ok(())
-            })?;
+            },
+        )?;
 
         let n: usize = hits.iter().map(|&(_, n)| n).sum();
         if n == 0 {

@@ -11,7 +11,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use torch_ext::distributed::ProcessGroup;
 use uta_base::write_atomically;
-use uta_data::{DataError, EvalTransform, Sample, Share, Source};
+use uta_data::{DataError, EvalTransform, EvalViews, Sample, Share, Source};
 use uta_eval::{
     ClassSet, EvalKind, EvalOptions, Prediction, Prompts, Recall, Retrieval, RetrievalReport,
     ZeroShot, ZeroShotReport,
@@ -165,17 +165,19 @@ pub fn save_pictures(
         };
         let by_student = names(student)?;
         let by_teacher = teacher.map(names).transpose()?.unwrap_or_default();
-        let view = EvalTransform::new(SIDE);
+        let views =
+            EvalViews { decode: options.decode, ..EvalViews::new(EvalTransform::new(SIDE)) };
         let all = Share { rank: 0, world: 1 };
-        let swept = uta_data::sweep(few.clone(), view, options.decode, SHOWN, options.workers, all);
+        let swept = uta_data::sweep(few.clone(), Arc::new(views), SHOWN, options.workers, all);
         for batch in swept {
             let batch = batch?;
             let bytes = 3 * batch.size * batch.size;
             for (item, pixels) in batch.items.iter().zip(batch.pixels.chunks_exact(bytes)) {
                 let file = few.name(item.index).unwrap_or_else(|| item.key.clone());
-                let class =
-                    item.class.and_then(|class| prompts.as_ref()?.names.get(class as usize));
-                let truth = class.or(item.captions.first()).unwrap_or(&file).clone();
+                // Read once more for its words: what it is called may be a class or a caption.
+                let Sample { class, captions, .. } = few.read(item.index)?;
+                let class = class.and_then(|class| prompts.as_ref()?.names.get(class as usize));
+                let truth = class.or(captions.first()).unwrap_or(&file).clone();
                 let top5 = |found: &BTreeMap<String, Prediction>| {
                     let Some(prediction) = found.get(&file) else { return vec![] };
                     let scores = prediction.scores.iter().map(|&score| f64::from(score));

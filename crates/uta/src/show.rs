@@ -1,9 +1,10 @@
 //! `uta data show`: samples as a net gets them, drawn. The first thing to look at when a run learns nothing.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use uta_data::progress::counted;
-use uta_data::{Batch, Item};
+use uta_data::{Batch, Item, Label};
 use uta_train::{Preview, Recipe};
 
 use crate::error::Usage;
@@ -89,16 +90,20 @@ fn draw(title: &str, batch: &Batch, classes: Option<&[String]>) -> Drawing {
     drawing
 }
 
-/// The lines below a picture: its class, and its caption, cut where it is long.
+/// The lines below a picture: its label, or its name where the task asks for none.
 fn label(item: &Item, classes: Option<&[String]>) -> Vec<String> {
-    let class = item.class.map(|class| match classes.and_then(|all| all.get(class as usize)) {
-        Some(name) => format!("class {class}: {name}"),
-        None => format!("class {class}"),
-    });
-    let mut lines: Vec<String> = class.iter().flat_map(|class| wrapped(class, 1)).collect();
-    let left = LINES - lines.len();
-    lines.extend(item.captions.first().into_iter().flat_map(|caption| wrapped(caption, left)));
-    lines
+    let text = match &item.label {
+        Label::None => item.key.clone(),
+        Label::Captions(captions) => captions.first().cloned().unwrap_or_default(),
+        Label::Class(class) => match classes.and_then(|all| all.get(*class as usize)) {
+            Some(name) => format!("class {class}: {name}"),
+            None => format!("class {class}"),
+        },
+        Label::Map(map) => counted(map.classes.iter().collect::<BTreeSet<_>>().len(), "class"),
+        Label::Regions(regions) => counted(regions.len(), "object"),
+        Label::Chat(turns) => turns.last().map_or_else(String::new, |turn| turn.text.clone()),
+    };
+    wrapped(&text, LINES)
 }
 
 /// A text in at most `most` lines, with an ellipsis where more would follow.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use toml::Table;
+use uta_data::LabelKind;
 
 use super::model::Model;
 use super::train::Train;
@@ -149,11 +150,11 @@ impl TaskRecipe {
         }
     }
 
-    /// Whether each image comes with a caption.
-    pub(crate) fn wants_captions(&self) -> bool {
+    /// The label that each training sample comes with.
+    pub(crate) fn label(&self) -> LabelKind {
         match self {
-            TaskRecipe::Align(_) => false,
-            TaskRecipe::Contrastive(_) => true,
+            TaskRecipe::Align(_) => LabelKind::None,
+            TaskRecipe::Contrastive(_) => LabelKind::Captions,
         }
     }
 

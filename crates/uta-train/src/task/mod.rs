@@ -9,11 +9,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tch::{Kind, Tensor};
-use uta_data::targets::Replay;
-use uta_data::{Batch, Source};
+use uta_data::{Batch, LabelKind, Source, Transform};
 use uta_eval::{EvalOptions, EvalSet, Evaluator};
 use uta_model::{ModelError, Parameter};
 
+use crate::recipe::Data;
 use crate::{Recipe, TrainError};
 
 /// Whether a forward pass is for learning or for measuring.
@@ -60,14 +60,9 @@ pub trait Task {
         false
     }
 
-    /// Whether each image must come with a caption.
-    fn wants_captions(&self) -> bool {
-        false
-    }
-
-    /// The targets that training batches come with, where they were computed before.
-    fn replay(&self) -> Option<Arc<Replay>> {
-        None
+    /// The way from a sample to its views, in the decoding threads; by default pixels alone, as `data` says.
+    fn transform(&self, data: &Data, mode: Mode) -> Arc<dyn Transform> {
+        parts::views(data, mode, LabelKind::None)
     }
 
     /// Whether it can train on these sources.

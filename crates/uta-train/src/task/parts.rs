@@ -2,12 +2,28 @@
 
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
+use uta_data::{EvalTransform, EvalViews, LabelKind, TrainViews, Transform};
 use uta_eval::{EvalOptions, EvalSet, Evaluator};
 use uta_model::{Clip, ModelError, Origin};
 
+use super::Mode;
 use crate::TrainError;
+use crate::recipe::Data;
+
+/// The views of `data` with a label that each sample must have: augmented for training, plain for validation.
+pub(crate) fn views(data: &Data, mode: Mode, label: LabelKind) -> Arc<dyn Transform> {
+    let decode = data.decode();
+    match mode {
+        Mode::Train => Arc::new(TrainViews { transform: data.transforms.clone(), decode, label }),
+        Mode::Validate => {
+            let transform = EvalTransform::new(data.image_size);
+            Arc::new(EvalViews { transform, decode, label, required: true })
+        }
+    }
+}
 
 /// The CLIP at `path` (its net named by `arch` where the file can't tell). What was assumed about it is said in the log.
 ///

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 use tch::no_grad;
 use torch_ext::{Precision, autocast};
-use uta_data::{EvalTransform, Share, Source};
+use uta_data::{Share, Source};
 
 use super::Trainer;
 use crate::{Ema, Mode, TrainError};
@@ -45,13 +45,12 @@ impl Trainer {
 
     /// The task's loss over the whole validation set.
     fn validate(&self, val: Arc<dyn Source>) -> Result<Vec<(String, f64)>, TrainError> {
-        let transform = EvalTransform::new(self.recipe.data.image_size);
+        let transform = self.task.transform(&self.recipe.data, Mode::Validate);
         let precision = Precision::from(self.recipe.train.precision);
         let (mut sums, mut count) = (Vec::<(String, f64)>::new(), 0.0);
-        let (decode, workers) = (self.recipe.data.decode(), self.recipe.data.workers);
+        let workers = self.recipe.data.workers;
         let share = Share { rank: self.group.rank(), world: self.group.world() };
-        let batches = uta_data::sweep(val, transform, decode, self.micro_batch, workers, share);
-        for batch in batches.captioned(self.task.wants_captions()) {
+        for batch in uta_data::sweep(val, transform, self.micro_batch, workers, share) {
             let (batch, _) = self.on_all_ranks(batch)?;
             if batch.is_empty() && !self.task.spans_ranks() {
                 continue;

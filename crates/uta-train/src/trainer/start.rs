@@ -7,12 +7,13 @@ use std::time::Instant;
 use tch::{Device, Tensor};
 use torch_ext::distributed::ProcessGroup;
 use torch_ext::{Precision, autocast};
-use uta_data::{Batch, EvalTransform, Share, Source, Stream, StreamOptions};
+use uta_data::{Batch, Share, Source, Stream, StreamOptions};
 use uta_eval::{EvalOptions, Evaluator};
 
 use super::threads;
 use crate::device::device;
 use crate::task::kinds::{build, has_room};
+use crate::task::parts::views;
 use crate::{Mode, Recipe, RecipeError, Task, TrainError};
 
 /// The parts of a run that every rank makes for itself.
@@ -75,11 +76,9 @@ pub(super) fn stream(
     let options = StreamOptions {
         rank: group.rank(),
         world: group.world(),
-        captions: task.wants_captions(),
         ..stream_options(recipe, micro_batch)
     };
-    let (train, replay) = (train.clone(), task.replay());
-    Ok(Stream::replaying(train, data.transforms.clone(), options, first, replay)?)
+    Ok(Stream::new(train.clone(), task.transform(data, Mode::Train), options, first)?)
 }
 
 /// How a process alone streams the samples of a recipe.
@@ -93,7 +92,6 @@ fn stream_options(recipe: &Recipe, micro_batch: usize) -> StreamOptions {
         shuffle_buffer: data.shuffle_buffer,
         workers: data.workers,
         prefetch: data.prefetch,
-        decode: data.decode(),
         max_rejected: data.max_rejected,
         ..StreamOptions::default()
     }
@@ -115,21 +113,17 @@ impl Preview {
     /// When the data can't be opened, or have no such samples.
     pub fn of(recipe: &Recipe, count: usize, val: bool) -> Result<Preview, TrainError> {
         let (train, validation) = recipe.data.open(true)?;
-        let captions = recipe.task.wants_captions();
-        let decode = recipe.data.decode();
+        let (data, label) = (&recipe.data, recipe.task.label());
         if !val {
-            let count = count.next_multiple_of(recipe.data.repeats);
-            let options = StreamOptions { captions, ..stream_options(recipe, count) };
-            let transforms = recipe.data.transforms.clone();
-            let batch = Stream::new(train.clone(), transforms, options, 0)?.next_batch()?;
+            let options = stream_options(recipe, count.next_multiple_of(data.repeats));
+            let views = views(data, Mode::Train, label);
+            let batch = Stream::new(train.clone(), views, options, 0)?.next_batch()?;
             return Ok(Preview { batch, classes: train.class_names().map(<[String]>::to_vec) });
         }
         let none = || TrainError::recipe("data.val: is empty, so that there is nothing to show");
         let source = validation.ok_or_else(none)?;
-        let transform = EvalTransform::new(recipe.data.image_size);
-        let (workers, all) = (recipe.data.workers, Share::ALL);
-        let mut swept = uta_data::sweep(source.clone(), transform, decode, count, workers, all)
-            .captioned(captions);
+        let views = views(data, Mode::Validate, label);
+        let mut swept = uta_data::sweep(source.clone(), views, count, data.workers, Share::ALL);
         let batch = swept.next().ok_or_else(none)??;
         Ok(Preview { batch, classes: source.class_names().map(<[String]>::to_vec) })
     }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use crate::on_ranks::on_ranks;
 use tch::{Device, Tensor, no_grad};
 use torch_ext::distributed::{Ddp, ProcessGroup, Reduce};
-use uta_data::{Batch, Item};
+use uta_data::{Batch, Item, Label};
 use uta_train::{Mode, Recipe, Task, build};
 
 const RECIPE: &str = r#"
@@ -39,8 +39,7 @@ const RECIPE: &str = r#"
 fn pairs(from: usize, to: usize) -> Batch {
     let items = (from..to).map(|i| Item {
         key: i.to_string(),
-        captions: vec![format!("picture {}", i * 37 % 101)],
-        class: None,
+        label: Label::Captions(vec![format!("picture {}", i * 37 % 101)]),
         position: i as u64,
         index: i,
     });

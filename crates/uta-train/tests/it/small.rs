@@ -1,7 +1,7 @@
 //! A small case of task `align` for several tests: a recipe, a teacher, pictures.
 
 use tch::Device;
-use uta_data::{Batch, Item};
+use uta_data::{Batch, Item, Label};
 use uta_model::{Clip, ClipConfig, Ffn, VitConfig};
 use uta_train::recipe::TaskRecipe;
 use uta_train::{Align, Recipe};
@@ -49,8 +49,7 @@ pub fn batch(step: usize) -> Batch {
     });
     let item = |i: usize| Item {
         key: String::new(),
-        captions: vec![],
-        class: None,
+        label: Label::None,
         position: i as u64,
         index: i % 64,
     };

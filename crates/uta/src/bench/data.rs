@@ -3,11 +3,12 @@
 use std::fmt::{self, Display, Formatter};
 use std::hint::black_box;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use uta_data::rng::{Purpose, Rng};
-use uta_data::{Rgb, Stream, StreamOptions, TrainTransform, open, open_sets};
+use uta_data::{Rgb, Stream, StreamOptions, TrainTransform, TrainViews, open, open_sets};
 use uta_train::Recipe;
 
 use crate::output::print;
@@ -85,7 +86,7 @@ impl Display for Report {
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let (source, transform, mut options) = match Path::new(&args.what).extension() {
+    let (source, views, mut options) = match Path::new(&args.what).extension() {
         Some(extension) if extension == "toml" => {
             let Recipe { data, train, .. } = Recipe::load(Path::new(&args.what), &[])?;
             let options = StreamOptions {
@@ -95,21 +96,23 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
                 shuffle_buffer: data.shuffle_buffer,
                 workers: data.workers,
                 prefetch: data.prefetch,
-                decode: data.decode(),
                 max_rejected: data.max_rejected,
                 ..StreamOptions::default()
             };
-            (open_sets(&data.train, &data.pairs)?, data.transforms, options)
+            let (decode, transform) = (data.decode(), data.transforms);
+            let views = TrainViews { decode, ..TrainViews::new(transform) };
+            (open_sets(&data.train, &data.pairs)?, views, options)
         }
         _ => {
             let options = StreamOptions { batch: 64, ..StreamOptions::default() };
-            (open(&args.what)?, TrainTransform::default(), options)
+            (open(&args.what)?, TrainViews::new(TrainTransform::default()), options)
         }
     };
     if let Some(workers) = args.workers {
         options.workers = workers.into();
     }
 
+    let TrainViews { transform, decode, .. } = &views;
     let few = args.samples.min(1000);
     let [mut reading, mut decoding, mut cropping, mut resting] = [Duration::ZERO; 4];
     let (mut timed, mut planes) = (0.0, vec![]);
@@ -120,7 +123,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let began = Instant::now();
         let Ok(sample) = source.read(index) else { continue };
         let read = Instant::now();
-        let crops = transform.decode(&sample.image, &options.decode, &mut rngs, &mut image);
+        let crops = transform.decode(&sample.image, decode, &mut rngs, &mut image);
         let Ok(crops) = crops else { continue };
         let decoded = Instant::now();
         let mut view = transform.resize(&image, crops[0], &rngs[0])?;
@@ -136,7 +139,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let speed = |spent: Duration| timed / spent.as_secs_f64().max(1e-9);
 
     let (size, workers, batch) = (transform.size, options.workers, options.batch as u64);
-    let mut stream = Stream::new(source, transform, options, 0)?;
+    let mut stream = Stream::new(source, Arc::new(views), options, 0)?;
     // Threads and buffers are there after the first.
     stream.next_batch()?;
     let batches = args.samples.div_ceil(batch);

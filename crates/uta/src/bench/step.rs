@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::distributed::ProcessGroup;
 use torch_ext::{OperatorTime, Precision, autocast, profile};
 use uta_data::targets::{TargetKind, TargetSet, TargetWriter, Targets, View};
-use uta_data::{Batch, Item};
+use uta_data::{Batch, Item, Label};
 use uta_model::{Clip, ClipConfig, VitConfig};
 use uta_train::recipe::MAX_IMAGES;
 use uta_train::{Mode, Optimizer, Recipe, decode_targets};
@@ -374,8 +374,7 @@ impl Pictures {
         self.step += 1;
         let item = |position| Item {
             key: String::new(),
-            captions: vec![format!("a photo of a thing of number {position}")],
-            class: None,
+            label: Label::Captions(vec![format!("a photo of a thing of number {position}")]),
             position,
             index: position as usize,
         };

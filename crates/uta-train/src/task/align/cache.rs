@@ -21,13 +21,17 @@ use uta_data::sha256::{add_file, hex};
 use uta_data::targets::{
     Cropping, Replay, TargetKind, TargetSet, TargetWriter, Targets, View, Wanted, crops, lock,
 };
-use uta_data::{Batch, DecodeOptions, EvalTransform, Source, TrainTransform, progress};
+use uta_data::{
+    Batch, DecodeOptions, EvalTransform, EvalViews, Source, TrainTransform, TrainViews, Transform,
+    progress,
+};
 use uta_model::{Clip, ClipConfig, Origin, safetensors_io};
 
 use super::teacher::load_teacher;
 use crate::device::device;
 use crate::recipe::{PrecisionName, Recipe, Teacher};
 use crate::run::write_atomically;
+use crate::task::Mode;
 use crate::task::parts::to_device;
 use crate::{RecipeError, TrainError};
 
@@ -427,20 +431,20 @@ impl Cosine {
 pub(crate) struct Cache {
     dir: PathBuf,
     manifest: Manifest,
-    train: Arc<Replay>,
-    val: Option<Targets>,
+    train: Arc<Targets>,
+    val: Option<Arc<Targets>>,
 }
 
 impl Cache {
-    /// The cache in `dir`, which must be of the recipe's teacher, where it names one that is there, and of its crops. Which rows
-    /// of its targets the image at each position of the training stream comes with, `wanted` says.
+    /// The cache in `dir`, which must be of the recipe's teacher, where it names one that is there, and of its crops. `check`
+    /// looks at what the teacher was.
     ///
     /// # Errors
     /// Says what differs, or which shard is missing or cut.
     pub fn open(
         recipe: &Recipe,
         dir: &Path,
-        wanted: impl FnOnce(&ClipConfig) -> Result<Box<Wanted>, TrainError>,
+        check: impl FnOnce(&ClipConfig) -> Result<(), TrainError>,
     ) -> Result<Cache, TrainError> {
         let mut manifest = Manifest::read(dir)?;
         let mut ours = manifest.clone();
@@ -469,13 +473,12 @@ impl Cache {
             let message = format!("data.repeats = {repeats}: {} has {count} crops", dir.display());
             return Err(wrong("recipe", message));
         }
-        let wanted = wanted(&manifest.teacher.config)?;
-        let targets = Targets::open(manifest.set(dir, false))?;
+        check(&manifest.teacher.config)?;
+        let train = Arc::new(Targets::open(manifest.set(dir, false))?);
         let val = match manifest.data.val {
             0 => None,
-            _ => Some(Targets::open(manifest.set(dir, true))?),
+            _ => Some(Arc::new(Targets::open(manifest.set(dir, true))?)),
         };
-        let train = Arc::new(Replay { targets, wanted });
         Ok(Cache { dir: dir.to_owned(), manifest, train, val })
     }
 
@@ -500,7 +503,7 @@ impl Cache {
         val: Option<&dyn Source>,
     ) -> Result<(), TrainError> {
         let decode = self.manifest.decode();
-        self.train.targets.are_of(train, &self.manifest.cropping(false), &decode)?;
+        self.train.are_of(train, &self.manifest.cropping(false), &decode)?;
         match (val, &self.val) {
             (Some(val), Some(targets)) => {
                 Ok(targets.are_of(val, &self.manifest.cropping(true), &decode)?)
@@ -514,33 +517,36 @@ impl Cache {
         }
     }
 
-    /// The targets of the training stream.
-    pub fn replay(&self) -> Arc<Replay> {
-        self.train.clone()
-    }
-
-    /// The targets [B, rows, E] that came with a training batch.
-    pub fn training(&self, batch: &Batch, device: Device) -> Tensor {
-        decode(&batch.targets, batch.len(), self.train.targets.set(), device)
-    }
-
-    /// The same of a validation batch, read now; `wanted` are the rows of each image.
-    pub fn validation(
-        &self,
-        batch: &Batch,
-        wanted: &Wanted,
-        device: Device,
-    ) -> Result<Tensor, TrainError> {
-        let Some(targets) = &self.val else {
-            return Err(TrainError::run(&self.dir, "has no targets of validation images"));
-        };
-        let mut bytes = vec![];
-        let pixels = batch.pixels.chunks_exact(batch.size * batch.size * 3);
-        for (item, pixels) in batch.items.iter().zip(pixels) {
-            let crop = (item.index as u64, 0);
-            targets.read_for(crop, pixels, &wanted(item.position), &mut bytes)?;
+    /// The crops that there are targets of, which come with them; `wanted` says which rows each image comes with.
+    pub fn transform(&self, mode: Mode, wanted: Box<Wanted>) -> Arc<dyn Transform> {
+        let decode = self.manifest.decode();
+        let transforms = &self.manifest.crops.transforms;
+        let eval = EvalViews { decode, ..EvalViews::new(EvalTransform::new(transforms.size)) };
+        match (mode, &self.val) {
+            (Mode::Train, _) => {
+                let views = TrainViews { decode, ..TrainViews::new(transforms.clone()) };
+                Arc::new(Replay { targets: self.train.clone(), wanted, views })
+            }
+            (Mode::Validate, Some(val)) => {
+                Arc::new(Replay { targets: val.clone(), wanted, views: eval })
+            }
+            (Mode::Validate, None) => Arc::new(eval),
         }
-        Ok(decode(&bytes, batch.len(), targets.set(), device))
+    }
+
+    /// The targets [B, rows, E] that came with a batch.
+    ///
+    /// # Errors
+    /// When there are none of validation images.
+    pub fn targets(&self, batch: &Batch, mode: Mode, device: Device) -> Result<Tensor, TrainError> {
+        let targets = match (mode, &self.val) {
+            (Mode::Train, _) => &self.train,
+            (Mode::Validate, Some(val)) => val,
+            (Mode::Validate, None) => {
+                return Err(TrainError::run(&self.dir, "has no targets of validation images"));
+            }
+        };
+        Ok(decode(&batch.targets, batch.len(), targets.set(), device))
     }
 }
 

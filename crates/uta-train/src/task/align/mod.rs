@@ -12,17 +12,17 @@ use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor, no_grad};
 use uta_data::mask::MaskGenerator;
-use uta_data::targets::{Replay, Wanted};
-use uta_data::{Batch, Source};
+use uta_data::targets::Wanted;
+use uta_data::{Batch, LabelKind, Source, Transform};
 use uta_eval::{EvalOptions, EvalSet, Evaluator, upload};
 use uta_model::{Clip, ClipConfig, ModelError, Parameter, same_tokens};
 
 use self::cache::Cache;
 use self::teacher::{load_teacher, student_config};
-use super::parts::{clip_evaluators, initialise, save_clip, to_device};
+use super::parts::{clip_evaluators, initialise, save_clip, to_device, views};
 use super::{Distill, Mode, Output, Task};
 use crate::TrainError;
-use crate::recipe::{AlignRecipe, Recipe};
+use crate::recipe::{AlignRecipe, Data, Recipe};
 
 pub use cache::{CacheOptions, Made, cached_targets, decode, make};
 pub(crate) use teacher::masks;
@@ -52,17 +52,13 @@ impl Align {
             let teacher = load_teacher(&own.teacher, device)?;
             return Align::with_teacher(recipe, own, teacher, device);
         };
-        let (masks, validation_masks) = masks(recipe, own)?;
-        let stream_masks = masks.clone();
+        let masks = masks(recipe, own)?;
         let seed = recipe.train.seed;
-        let cache = Cache::open(recipe, dir, |teacher| {
-            student_config(recipe, teacher)?;
-            Ok(wanted(stream_masks, seed))
-        })?;
+        let cache = Cache::open(recipe, dir, |teacher| student_config(recipe, teacher).map(drop))?;
         let student = student(recipe, cache.teacher(), device)?;
         cache.copy_text(&student)?;
         let targets = Targets::Cached(Box::new(cache));
-        Ok(Align::assemble(student, targets, (masks, validation_masks), seed))
+        Ok(Align::assemble(student, targets, masks, seed))
     }
 
     /// With a teacher that is here already.
@@ -132,11 +128,7 @@ impl Distill for Align {
                     None => tokens,
                 })
             }
-            (Targets::Cached(cache), Mode::Train) => Ok(cache.training(batch, images.device())),
-            (Targets::Cached(cache), Mode::Validate) => {
-                let wanted = wanted(self.validation_masks.clone(), self.seed);
-                cache.validation(batch, &wanted, images.device())
-            }
+            (Targets::Cached(cache), mode) => cache.targets(batch, mode, images.device()),
         }
     }
 
@@ -164,10 +156,14 @@ impl Task for Align {
         Ok(self.loss(&images, kept.as_ref(), &target, mode))
     }
 
-    fn replay(&self) -> Option<Arc<Replay>> {
+    fn transform(&self, data: &Data, mode: Mode) -> Arc<dyn Transform> {
+        let masks = match mode {
+            Mode::Train => &self.masks,
+            Mode::Validate => &self.validation_masks,
+        };
         match &self.targets {
-            Targets::Live(_) => None,
-            Targets::Cached(cache) => Some(cache.replay()),
+            Targets::Live(_) => views(data, mode, LabelKind::None),
+            Targets::Cached(cache) => cache.transform(mode, wanted(masks.clone(), self.seed)),
         }
     }
 

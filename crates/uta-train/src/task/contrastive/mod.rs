@@ -5,17 +5,18 @@ pub(crate) mod recipe;
 
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tch::{Device, Kind, Reduction, Tensor, no_grad};
 use torch_ext::distributed::ProcessGroup;
-use uta_data::{Batch, Source, Tokenizer, require_captions};
+use uta_data::{Batch, LabelKind, Source, Tokenizer, Transform, require_captions};
 use uta_eval::{EvalOptions, EvalSet, Evaluator, upload};
 use uta_model::{ByLength, Clip, ClipConfig, ModelError, Parameter, TextConfig, unit};
 
-use super::parts::{clip_evaluators, initialise, save_clip, to_device};
+use super::parts::{clip_evaluators, initialise, save_clip, to_device, views};
 use super::{Mode, Output, Task};
 use crate::TrainError;
-use crate::recipe::{ContrastiveRecipe, Recipe};
+use crate::recipe::{ContrastiveRecipe, Data, Recipe};
 
 /// The largest logit scale: CLIP's bound on the temperature, 1 / 100.
 const MAX_LOGIT_SCALE: f64 = 100.0;
@@ -118,7 +119,7 @@ impl Task for Contrastive {
         let captions: Vec<&str> = batch
             .items
             .iter()
-            .map(|item| item.captions.first().map_or("", String::as_str))
+            .map(|item| item.captions().first().map_or("", String::as_str))
             .collect();
         let (image, text) = match batch.is_empty() {
             true => {
@@ -170,8 +171,8 @@ impl Task for Contrastive {
         Ok(Output { loss, count: batch.len() as f64, metrics })
     }
 
-    fn wants_captions(&self) -> bool {
-        true
+    fn transform(&self, data: &Data, mode: Mode) -> Arc<dyn Transform> {
+        views(data, mode, LabelKind::Captions)
     }
 
     fn check_data(&self, _train: &dyn Source, val: Option<&dyn Source>) -> Result<(), TrainError> {

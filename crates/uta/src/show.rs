@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use uta_data::progress::counted;
-use uta_data::{Batch, Item, Label};
+use uta_data::{Batch, Item, Label, LabelMap, Mask, Region};
 use uta_train::{Preview, Recipe};
 
 use crate::error::Usage;
@@ -79,15 +79,71 @@ fn draw(title: &str, batch: &Batch, classes: Option<&[String]>) -> Drawing {
     let mut drawing = Drawing::new(width, TITLE + rows as f64 * height - GAP);
     drawing.text(0.0, 14.0, "title", Anchor::Start, title);
     let pixels = batch.pixels.chunks_exact(3 * batch.size * batch.size);
-    for (i, (rgb, text)) in pixels.zip(&texts).enumerate() {
+    for (i, (rgb, (item, text))) in pixels.zip(batch.items.iter().zip(&texts)).enumerate() {
         let (x, y) = ((i % columns) as f64 * (SIDE + GAP), TITLE + (i / columns) as f64 * height);
-        drawing.picture((x, y, SIDE), rgb, batch.size);
+        let (mut rgb, scale) = (rgb.to_vec(), SIDE / batch.size as f64);
+        match &item.label {
+            Label::Map(map) => tint(&mut rgb, map, |class| {
+                (class != LabelMap::IGNORED).then(|| colour(class.into()))
+            }),
+            Label::Regions(regions) => {
+                for region in regions {
+                    if let Some(Mask::Pixels(map)) = &region.mask {
+                        tint(&mut rgb, map, |inside| (inside == 1).then(|| colour(region.class)));
+                    }
+                    drawing.at(x, y, |drawing| outline(drawing, region, scale));
+                }
+            }
+            _ => {}
+        }
+        drawing.picture((x, y, SIDE), &rgb, batch.size);
         for (line, text) in text.iter().enumerate() {
             let y = y + SIDE + LINE * (line as f64 + 0.85);
             drawing.text(x, y, "small", Anchor::Start, text);
         }
     }
     drawing
+}
+
+/// Mixes the colour that `of` gives each value of `map`, where it gives one, with the pixels of the same size.
+fn tint(rgb: &mut [u8], map: &LabelMap, of: impl Fn(u8) -> Option<[u8; 3]>) {
+    for (pixel, &value) in rgb.chunks_exact_mut(3).zip(&map.classes) {
+        for (channel, colour) in pixel.iter_mut().zip(of(value).into_iter().flatten()) {
+            *channel = channel.midpoint(colour);
+        }
+    }
+}
+
+/// Draws the bounds of a region of a view, and its outlines where it has some, `scale` times as large.
+fn outline(drawing: &mut Drawing, region: &Region, scale: f64) {
+    let hue = format!("line h{}", region.class % 8);
+    let [x0, y0, x1, y1] = region.bounds.map(|at| scale * f64::from(at));
+    drawing.element(format_args!(
+        "<rect class=\"{hue}\" x=\"{x0:.1}\" y=\"{y0:.1}\" width=\"{:.1}\" height=\"{:.1}\"/>",
+        x1 - x0,
+        y1 - y0
+    ));
+    if let Some(Mask::Polygons(polygons)) = &region.mask {
+        for polygon in polygons {
+            let points: Vec<String> = polygon
+                .iter()
+                .map(|[x, y]| format!("{:.1},{:.1}", scale * f64::from(*x), scale * f64::from(*y)))
+                .collect();
+            drawing.element(format_args!(
+                "<polygon class=\"{hue}\" points=\"{}\"/>",
+                points.join(" ")
+            ));
+        }
+    }
+}
+
+/// A colour for a class: hues a golden angle apart, so that neighbours differ.
+fn colour(class: u32) -> [u8; 3] {
+    let hue = (f64::from(class) * 0.618_034).fract() * 6.0;
+    [5.0, 3.0, 1.0].map(|at| {
+        let along: f64 = (at + hue) % 6.0;
+        (255.0 * (1.0 - along.min(4.0 - along).clamp(0.0, 1.0))) as u8
+    })
 }
 
 /// The lines below a picture: its label, or its name where the task asks for none.
@@ -134,6 +190,44 @@ fn wrapped(text: &str, most: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn batch(label: Label) -> Batch {
+        let item = Item { key: "k".into(), label, position: 0, index: 0 };
+        Batch {
+            index: 0,
+            size: 2,
+            pixels: vec![100; 12],
+            items: vec![item],
+            targets: vec![],
+            rejected: vec![],
+            epoch: 0.0,
+        }
+    }
+
+    #[test]
+    fn maps_tint_the_pixels_and_regions_are_outlined_where_they_lie() {
+        let map = LabelMap { width: 2, height: 2, classes: vec![0, 1, 1, LabelMap::IGNORED] };
+        let mut rgb = vec![100; 12];
+        tint(&mut rgb, &map, |class| (class != LabelMap::IGNORED).then(|| colour(class.into())));
+        assert_eq!(rgb[9..], [100, 100, 100], "what is ignored stays as it is");
+        assert_eq!(rgb[3..6], rgb[6..9]);
+        assert_ne!(rgb[..3], rgb[3..6]);
+        let region = Region {
+            class: 3,
+            bounds: [0.0, 0.5, 1.0, 2.0],
+            mask: Some(Mask::Polygons(vec![vec![[0.0, 0.5], [1.0, 0.5], [1.0, 2.0]]])),
+            crowd: false,
+        };
+        let svg = draw("t", &batch(Label::Regions(vec![region])), None).standalone().unwrap();
+        let half = SIDE / 2.0;
+        let (top, tall) = (half / 2.0, 1.5 * half);
+        let rect = format!("x=\"0.0\" y=\"{top:.1}\" width=\"{half:.1}\" height=\"{tall:.1}\"");
+        assert!(
+            svg.contains(&rect) && svg.contains("line h3") && svg.contains("1 object"),
+            "{svg}"
+        );
+        assert!(svg.contains(&format!("points=\"0.0,{top:.1} {half:.1},{top:.1}")), "{svg}");
+    }
 
     #[test]
     fn long_captions_are_wrapped_and_cut_with_an_ellipsis() {

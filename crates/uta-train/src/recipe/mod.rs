@@ -11,6 +11,7 @@ mod overlay;
 mod paths;
 mod task;
 pub(crate) mod train;
+pub(crate) mod words;
 
 use std::path::Path;
 
@@ -23,6 +24,7 @@ pub use self::data::Data;
 pub use self::model::Model;
 pub use self::task::{TaskKind, TaskRecipe};
 pub use self::train::{Checkpoint, Eval, ExportKind, PrecisionName, Train};
+pub use self::words::TaskWords;
 pub use crate::optim::{Optim, OptimName, Schedule};
 pub use crate::task::align::recipe::{AlignRecipe, Mask, Teacher};
 pub use crate::task::contrastive::recipe::ContrastiveRecipe;

@@ -6,8 +6,9 @@ use uta_data::LabelKind;
 
 use super::model::Model;
 use super::train::Train;
-use crate::task::align::recipe::{AlignRecipe, Mask, Teacher};
-use crate::task::contrastive::recipe::ContrastiveRecipe;
+use super::words::TaskWords;
+use crate::task::align::recipe::{self as align, AlignRecipe, Mask, Teacher};
+use crate::task::contrastive::recipe::{self as contrastive, ContrastiveRecipe};
 
 /// The tasks there are, by their names in recipes; each is a [`crate::Task`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +37,19 @@ impl TaskKind {
         match self {
             TaskKind::Align => &["teacher", "mask"],
             TaskKind::Contrastive => &["model.text", "contrastive"],
+        }
+    }
+
+    /// Whether recipes of this task have a section.
+    pub fn has_section(self, section: &str) -> bool {
+        self.sections().contains(&section)
+    }
+
+    /// The task in words.
+    pub fn words(self) -> TaskWords {
+        match self {
+            TaskKind::Align => align::WORDS,
+            TaskKind::Contrastive => contrastive::WORDS,
         }
     }
 

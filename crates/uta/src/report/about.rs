@@ -17,23 +17,12 @@ pub struct RecipeLine<'a> {
 
 /// A sentence or two on what was trained.
 pub fn lead(run: &Run) -> String {
-    let mut text = match run.recipe_text("task") {
-        Some("align") => {
-            let teacher = run.recipe_text("teacher.path").map(|path| {
-                let name = Path::new(path).file_name().unwrap_or_default();
-                format!(", {}", name.to_string_lossy())
-            });
-            format!(
-                "A vision transformer trained on images alone: the tokens of its visible patches are aligned with those \
-                 of a frozen CLIP (the teacher{}), whose text encoder then names what it sees.",
-                teacher.unwrap_or_default()
-            )
-        }
-        Some("contrastive") => "An image and a text encoder trained together, so that a picture \
-                                and its caption meet."
-            .to_owned(),
-        _ => String::new(),
-    };
+    let teacher = run.recipe_text("teacher.path").map(|path| {
+        let name = Path::new(path).file_name().unwrap_or_default();
+        format!(", {}", name.to_string_lossy())
+    });
+    let lead = run.task().map_or("", |task| task.words().lead);
+    let mut text = lead.replace("{teacher}", &teacher.unwrap_or_default());
     let model = |key: &str| run.recipe_number(&format!("model.{key}"));
     if let (Some(width), Some(depth), Some(size), Some(patch)) =
         (model("width"), model("depth"), model("image_size"), model("patch_size"))
@@ -60,10 +49,8 @@ pub fn measured(run: &Run) -> String {
     }
     kinds.retain(|(_, sets)| !sets.is_empty());
     if kinds.is_empty() {
-        let what = match run.recipe_text("task") {
-            Some("align") => "its loss is minus the mean cosine of its tokens with the teacher's",
-            _ => return String::new(),
-        };
+        let Some(task) = run.task() else { return String::new() };
+        let what = task.words().loss;
         return format!(
             "Measured: nothing but the training itself ({what}). data.val and eval.sets in a recipe add measurements."
         );

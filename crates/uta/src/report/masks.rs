@@ -101,7 +101,7 @@ pub struct MaskFigure {
 
 /// The masks of the run, when its task draws any.
 pub fn mask_figure(run: &Run) -> anyhow::Result<Option<MaskFigure>> {
-    let masking = matches!(run.recipe_text("task"), Some("align" | "mim" | "uta-mim"));
+    let masking = run.task().is_some_and(|task| task.has_section("mask"));
     let kind = run.recipe_text("mask.kind").and_then(|kind| kind.parse::<MaskKind>().ok());
     let numbers = ["mask.ratio", "model.image_size", "model.patch_size"];
     let [ratio, size, patch] = numbers.map(|key| run.recipe_number(key));

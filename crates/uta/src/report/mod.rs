@@ -68,11 +68,9 @@ impl<'a> Page<'a> {
         let picture_sets = pictures::picture_sets(run);
         let scale = scores::scale(&run.metrics);
         let tables = scores::score_tables(run, scale);
-        let eyebrow = match run.recipe_text("task") {
-            Some("align") => "Unmasked Token Alignment".into(),
-            Some("contrastive") => "Contrastive pre-training".into(),
-            Some(task) => task.to_owned(),
-            None => "Training run".into(),
+        let eyebrow = match (run.task(), run.recipe_text("task")) {
+            (Some(task), _) => task.words().title.to_owned(),
+            (None, task) => task.unwrap_or("Training run").to_owned(),
         };
         Ok(Self {
             title: &run.name,

@@ -8,6 +8,7 @@ use base64::Engine as _;
 use serde::Deserialize;
 use serde_json::Value;
 use toml::Table;
+use uta_train::recipe::TaskKind;
 
 use super::metrics::{Metrics, Model};
 use crate::reference::{self, Reference, Shown};
@@ -71,6 +72,11 @@ impl Run {
             state: state.unwrap_or_default(),
             samples: samples.map_or_else(Vec::new, |list| with_pictures(dir, list.samples)),
         })
+    }
+
+    /// The task, where the recipe names one that is known.
+    pub fn task(&self) -> Option<TaskKind> {
+        self.recipe("task")?.clone().try_into().ok()
     }
 
     /// A value of the recipe, such as `model.width`.

@@ -6,6 +6,15 @@ use serde::{Deserialize, Serialize};
 use uta_data::mask::MaskKind;
 
 use crate::recipe::check::in_range;
+use crate::recipe::words::TaskWords;
+
+/// The task in words.
+pub(crate) const WORDS: TaskWords = TaskWords {
+    title: "Unmasked Token Alignment",
+    lead: "A vision transformer trained on images alone: the tokens of its visible patches are aligned with those of a frozen \
+           CLIP (the teacher{teacher}), whose text encoder then names what it sees.",
+    loss: "its loss is minus the mean cosine of its tokens with the teacher's",
+};
 
 /// Sections of task `align`.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,6 +5,14 @@ use serde::{Deserialize, Serialize};
 use crate::recipe::check::{in_range, require};
 use crate::recipe::model::Model;
 use crate::recipe::train::Train;
+use crate::recipe::words::TaskWords;
+
+/// The task in words.
+pub(crate) const WORDS: TaskWords = TaskWords {
+    title: "Contrastive pre-training",
+    lead: "An image and a text encoder trained together, so that a picture and its caption meet.",
+    loss: "its loss is the mean cross-entropy of finding each picture's caption, and each caption's picture, in a batch",
+};
 
 /// `[contrastive]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -30,7 +30,7 @@ pub use crate::task::align::recipe::{AlignRecipe, Mask, Teacher};
 pub use crate::task::contrastive::recipe::ContrastiveRecipe;
 
 use self::check::{MAX_PREFETCH, MAX_STEPS, brief, in_range, require, within};
-use self::overlay::{blamed, table};
+use self::overlay::{blamed, lay_sets_over, table};
 use self::paths::is_relative;
 use self::task::Sections;
 use crate::device::gpu_named;
@@ -138,10 +138,7 @@ impl Recipe {
     /// As [`load`](Recipe::load); when such a path means nothing here.
     pub(crate) fn load_begun(path: &Path, sets: &[String]) -> Result<Recipe, RecipeError> {
         let fail = |message| blamed(path, sets, message);
-        let mut table = table(path, sets)?;
-        if let Some(task) = task_of(&table) {
-            task.drop_foreign(&mut table);
-        }
+        let table = table_of_run(path, sets)?;
         let mut written = Recipe::parse(table.clone()).map_err(fail)?;
         let recipe = Recipe::from_table(table).map_err(fail)?;
         let cached = recipe.task.teacher().is_some_and(|teacher| teacher.cache.is_some());
@@ -159,6 +156,14 @@ impl Recipe {
                 std::env::current_dir().unwrap_or_default().display()
             ))),
         }
+    }
+
+    /// The resolved recipe of a run, in `path`.
+    ///
+    /// # Errors
+    /// As [`load`](Recipe::load).
+    pub(crate) fn load_of_run(path: &Path) -> Result<Recipe, RecipeError> {
+        Recipe::from_table(table_of_run(path, &[])?).map_err(|message| blamed(path, &[], message))
     }
 
     /// A recipe from its table, in which paths become absolute.
@@ -325,6 +330,16 @@ impl Recipe {
     pub fn to_toml(&self) -> String {
         toml::to_string_pretty(&Written::from(self.clone())).expect("a recipe is plain data")
     }
+}
+
+/// The table of a run's recipe with `sets` over it, without the sections of other tasks that former versions wrote.
+fn table_of_run(path: &Path, sets: &[String]) -> Result<Table, RecipeError> {
+    let mut table = table(path, &[])?;
+    if let Some(task) = task_of(&table) {
+        task.drop_foreign(&mut table);
+    }
+    lay_sets_over(&mut table, sets)?;
+    Ok(table)
 }
 
 /// The task that a recipe names, if it is one that there is.

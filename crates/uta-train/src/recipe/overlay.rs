@@ -9,14 +9,20 @@ use super::check::RecipeError;
 /// A recipe with what it extends, and `sets` laid over both.
 pub(super) fn table(path: &Path, sets: &[String]) -> Result<Table, RecipeError> {
     let mut table = read_extended(path, 0)?;
+    lay_sets_over(&mut table, sets)?;
+    Ok(table)
+}
+
+/// Lays `sets` over a recipe.
+pub(super) fn lay_sets_over(table: &mut Table, sets: &[String]) -> Result<(), RecipeError> {
     // First what takes others back: those that are set beside it count, in whatever order they were given.
     let first = |set: &&String| TAKING.iter().any(|(key, _)| key_of(set) == Some(key));
     let (taking, others): (Vec<&String>, Vec<&String>) = sets.iter().partition(first);
     for set in taking.into_iter().chain(others) {
         let fail = |message| RecipeError { origin: format!("--set {set}"), message };
-        apply_set(&mut table, set).map_err(fail)?;
+        apply_set(table, set).map_err(fail)?;
     }
-    Ok(table)
+    Ok(())
 }
 
 /// The key of a `--set`.

@@ -154,7 +154,7 @@ impl RunDir {
     /// # Errors
     /// When there is none.
     pub fn recipe(path: &Path) -> Result<Recipe, TrainError> {
-        Ok(Recipe::load(&path.join("recipe.toml"), &[])?)
+        Ok(Recipe::load_of_run(&path.join("recipe.toml"))?)
     }
 
     /// The same with `sets`, of a run that is to be gone on with.

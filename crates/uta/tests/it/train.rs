@@ -154,6 +154,25 @@ fn a_run_says_what_may_be_a_mistake_in_a_set_that_it_measures() {
 }
 
 #[test]
+fn a_run_whose_recipe_has_sections_of_every_task_goes_on_as_former_versions_wrote_them() {
+    let world = World::with_teacher();
+    let done = |args: &[&str]| {
+        let out = world.uta(args);
+        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    };
+    done(&["train", "align.toml", "--set", "train.steps=2", "--out", "run"]);
+    let file = world.path("run/recipe.toml");
+    let recipe = fs::read_to_string(&file).unwrap();
+    fs::write(&file, format!("{recipe}\n[contrastive]\ntemperature = 0.07\n")).unwrap();
+    done(&["train", "--resume", "run", "--set", "train.steps=4"]);
+    assert_eq!(metrics(&world.path("run")).pop().unwrap()["step"], 4);
+    assert!(!fs::read_to_string(&file).unwrap().contains("contrastive"));
+    // What is set anew isn't dropped in silence.
+    let sets = ["--set", "contrastive.temperature=0.1"];
+    world.refuses(&[&["train", "--resume", "run"][..], &sets].concat(), &["has no section"]);
+}
+
+#[test]
 fn samples_are_drawn_as_the_net_gets_them_and_nothing_is_trained() {
     let world = World::new();
     let show = ["data", "show", "clip.toml", "--samples", "4", "--out"];

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 use uta_data::progress::counted;
 use uta_data::targets::TargetKind;
-use uta_train::recipe::MAX_IMAGES;
+use uta_train::recipe::{MAX_IMAGES, TaskKind};
 use uta_train::{CacheOptions, Made, Recipe, TrainError, make_cache};
 
 use crate::error::Usage;
@@ -108,8 +108,11 @@ impl Display for Report {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let recipe = Recipe::load(&args.recipe, &args.sets)?;
     if recipe.task.teacher().is_none() {
-        let message =
-            format!("task \"{}\" has no teacher whose targets could be kept", recipe.task.kind());
+        let message = format!(
+            "task \"{}\" has no teacher whose targets could be kept; {} has",
+            recipe.task.kind(),
+            TaskKind::all_with("teacher")
+        );
         return Err(Usage(format!("{}: {message}", args.recipe.display())).into());
     }
     let options = CacheOptions {

@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 use serde::{Deserialize, Serialize};
 use torch_ext::Precision;
-use uta_train::Recipe;
 use uta_train::plan::{Kernels, Memory};
 use uta_train::recipe::PrecisionName;
+use uta_train::{Recipe, RecipeError, TrainError};
 
 use crate::bench::Product;
 use crate::error::Usage;
@@ -203,7 +203,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     let mut recipe = Recipe::load(&args.recipe, &args.sets)?;
-    let shapes = uta_train::planned(&mut recipe)?.on_devices(args.count);
+    let shapes = uta_train::planned(&mut recipe).map_err(|e| match e {
+        TrainError::Recipe(e) if e.origin == "recipe" => {
+            RecipeError { origin: args.recipe.display().to_string(), ..e }.into()
+        }
+        other => other,
+    })?;
+    let shapes = shapes.on_devices(args.count);
     let (batch, repeats) = (recipe.train.batch as u64, recipe.data.repeats as u64);
     let micro_batch = recipe.micro_batch(args.count as usize)?;
     let epoch = Epoch::of(args, &recipe);

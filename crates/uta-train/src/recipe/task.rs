@@ -45,6 +45,12 @@ impl TaskKind {
         self.sections().contains(&section)
     }
 
+    /// The tasks whose recipes have a section, as "align, mim".
+    pub fn all_with(section: &str) -> String {
+        let tasks = TaskKind::ALL.into_iter().filter(|task| task.has_section(section));
+        tasks.map(|task| task.to_string()).collect::<Vec<_>>().join(", ")
+    }
+
     /// The task in words.
     pub fn words(self) -> TaskWords {
         match self {

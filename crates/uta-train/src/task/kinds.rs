@@ -52,8 +52,10 @@ pub fn distill(
 /// When the teacher's sizes aren't known or don't fit; of a task whose runs can't be planned.
 pub fn planned(recipe: &mut Recipe) -> Result<Shapes, TrainError> {
     let TaskRecipe::Align(own) = recipe.task.clone() else {
-        let message = format!("task \"{}\": its runs can't be planned yet", recipe.task.kind());
-        return Err(TrainError::recipe(message));
+        return Err(TrainError::recipe(format!(
+            "task \"{}\": its runs can't be planned yet, only those of align",
+            recipe.task.kind()
+        )));
     };
     let teacher = align::plan::teacher_config(&own.teacher)?;
     recipe.model.follow(teacher.vision.out);

@@ -5,6 +5,31 @@
 //! that cannot be used is counted and named, never dropped in silence. Numbers don't depend on the batch size beyond
 //! rounding, and on the number of ranks not at all; equal scores share the credit ([`ranking::expected_hit`]), so that a
 //! collapsed model scores chance.
+//!
+//! ```
+//! use tch::Device;
+//! use uta_eval::{EvalOptions, Prompts, ZeroShot};
+//! use uta_model::{Clip, ClipConfig, TextConfig, VitConfig};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = std::env::temp_dir().join(format!("uta-eval-{}", std::process::id()));
+//! # for class in ["cat", "dog"] {
+//! #     std::fs::create_dir_all(dir.join(class))?;
+//! #     image::RgbImage::new(40, 30).save(dir.join(class).join("one.png"))?;
+//! # }
+//! let vision = VitConfig { width: 64, depth: 2, heads: 2, hidden: 96, out: 32, ..VitConfig::preset("uta-b14")? };
+//! let text = TextConfig { width: 64, heads: 2, layers: 1, out: 32, ..TextConfig::preset("vit-b-32")? };
+//! let clip = Clip::new(&ClipConfig::new(vision, Some(text)), Device::Cpu); // Clip::load reads a file or folder
+//!
+//! let pictures = uta_data::open(dir.to_str().ok_or("no UTF-8")?)?; // cat/*.png and dog/*.png
+//! let prompts = Prompts::new(vec!["cat".into(), "dog".into()], vec!["a photo of a {}.".into()])?;
+//! let report = ZeroShot::new("pets", pictures, prompts, EvalOptions::default()).run(&clip)?;
+//! assert_eq!(report.n, 2);
+//! assert!((0.0..=1.0).contains(&report.top1));
+//! # std::fs::remove_dir_all(dir)?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod align;
 mod classifier;

@@ -64,7 +64,7 @@ impl Source for Files {
     }
 }
 
-/// How the extensions of [`Companion`]s are written, where no listing tells.
+/// How the extensions of a picture's companions are written, where no listing tells.
 const SPELLINGS: [&str; 6] = ["CLS", "JSON", "TXT", "cls", "json", "txt"];
 
 impl Sample {

@@ -113,7 +113,7 @@ pub(crate) fn above(folder: &Path) -> Option<PathBuf> {
 }
 
 /// Where something is kept that can be computed again from the file at `path`: `.NAME.ending` beside it, or for a URL
-/// `folder/SUM.ending` in [`cache_folder`](sidecar::cache_folder), under the checksum of the URL. None where nothing can be
+/// `folder/SUM.ending` in [`uta_base::cache_folder`], under the checksum of the URL. None where nothing can be
 /// kept.
 pub(crate) fn kept(path: &Path, ending: &str, [folder, url_ending]: [&str; 2]) -> Option<PathBuf> {
     if is_url(path) {

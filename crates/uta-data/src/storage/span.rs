@@ -27,7 +27,7 @@ pub(crate) trait Bytes: Send + Sync {
     /// Fills `run` with the bytes of sample `i`, which are at `span`.
     ///
     /// # Errors
-    /// What the system says, by what was tried as in [`DataError::Io`].
+    /// What the system says, by what was tried as in [`DataError::Io`](crate::DataError::Io).
     fn read(&self, i: usize, span: Span, run: &mut [u8]) -> Result<(), (&'static str, io::Error)>;
 
     /// As [`Source::expect`](crate::Source::expect).

@@ -15,25 +15,28 @@
 //! ```
 
 mod catalogue;
+mod folder;
 mod packages;
 mod raster;
+mod report;
+mod styles;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::ffi::OsStr;
-use std::fmt::{self, Display, Formatter};
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use indicatif::ProgressBar;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::json;
-use uta_base::{AtomicFolder, Lock};
 
 use self::catalogue::{Emoji, IconSet, Info, Picture};
+use self::folder::{MadeFrom, Place, seal, write_file};
 use self::packages::{Package, Store};
+pub use self::report::{Contents, Licence, Report, StyleReport};
+pub use self::styles::Split;
+use self::styles::{EMOJIBASE, STYLES, Style};
+use super::parallel::parallel_map;
 pub use crate::error::PackageError;
 use crate::source::shards::{Limit, ShardWriter};
 use crate::{DataError, progress};
@@ -43,103 +46,6 @@ const FORMAT: u32 = 1;
 
 /// A concept is a class when so many of the styles draw it.
 const STYLES_OF_A_CLASS: usize = 5;
-
-/// What a style is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Split {
-    /// Seen in training.
-    Train,
-    /// Never seen in training: measures what carries over to another hand.
-    HeldOut,
-}
-
-impl Split {
-    /// The split's folder.
-    pub fn folder(self) -> &'static str {
-        match self {
-            Split::Train => "train",
-            Split::HeldOut => "held-out",
-        }
-    }
-}
-
-/// Where one style comes from.
-struct Style {
-    name: &'static str,
-    split: Split,
-    package: Package<'static>,
-}
-
-const fn style(
-    name: &'static str,
-    split: Split,
-    package: &'static str,
-    version: &'static str,
-    sha256: &'static str,
-) -> Style {
-    Style { name, split, package: Package { name: package, version, sha256 } }
-}
-
-/// The styles, in the order of the report. Every .tgz had npm's own `dist.integrity` when its checksum was taken.
-const STYLES: [Style; 7] = [
-    style(
-        "noto",
-        Split::Train,
-        "@iconify-json/noto",
-        "1.2.9",
-        "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad",
-    ),
-    style(
-        "noto-v1",
-        Split::Train,
-        "@iconify-json/noto-v1",
-        "1.2.5",
-        "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37",
-    ),
-    style(
-        "fluent-emoji-flat",
-        Split::Train,
-        "@iconify-json/fluent-emoji-flat",
-        "1.2.6",
-        "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
-    ),
-    style(
-        "fluent-emoji",
-        Split::Train,
-        "@iconify-json/fluent-emoji",
-        "1.2.7",
-        "8044210dbf11e016d4de85f15d01a243423bd832457e7e2491df1b751c0e272b",
-    ),
-    style(
-        "emojione",
-        Split::Train,
-        "@iconify-json/emojione",
-        "1.2.3",
-        "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e",
-    ),
-    style(
-        "twemoji",
-        Split::HeldOut,
-        "@iconify-json/twemoji",
-        "1.2.5",
-        "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7",
-    ),
-    style(
-        "openmoji",
-        Split::HeldOut,
-        "@iconify-json/openmoji",
-        "1.2.29",
-        "03181e2c156cab35cf4a62f1f7886bd971d59212e75ac3f189d5a4cae3930fc5",
-    ),
-];
-
-/// Names, tags and groups of all emoji.
-const EMOJIBASE: Package<'static> = Package {
-    name: "emojibase-data",
-    version: "17.0.0",
-    sha256: "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a",
-};
 
 /// How to make the set.
 #[derive(Clone, Debug)]
@@ -164,135 +70,6 @@ impl Default for Options {
         }
     }
 }
-
-/// What [`get`] did.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Report {
-    /// The folder.
-    pub out: PathBuf,
-    /// The set was already there and whole.
-    pub reused: bool,
-    /// How long this took.
-    pub seconds: f64,
-    /// What the folder holds.
-    #[serde(flatten)]
-    pub contents: Contents,
-}
-
-/// What the set holds.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Contents {
-    /// Side of the pictures in pixels.
-    pub size: u32,
-    /// Number of classes.
-    pub concepts: usize,
-    /// Every style, training ones first.
-    pub styles: Vec<StyleReport>,
-    /// Where labels, tags and groups come from.
-    pub words: Licence,
-    /// Bytes of all files.
-    pub bytes: u64,
-}
-
-/// One style of the set.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StyleReport {
-    /// Its name, as in file names and `.json` members.
-    pub style: String,
-    /// What it is for.
-    pub split: Split,
-    /// Pictures with a class: one a concept.
-    pub pictures: usize,
-    /// Pictures without one.
-    pub extra: usize,
-    /// Whose it is.
-    pub licence: Licence,
-}
-
-/// Who made something, and on which terms it may be used.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Licence {
-    /// The work.
-    pub title: String,
-    /// npm package and version.
-    pub package: String,
-    /// Author.
-    pub author: String,
-    /// Where the work is published.
-    pub link: String,
-    /// The licence by its usual name.
-    pub licence: String,
-    /// Its SPDX identifier.
-    pub spdx: String,
-    /// Where its text is.
-    pub text: String,
-}
-
-impl Contents {
-    /// Pictures with a class in one split.
-    pub fn pictures(&self, split: Split) -> usize {
-        self.styles.iter().filter(|s| s.split == split).map(|s| s.pictures).sum()
-    }
-}
-
-impl Display for Report {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Contents { size, concepts, styles, words, bytes } = &self.contents;
-        let (out, megabytes, seconds) = (self.out.display(), *bytes as f64 / 1e6, self.seconds);
-        let done = if self.reused {
-            "already there".to_owned()
-        } else {
-            format!("made in {seconds:.1} s")
-        };
-        let [train, held_out] =
-            [Split::Train, Split::HeldOut].map(|split| self.contents.pictures(split));
-        let extra: usize = styles.iter().map(|s| s.extra).sum();
-        writeln!(f, "{out}: emoji at {size} x {size} pixels, {megabytes:.1} MB, {done}")?;
-        writeln!(
-            f,
-            "{concepts} concepts, {train} training and {held_out} held-out pictures, {extra} more without a class"
-        )?;
-        writeln!(f)?;
-        writeln!(
-            f,
-            "{:<18} {:<9} {:>8} {:>6}  {:<13} author",
-            "style", "split", "pictures", "extra", "licence"
-        )?;
-        for s in styles {
-            let (style, split, Licence { author, link, spdx, .. }) =
-                (&s.style, s.split.folder(), &s.licence);
-            writeln!(
-                f,
-                "{style:<18} {split:<9} {:>8} {:>6}  {spdx:<13} {author}, {link}",
-                s.pictures, s.extra
-            )?;
-        }
-        let Licence { title, author, link, spdx, .. } = words;
-        write!(f, "{title:<18} {:<9} {:>8} {:>6}  {spdx:<13} {author}, {link}", "captions", "", "")
-    }
-}
-
-/// `dataset.json`: what was made of what. Written last, so its presence says that the rest is there.
-#[derive(Serialize, Deserialize)]
-struct Manifest {
-    name: String,
-    /// Everything that the bytes depend on.
-    made_from: MadeFrom,
-    contents: Contents,
-    /// Sizes of all other files, by path below the folder.
-    files: BTreeMap<String, u64>,
-}
-
-#[derive(PartialEq, Serialize, Deserialize)]
-struct MadeFrom {
-    format: u32,
-    size: u32,
-    /// SHA-256 by `name@version`.
-    packages: BTreeMap<String, String>,
-}
-
-const NAME: &str = "emoji";
-const MANIFEST: &str = "dataset.json";
 
 /// Makes the emoji set in `options.out`, or finds it there, whole and made from the same packages at the same size.
 /// Progress goes to standard error.
@@ -380,7 +157,7 @@ fn get_from(
         drawing.finish_and_clear();
         write_file(&folder.join("classnames.txt"), &lines(&catalogue.class_names))?;
         write_file(&folder.join("templates.txt"), &lines(&catalogue::TEMPLATES))?;
-        write_file(&folder.join("LICENSES.md"), &licences(&contents))?;
+        write_file(&folder.join("LICENSES.md"), &report::licences(&contents))?;
         seal(folder, made_from, &mut contents)
     })?;
     Ok(report(false, contents))
@@ -541,148 +318,6 @@ fn lines(of: &[impl AsRef<str>]) -> String {
     of.iter().flat_map(|line| [line.as_ref(), "\n"]).collect()
 }
 
-/// `LICENSES.md`: what the pictures' licences ask to be told.
-fn licences(contents: &Contents) -> String {
-    let size = contents.size;
-    let mut text = format!(
-        "# Licences of the emoji set\n\nThe pictures were drawn by the authors below and are used under their licences. \
-         Changes: the SVG drawings were rasterised to {size} x {size} pixels on a white background. Shards hold one \
-         style each and are named after it; they stay under its licence.\n\n\
-         | style | split | work | author | licence | source package |\n|---|---|---|---|---|---|\n"
-    );
-    let row = |style: &str, split: &str, l: &Licence| {
-        let Licence { title, package, author, link, licence, spdx, text } = l;
-        format!(
-            "| {style} | {split} | {title} | [{author}]({link}) | [{licence}]({text}) (SPDX {spdx}) | npm {package} |\n"
-        )
-    };
-    for s in &contents.styles {
-        text += &row(&s.style, s.split.folder(), &s.licence);
-    }
-    text += &row("captions", "all", &contents.words);
-    text
-}
-
-/// The set's folder under a lock that makes a second `get` wait.
-struct Place<'a> {
-    out: &'a Path,
-    _lock: Lock,
-}
-
-impl Place<'_> {
-    fn lock(out: &Path) -> Result<Place<'_>, DataError> {
-        let name = out.file_name().and_then(OsStr::to_str).ok_or_else(|| DataError::Option {
-            field: "out",
-            value: out.display().to_string(),
-            reason: "the path of a new folder is needed".into(),
-        })?;
-        let parent = match out.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        fs::create_dir_all(parent).map_err(DataError::io("create", parent))?;
-        let path = out.with_file_name(format!(".{name}.lock"));
-        let lock = Lock::hold(&path).map_err(DataError::io("lock", &path))?;
-        Ok(Place { out, _lock: lock })
-    }
-
-    /// What the folder holds, when it is whole and made from just this. An error when it is not ours to replace.
-    fn existing(&self, made_from: &MadeFrom) -> Result<Option<Contents>, DataError> {
-        let entries = match fs::read_dir(self.out) {
-            Ok(mut entries) => entries.next(),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(DataError::io("read", self.out)(e)),
-        };
-        if entries.is_none() {
-            return Ok(None);
-        }
-        let text = fs::read(self.out.join(MANIFEST)).unwrap_or_default();
-        let manifest: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
-        if manifest["name"] != NAME {
-            return Err(DataError::Option {
-                field: "out",
-                value: self.out.display().to_string(),
-                reason: format!(
-                    "the folder holds other things (no {MANIFEST} of an emoji set): name a new one"
-                ),
-            });
-        }
-        // One that an older program wrote may lack fields: ours, but to be made anew.
-        let Ok(manifest) = serde_json::from_value::<Manifest>(manifest) else { return Ok(None) };
-        let size_of = |path: &String| fs::metadata(self.out.join(path)).map(|m| m.len()).ok();
-        let whole = manifest.files.iter().all(|(path, &size)| size_of(path) == Some(size));
-        Ok((whole && manifest.made_from == *made_from).then_some(manifest.contents))
-    }
-
-    /// Fills a folder that takes the place of the old one, if `fill` succeeds.
-    fn replace(&self, fill: impl FnOnce(&Path) -> Result<(), DataError>) -> Result<(), DataError> {
-        let folder = AtomicFolder::create(self.out).map_err(DataError::io("create", self.out))?;
-        fill(folder.path())?;
-        folder.finish().map_err(DataError::io("create", self.out))
-    }
-}
-
-/// Counts the files and writes the manifest.
-fn seal(folder: &Path, made_from: MadeFrom, contents: &mut Contents) -> Result<(), DataError> {
-    let mut files = BTreeMap::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(at) = folders.pop() {
-        for entry in fs::read_dir(&at).map_err(DataError::io("read", &at))? {
-            let path = entry.map_err(DataError::io("read", &at))?.path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if let Some(name) = path.strip_prefix(folder).ok().and_then(Path::to_str) {
-                let size = fs::metadata(&path).map_err(DataError::io("read", &path))?.len();
-                files.insert(name.to_owned(), size);
-            }
-        }
-    }
-    contents.bytes = files.values().sum();
-    let manifest = Manifest { name: NAME.into(), made_from, contents: contents.clone(), files };
-    write_file(&folder.join(MANIFEST), &format!("{:#}\n", json!(manifest)))
-}
-
-fn write_file(path: &Path, text: &str) -> Result<(), DataError> {
-    fs::write(path, text).map_err(DataError::io("write", path))
-}
-
-/// `f` of every item, in order, on all cores. The first error in that order ends it.
-fn parallel_map<T: Sync, R: Send>(
-    items: &[T],
-    progress: &ProgressBar,
-    f: impl Fn(&T) -> Result<R, DataError> + Sync,
-) -> Result<Vec<R>, DataError> {
-    let next = AtomicUsize::new(0);
-    let failed = AtomicBool::new(false);
-    let work = || {
-        let mut done = Vec::new();
-        while !failed.load(Ordering::Relaxed) {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            let Some(item) = items.get(i) else { break };
-            let result = f(item);
-            failed.fetch_or(result.is_err(), Ordering::Relaxed);
-            done.push((i, result));
-            progress.inc(1);
-        }
-        done
-    };
-    let threads =
-        std::thread::available_parallelism().map_or(1, |n| n.get()).min(items.len().max(1));
-    let mut all = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        let mut all = Vec::with_capacity(items.len());
-        for worker in workers {
-            match worker.join() {
-                Ok(done) => all.extend(done),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        }
-        all
-    });
-    all.sort_by_key(|&(i, _)| i);
-    all.into_iter().map(|(_, result)| result).collect()
-}
-
 fn bar(length: usize, unit: &str, what: &'static str) -> ProgressBar {
     progress::bar(length as u64, 0, unit).with_prefix(what)
 }
@@ -690,7 +325,9 @@ fn bar(length: usize, unit: &str, what: &'static str) -> ProgressBar {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::fs::File;
+    use std::collections::BTreeMap;
+    use std::fs::{self, File};
+    use std::io;
 
     use serde_json::Value;
 
@@ -921,18 +558,5 @@ mod tests {
     fn sizes_are_checked() {
         let world = World::new();
         assert!(world.get(15).unwrap_err().to_string().starts_with("size = 15"));
-    }
-
-    #[test]
-    fn parallel_map_keeps_order_and_tells_the_first_error() {
-        let items: Vec<usize> = (0..1000).collect();
-        let hidden = ProgressBar::hidden();
-        assert_eq!(parallel_map(&items, &hidden, |i| Ok(i * 2)).unwrap()[999], 1998);
-        let failing = |i: &usize| match i {
-            0..=9 => Ok(*i),
-            _ => Err(DataError::Image(format!("item {i}"))),
-        };
-        let error = parallel_map(&items, &hidden, failing).unwrap_err();
-        assert_eq!(error.to_string(), "item 10");
     }
 }

@@ -18,10 +18,11 @@
 //! # }
 //! # let photos = dir.join("photos");
 //! # let photos = photos.to_str().ok_or("no UTF-8")?;
+//! # std::env::set_current_dir("../..")?;
 //! // What `uta train recipes/mini/uta-emoji.toml --set data.train=photos ...` does.
-//! let recipe = Path::new("../../recipes/mini/uta-emoji.toml");
+//! let recipe = Path::new("recipes/mini/uta-emoji.toml");
 //! let mut sets = vec![format!("data.train={photos}"), "train.steps=2".into(), "train.batch=4".into()];
-//! # sets.extend(["data.val=", "eval.sets=[]", "train.threads=1"].map(String::from));
+//! # sets.extend(["data.val=[]", "eval.sets=[]", "train.threads=1"].map(String::from));
 //! let recipe = Recipe::load(recipe, &sets)?; // typed and checked, every default written out
 //! let stop = Arc::default(); // a signal handler sets it to true
 //! let outcome = Trainer::new(recipe, &dir.join("run"), false, ProcessGroup::single(), stop)?.run()?;

@@ -3,7 +3,7 @@
     python tests/golden/make_all.py OUT                 # every script that needs no more than requirements.txt
     python tests/golden/make_all.py OUT model optim     # these only
     python tests/golden/make_all.py OUT --uta target/release/uta --emoji data/emoji      # retrieval, zeroshot too
-    python tests/golden/make_all.py OUT --eva DIR --uta-code DIR --clip DIR --mae DIR --unilm DIR      # official too
+    python tests/golden/make_all.py OUT --eva DIR --uta-code DIR --clip DIR --mae DIR --unilm DIR      # official, mim too
     python tests/golden/make_all.py OUT --devkit META.MAT --objectnet DIR                # classes too
 
 OUT gets a copy of the scripts and of what they read, laid out as in the repository, and each script runs there: nothing of the
@@ -47,6 +47,7 @@ STEPS = [
     ("img2dataset_set", [], ["img2dataset"], []),
     ("official", ["{eva}", "{uta_code}", "{clip}", "{mae}", "{unilm}"], ["families/official_*"],
      ["eva", "uta_code", "clip", "mae", "unilm"]),
+    ("mim", ["{eva}"], ["mim.safetensors"], ["eva"]),
     ("retrieval", ["{emoji}/train/noto-000000.tar", "{timm}"],
      ["retrieval/emoji.parquet", "retrieval/expected.json"], ["emoji", "uta"]),
     ("zeroshot", ["{emoji}/held-out/twemoji-000000.tar", "--small"], ["zeroshot"], ["emoji"]),

@@ -50,6 +50,7 @@ pub fn clip(seed: i64) -> Clip {
         mean: [0.48145466, 0.4578275, 0.40821073],
         std: [0.26862954, 0.26130258, 0.27577711],
         preprocess: Preprocess::default(),
+        aligned: None,
     };
     let _exclusive = SEED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     tch::manual_seed(seed);

@@ -49,11 +49,11 @@ pub use error::TrainError;
 pub use optim::{CosineSchedule, Ema, Optimizer};
 pub use recipe::{Recipe, RecipeError};
 pub use run::{RunDir, tensorboard};
-pub use task::align::{
-    Align, CacheOptions, Made, cached_targets, decode as decode_targets, make as make_cache, plan,
-};
 pub use task::contrastive::Contrastive;
+pub use task::distill::{
+    CacheOptions, Distill, Made, cached_targets, decode as decode_targets, make as make_cache, plan,
+};
 pub use task::kinds::{build, distill, has_room, planned};
 pub use task::parts::load;
-pub use task::{Distill, Mode, Output, Task};
+pub use task::{Mode, Output, Task};
 pub use trainer::{Outcome, Preview, Trainer};

@@ -362,6 +362,9 @@ pub struct ClipConfig {
     /// Resizing and cropping before that; left out of `config.json` where it is CLIP's.
     #[serde(default, skip_serializing_if = "Preprocess::is_default")]
     pub preprocess: Preprocess,
+    /// Whether the image encoder was trained towards the shared space; where it isn't said, one with a mask token was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aligned: Option<bool>,
 }
 
 fn clip_mean() -> [f64; 3] {
@@ -381,7 +384,13 @@ impl ClipConfig {
             mean: CLIP_MEAN,
             std: CLIP_STD,
             preprocess: Preprocess::default(),
+            aligned: None,
         }
+    }
+
+    /// Whether the image encoder's embeddings lie where texts do. Masked image modelling alone leaves them elsewhere.
+    pub fn is_aligned(&self) -> bool {
+        self.aligned.unwrap_or(!self.vision.mask_token)
     }
 
     /// A preset's image encoder alone, with CLIP's pixel statistics: a teacher needs no more.

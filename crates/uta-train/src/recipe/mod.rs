@@ -26,14 +26,15 @@ pub use self::task::{TaskKind, TaskRecipe};
 pub use self::train::{Checkpoint, Eval, ExportKind, PrecisionName, Train};
 pub use self::words::TaskWords;
 pub use crate::optim::{Optim, OptimName, Schedule};
-pub use crate::task::align::recipe::{AlignRecipe, Mask, Teacher};
 pub use crate::task::contrastive::recipe::ContrastiveRecipe;
+pub use crate::task::distill::recipe::{DistillRecipe, Learns, Mask, Mim, Teacher};
 
 use self::check::{MAX_PREFETCH, MAX_STEPS, brief, in_range, require, within};
 use self::overlay::{blamed, lay_sets_over, table};
 use self::paths::is_relative;
 use self::task::Sections;
 use crate::device::gpu_named;
+use crate::task::distill::recipe::WrittenMask;
 
 /// A whole run.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,7 +69,9 @@ struct Written {
     teacher: Option<Teacher>,
     data: Data,
     #[serde(skip_serializing_if = "Option::is_none")]
-    mask: Option<Mask>,
+    mask: Option<WrittenMask>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mim: Option<Mim>,
     #[serde(skip_serializing_if = "Option::is_none")]
     contrastive: Option<ContrastiveRecipe>,
     #[serde(default)]
@@ -86,9 +89,9 @@ struct Written {
 
 impl From<Written> for Recipe {
     fn from(written: Written) -> Recipe {
-        let Written { teacher, mask, contrastive, .. } = written;
+        let Written { teacher, mask, mim, contrastive, .. } = written;
         Recipe {
-            task: TaskRecipe::new(written.task, Sections { teacher, mask, contrastive }),
+            task: TaskRecipe::new(written.task, Sections { teacher, mask, mim, contrastive }),
             model: written.model,
             data: written.data,
             optim: written.optim,
@@ -103,13 +106,14 @@ impl From<Written> for Recipe {
 
 impl From<Recipe> for Written {
     fn from(recipe: Recipe) -> Written {
-        let (task, Sections { teacher, mask, contrastive }) = recipe.task.written();
+        let (task, Sections { teacher, mask, mim, contrastive }) = recipe.task.written();
         Written {
             task,
             model: recipe.model,
             teacher,
             data: recipe.data,
             mask,
+            mim,
             contrastive,
             optim: recipe.optim,
             schedule: recipe.schedule,
@@ -251,10 +255,6 @@ impl Recipe {
             in_range("schedule.warmup_epochs", epochs, 0.0, 1e6)?;
             let alone = self.schedule.warmup == 0;
             require("schedule.warmup_epochs", epochs, alone, "left out beside schedule.warmup")?;
-        }
-        if self.model.vision.mask_token {
-            let message = "no task fills masked places: use the preset without -mim, which model.init of such a net fits";
-            return Err(format!("model.mask_token: {message}"));
         }
 
         let t = &self.train;

@@ -7,8 +7,9 @@ use uta_data::LabelKind;
 use super::model::Model;
 use super::train::Train;
 use super::words::TaskWords;
-use crate::task::align::recipe::{self as align, AlignRecipe, Mask, Teacher};
 use crate::task::contrastive::recipe::{self as contrastive, ContrastiveRecipe};
+use crate::task::distill::recipe::{DistillRecipe, Learns, Mim, Teacher, WrittenMask};
+use crate::task::{align::recipe as align, mim::recipe as mim};
 
 /// The tasks there are, by their names in recipes; each is a [`crate::Task`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +17,10 @@ use crate::task::contrastive::recipe::{self as contrastive, ContrastiveRecipe};
 pub enum TaskKind {
     /// Unmasked Token Alignment to a frozen CLIP.
     Align,
+    /// Masked image modelling of a frozen CLIP's features.
+    Mim,
+    /// Both at once.
+    UtaMim,
     /// Image-text contrastive learning.
     Contrastive,
 }
@@ -24,18 +29,22 @@ impl std::fmt::Display for TaskKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             TaskKind::Align => "align",
+            TaskKind::Mim => "mim",
+            TaskKind::UtaMim => "uta-mim",
             TaskKind::Contrastive => "contrastive",
         })
     }
 }
 
 impl TaskKind {
-    const ALL: [TaskKind; 2] = [TaskKind::Align, TaskKind::Contrastive];
+    const ALL: [TaskKind; 4] =
+        [TaskKind::Align, TaskKind::Mim, TaskKind::UtaMim, TaskKind::Contrastive];
 
     /// The sections that this task reads and some others don't. `model.text` is a section of `[model]`.
     fn sections(self) -> &'static [&'static str] {
         match self {
-            TaskKind::Align => &["teacher", "mask"],
+            TaskKind::Align | TaskKind::Mim => &["teacher", "mask"],
+            TaskKind::UtaMim => &["teacher", "mask", "mim"],
             TaskKind::Contrastive => &["model.text", "contrastive"],
         }
     }
@@ -55,6 +64,8 @@ impl TaskKind {
     pub fn words(self) -> TaskWords {
         match self {
             TaskKind::Align => align::WORDS,
+            TaskKind::Mim => mim::WORDS,
+            TaskKind::UtaMim => mim::BOTH_WORDS,
             TaskKind::Contrastive => contrastive::WORDS,
         }
     }
@@ -112,39 +123,50 @@ impl TaskKind {
 /// A task with its own sections.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TaskRecipe {
-    /// Unmasked Token Alignment to a frozen CLIP.
-    Align(AlignRecipe),
+    /// What a student learns of a frozen CLIP's image tokens: `align`, `mim`, `uta-mim`.
+    Distill(DistillRecipe),
     /// Image-text contrastive learning.
     Contrastive(ContrastiveRecipe),
 }
 
 /// Sections of tasks as they are written.
+#[derive(Default)]
 pub(super) struct Sections {
     pub teacher: Option<Teacher>,
-    pub mask: Option<Mask>,
+    pub mask: Option<WrittenMask>,
+    pub mim: Option<Mim>,
     pub contrastive: Option<ContrastiveRecipe>,
 }
 
 impl TaskRecipe {
     /// The recipe of a task with the sections that it reads, missing ones by their defaults.
     pub(super) fn new(kind: TaskKind, written: Sections) -> TaskRecipe {
+        let Sections { teacher, mask, mim, contrastive } = written;
+        let distill = |learns, default| {
+            TaskRecipe::Distill(DistillRecipe {
+                learns,
+                teacher: teacher.unwrap_or_default(),
+                mask: mask.unwrap_or_default().or(default),
+            })
+        };
         match kind {
-            TaskKind::Align => TaskRecipe::Align(AlignRecipe {
-                teacher: written.teacher.unwrap_or_default(),
-                mask: written.mask.unwrap_or_default(),
-            }),
-            TaskKind::Contrastive => {
-                TaskRecipe::Contrastive(written.contrastive.unwrap_or_default())
-            }
+            TaskKind::Align => distill(Learns::Kept, align::MASK),
+            TaskKind::Mim => distill(Learns::Masked, mim::MASK),
+            TaskKind::UtaMim => distill(Learns::Both(mim.unwrap_or_default()), align::MASK),
+            TaskKind::Contrastive => TaskRecipe::Contrastive(contrastive.unwrap_or_default()),
         }
     }
 
     /// As it is written, with its name.
     pub(super) fn written(&self) -> (TaskKind, Sections) {
-        let none = Sections { teacher: None, mask: None, contrastive: None };
+        let none = Sections::default();
         let sections = match self.clone() {
-            TaskRecipe::Align(AlignRecipe { teacher, mask }) => {
-                Sections { teacher: Some(teacher), mask: Some(mask), ..none }
+            TaskRecipe::Distill(DistillRecipe { learns, teacher, mask }) => {
+                let mim = match learns {
+                    Learns::Both(mim) => Some(mim),
+                    Learns::Kept | Learns::Masked => None,
+                };
+                Sections { teacher: Some(teacher), mask: Some(mask.into()), mim, ..none }
             }
             TaskRecipe::Contrastive(own) => Sections { contrastive: Some(own), ..none },
         };
@@ -154,7 +176,11 @@ impl TaskRecipe {
     /// Its name.
     pub fn kind(&self) -> TaskKind {
         match self {
-            TaskRecipe::Align(_) => TaskKind::Align,
+            TaskRecipe::Distill(own) => match own.learns {
+                Learns::Kept => TaskKind::Align,
+                Learns::Masked => TaskKind::Mim,
+                Learns::Both(_) => TaskKind::UtaMim,
+            },
             TaskRecipe::Contrastive(_) => TaskKind::Contrastive,
         }
     }
@@ -165,7 +191,7 @@ impl TaskRecipe {
     /// Names the key, the value and what is allowed.
     pub(super) fn check(&self, model: &mut Model, train: &Train) -> Result<(), String> {
         match self {
-            TaskRecipe::Align(own) => own.check(),
+            TaskRecipe::Distill(own) => own.check(model),
             TaskRecipe::Contrastive(own) => own.check(model, train),
         }
     }
@@ -173,7 +199,7 @@ impl TaskRecipe {
     /// The label that each training sample comes with.
     pub(crate) fn label(&self) -> LabelKind {
         match self {
-            TaskRecipe::Align(_) => LabelKind::None,
+            TaskRecipe::Distill(_) => LabelKind::None,
             TaskRecipe::Contrastive(_) => LabelKind::Captions,
         }
     }
@@ -181,14 +207,14 @@ impl TaskRecipe {
     /// Whether it learns from classes, which mixup and cutmix need.
     pub(super) fn has_classes(&self) -> bool {
         match self {
-            TaskRecipe::Align(_) | TaskRecipe::Contrastive(_) => false,
+            TaskRecipe::Distill(_) | TaskRecipe::Contrastive(_) => false,
         }
     }
 
     /// The frozen CLIP of tasks that have one.
     pub fn teacher(&self) -> Option<&Teacher> {
         match self {
-            TaskRecipe::Align(own) => Some(&own.teacher),
+            TaskRecipe::Distill(own) => Some(&own.teacher),
             TaskRecipe::Contrastive(_) => None,
         }
     }
@@ -196,7 +222,7 @@ impl TaskRecipe {
     /// As [`teacher`](TaskRecipe::teacher), to change.
     pub(super) fn teacher_mut(&mut self) -> Option<&mut Teacher> {
         match self {
-            TaskRecipe::Align(own) => Some(&mut own.teacher),
+            TaskRecipe::Distill(own) => Some(&mut own.teacher),
             TaskRecipe::Contrastive(_) => None,
         }
     }

@@ -6,10 +6,13 @@ use tch::Device;
 use torch_ext::distributed::ProcessGroup;
 use uta_model::Clip;
 
-use super::align::plan::Shapes;
-use super::align::{self, Align};
+use super::Task;
+use super::align::Align;
 use super::contrastive::Contrastive;
-use super::{Distill, Task};
+use super::distill::plan::{self, Shapes};
+use super::distill::recipe::Learns;
+use super::distill::{Distill, Objective};
+use super::mim::Mim;
 use crate::TrainError;
 use crate::recipe::{Recipe, TaskRecipe};
 
@@ -24,12 +27,23 @@ pub fn build(
 ) -> Result<Box<dyn Task>, TrainError> {
     tch::manual_seed(recipe.train.seed as i64);
     Ok(match &recipe.task {
-        TaskRecipe::Align(own) => Box::new(Align::new(recipe, own, device)?),
+        TaskRecipe::Distill(own) => {
+            Box::new(Distill::new(recipe, own, objective(&own.learns), device)?)
+        }
         TaskRecipe::Contrastive(own) => Box::new(Contrastive::new(recipe, own, device, group)?),
     })
 }
 
-/// The task of `recipe` under `teacher`, where it is one that learns from a teacher.
+/// What a student learns of its teacher's tokens.
+fn objective(learns: &Learns) -> Box<dyn Objective> {
+    match learns {
+        Learns::Kept => Box::new(Align),
+        Learns::Masked => Box::new(Mim { weight: 1.0 }),
+        Learns::Both(mim) => Box::new(Mim { weight: mim.weight }),
+    }
+}
+
+/// The task of `recipe` under `teacher`, where it is one that learns from a teacher's image tokens.
 ///
 /// # Errors
 /// When the teacher's patches or width don't fit the student's.
@@ -37,13 +51,9 @@ pub fn distill(
     recipe: &Recipe,
     teacher: Clip,
     device: Device,
-) -> Result<Option<Box<dyn Distill>>, TrainError> {
-    Ok(match &recipe.task {
-        TaskRecipe::Align(own) => {
-            Some(Box::new(Align::with_teacher(recipe, own, teacher, device)?))
-        }
-        TaskRecipe::Contrastive(_) => None,
-    })
+) -> Result<Option<Distill>, TrainError> {
+    let TaskRecipe::Distill(own) = &recipe.task else { return Ok(None) };
+    Distill::with_teacher(recipe, own, objective(&own.learns), teacher, device).map(Some)
 }
 
 /// The shapes of a recipe's run, to plan it with; `model.out` becomes the teacher's width where it isn't written.
@@ -51,15 +61,16 @@ pub fn distill(
 /// # Errors
 /// When the teacher's sizes aren't known or don't fit; of a task whose runs can't be planned.
 pub fn planned(recipe: &mut Recipe) -> Result<Shapes, TrainError> {
-    let TaskRecipe::Align(own) = recipe.task.clone() else {
+    let task = recipe.task.clone();
+    let TaskRecipe::Distill(own) = &task else {
         return Err(TrainError::recipe(format!(
-            "task \"{}\": its runs can't be planned yet, only those of align",
+            "task \"{}\": its runs can't be planned yet, only those of align, mim and uta-mim",
             recipe.task.kind()
         )));
     };
-    let teacher = align::plan::teacher_config(&own.teacher)?;
+    let teacher = plan::teacher_config(&own.teacher)?;
     recipe.model.follow(teacher.vision.out);
-    Shapes::new(recipe, &own, &teacher)
+    Shapes::new(recipe, own, &teacher)
 }
 
 /// Whether a CPU's step of `recipe` on `batch` images at a time has room in this machine's memory.
@@ -67,9 +78,9 @@ pub fn planned(recipe: &mut Recipe) -> Result<Shapes, TrainError> {
 /// # Errors
 /// When it has none.
 pub fn has_room(recipe: &Recipe, batch: usize) -> Result<(), TrainError> {
-    let kept = match &recipe.task {
-        TaskRecipe::Align(own) => align::masks(recipe, own)?.0.kept_count() as i64,
+    let patches = match &recipe.task {
+        TaskRecipe::Distill(own) => plan::processed(recipe, own)?,
         TaskRecipe::Contrastive(_) => recipe.model.vision.num_patches(),
     };
-    align::plan::has_room(recipe, kept, batch)
+    plan::has_room(recipe, patches, batch)
 }

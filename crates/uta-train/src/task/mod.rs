@@ -2,7 +2,9 @@
 
 pub(crate) mod align;
 pub(crate) mod contrastive;
+pub(crate) mod distill;
 pub(crate) mod kinds;
+pub(crate) mod mim;
 pub(crate) mod parts;
 
 use std::path::Path;
@@ -98,28 +100,4 @@ pub trait Task {
 
     /// Called after each optimiser step, for constraints on parameters.
     fn constrain(&self) {}
-}
-
-/// A task whose loss compares a student with a frozen teacher, in the parts of [`Task::forward`].
-pub trait Distill: Task {
-    /// The pixels of a batch as both nets see them: f32 [B, 3, S, S].
-    fn images(&self, batch: &Batch) -> Tensor;
-
-    /// The patches of each sample that the student sees, i64 [B, K]; `None` when all are.
-    fn kept(&self, batch: &Batch, mode: Mode) -> Option<Tensor>;
-
-    /// The teacher's tokens of a batch, whose `images` [B, 3, S, S] it sees whole, where the student has one: [B, 1+K, E].
-    ///
-    /// # Errors
-    /// When they were to be read, and can't.
-    fn target(
-        &self,
-        batch: &Batch,
-        images: &Tensor,
-        kept: Option<&Tensor>,
-        mode: Mode,
-    ) -> Result<Tensor, TrainError>;
-
-    /// How far the student's tokens of `images` are from `target` [B, 1+K, E].
-    fn loss(&self, images: &Tensor, kept: Option<&Tensor>, target: &Tensor, mode: Mode) -> Output;
 }

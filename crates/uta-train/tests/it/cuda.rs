@@ -5,7 +5,7 @@
 use crate::small::{batch, recipe, teacher};
 use tch::{Device, Kind, Tensor, no_grad};
 use torch_ext::{Precision, autocast};
-use uta_train::{Align, Ema, Mode, Optimizer, Task};
+use uta_train::{Distill, Ema, Mode, Optimizer, Task};
 
 const GPU: Device = Device::Cuda(0);
 const STEPS: usize = 60;
@@ -14,7 +14,7 @@ const STEPS: usize = 60;
 struct Run {
     device: Device,
     precision: Precision,
-    task: Align,
+    task: Distill,
     optimizer: Optimizer,
 }
 

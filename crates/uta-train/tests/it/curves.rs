@@ -7,7 +7,7 @@ use crate::small::{batch, recipe, teacher};
 use tch::{Device, Kind, Tensor, no_grad};
 use torch_ext::{Precision, autocast};
 use uta_model::{Ffn, Parameter, VitConfig, same_tokens};
-use uta_train::{Distill, Mode, Optimizer, Task};
+use uta_train::{Mode, Optimizer, Task};
 
 const STEPS: usize = 60;
 

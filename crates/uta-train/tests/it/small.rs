@@ -3,8 +3,7 @@
 use tch::Device;
 use uta_data::{Batch, Item, Label};
 use uta_model::{Clip, ClipConfig, Ffn, VitConfig};
-use uta_train::recipe::TaskRecipe;
-use uta_train::{Align, Recipe};
+use uta_train::{Distill, Recipe};
 
 /// A student of three blocks.
 pub fn recipe(precision: &str, seed: i64, checkpointed: bool) -> Recipe {
@@ -35,9 +34,8 @@ pub fn teacher(seed: i64, device: Device) -> Clip {
 }
 
 /// The task of `recipe` under `teacher`.
-pub fn task(recipe: &Recipe, teacher: Clip, device: Device) -> Align {
-    let TaskRecipe::Align(own) = &recipe.task else { unreachable!() };
-    Align::with_teacher(recipe, own, teacher, device).unwrap()
+pub fn task(recipe: &Recipe, teacher: Clip, device: Device) -> Distill {
+    uta_train::distill(recipe, teacher, device).unwrap().unwrap()
 }
 
 /// Eight pictures of `step`, from a set of 64.

@@ -15,7 +15,7 @@ use uta_data::targets::{TargetKind, TargetSet, TargetWriter, Targets, View};
 use uta_data::{Batch, Item, Label};
 use uta_model::{Clip, ClipConfig, VitConfig};
 use uta_train::recipe::MAX_IMAGES;
-use uta_train::{Mode, Optimizer, Recipe, decode_targets};
+use uta_train::{Mode, Optimizer, Recipe, Task, decode_targets};
 
 use crate::compute::warn_of_bf16;
 use crate::error::Usage;
@@ -80,7 +80,7 @@ struct Report {
     task: String,
     part: Part,
     batch: usize,
-    /// Patches that the student sees of each image.
+    /// Patches that the student processes of each image.
     kept: usize,
     precision: &'static str,
     device: String,
@@ -183,7 +183,7 @@ struct Timed {
     step: Box<StepFn>,
     /// Whether there is that choice: targets from a cache, or from the teacher.
     has_cache: bool,
-    /// Patches that the net in training sees of each image.
+    /// Patches that the net in training processes of each image.
     kept: i64,
     /// Multiply-accumulates of a step's products for one image.
     macs: u64,
@@ -238,7 +238,7 @@ impl Timed {
         let fixed = autocast(device, precision, || {
             task.target(&first, &task.images(&first), kept.as_ref(), Mode::Train)
         })?;
-        let kept = kept.map_or(student.num_patches(), |kept| kept.size()[1]);
+        let kept = task.present(kept.as_ref()).map_or(student.num_patches(), |kept| kept.size()[1]);
         let part = args.part;
         let cached = match part {
             Part::Cached => Some(Cached::new(&target)?),
@@ -250,7 +250,9 @@ impl Timed {
                 let images = task.images(batch);
                 let kept = task.kept(batch, Mode::Train);
                 let target = match &cached {
-                    Some(cached) if !live => cached.target(batch, kept.as_ref(), device)?,
+                    Some(cached) if !live => {
+                        cached.target(batch, task.present(kept.as_ref()), device)?
+                    }
                     _ if part == Part::Student => fixed.shallow_clone(),
                     _ => task.target(batch, &images, kept.as_ref(), Mode::Train)?,
                 };
@@ -425,7 +427,7 @@ impl Cached {
         Ok(Cached { targets: Targets::open(set)?, _dir: dir })
     }
 
-    /// The rows of a batch's kept tokens, read from the files: [B, 1+K, E].
+    /// The rows of a batch's tokens that the student has, read from the files: [B, 1+K, E].
     fn target(
         &self,
         batch: &Batch,

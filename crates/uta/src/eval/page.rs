@@ -24,6 +24,10 @@ pub struct Page {
     rows: Vec<(String, String)>,
 }
 
+/// Said of nets that know no text.
+const NEVER_ALIGNED: &str = "the image encoder was never aligned with texts (masked image modelling): chance is to be expected before \
+                             it is fine-tuned on pairs";
+
 impl Page {
     pub fn new(title: &'static str, setup: &Setup, text: Option<&Path>) -> Page {
         let mut settings = vec![("model", setup.args.model.path.display().to_string())];
@@ -37,7 +41,10 @@ impl Page {
         settings.push(("precision", format!("{precision} on {:?}", setup.device).to_lowercase()));
         let problems = setup.source.problems();
         let prints = setup.options.group.is_first();
-        let (counts, warnings, rows) = (Vec::new(), Vec::new(), Vec::new());
+        let (counts, mut warnings, rows) = (Vec::new(), Vec::new(), Vec::new());
+        if !setup.model.config.is_aligned() {
+            warnings.push(NEVER_ALIGNED.to_owned());
+        }
         Page { prints, title, settings, counts, problems, warnings, rows }
     }
 

@@ -76,7 +76,7 @@ pub fn zeroshot(args: &ZeroshotArgs, group: &Rc<ProcessGroup>) -> anyhow::Result
         Page::new("zero-shot classification", &setup, text.as_ref().map(|t| t.0.as_path()));
     page.setting("set", set.map_or("a folder of classes", NamedSet::name));
     page.setting("layout", layout);
-    page.warnings = warnings;
+    page.warnings.extend(warnings);
     if set == Some(NamedSet::ObjectNet) && !args.objectnet_crop {
         page.setting("frame", "left, as CLIP_benchmark does; --objectnet-crop cuts it");
     }

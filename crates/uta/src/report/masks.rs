@@ -130,8 +130,10 @@ pub fn mask_figure(run: &Run) -> anyhow::Result<Option<MaskFigure>> {
             _ => String::new(),
         },
     );
+    let filled = run.recipe("model.mask_token").and_then(toml::Value::as_bool) == Some(true);
+    let others = if filled { "; a learned token stands for each other one" } else { "" };
     let caption = format!(
-        "Of {side}\u{00d7}{side} patches the student sees {} in each image. How often each is masked, over 5000 images: {own} \
+        "Of {side}\u{00d7}{side} patches the student sees {} in each image{others}. How often each is masked, over 5000 images: {own} \
          of the time, depending on its place; below, the masks of four of this run's images.{beside}",
         generator.kept_count()
     );

@@ -100,10 +100,18 @@ fn cosine_headline(metrics: &Metrics) -> Vec<Headline> {
         (None, Some(value)) => ("last training batch", value),
         _ => return Vec::new(),
     };
-    let lines = vec![
+    let mut lines = vec![
         "mean cosine of the student's tokens with the teacher's".to_owned(),
         "teacher 1, by definition; directions at random 0".to_owned(),
     ];
+    let part = |name| match validation {
+        Some(_) => metrics.latest(Model::Student, "validation", name),
+        None => metrics.curve(name).and_then(|curve| curve.last()).map(|point| point.1),
+    };
+    if let (Some(masked), Some(kept)) = (part("cosine_masked"), part("cosine_kept")) {
+        let [masked, kept] = [masked, kept].map(|value| Unit::Number.show(value));
+        lines.push(format!("{masked} at masked patches, {kept} at the others"));
+    }
     vec![Headline { set: set.to_owned(), figure: Unit::Number.show(value), lines }]
 }
 

@@ -1,12 +1,9 @@
-//! The sections of a recipe that task `align` reads: `[teacher]` and `[mask]`.
+//! The masks of task `align` where a recipe doesn't say, and the task in words.
 
-use std::path::PathBuf;
-
-use serde::{Deserialize, Serialize};
 use uta_data::mask::MaskKind;
 
-use crate::recipe::check::in_range;
 use crate::recipe::words::TaskWords;
+use crate::task::distill::recipe::Mask;
 
 /// The task in words.
 pub(crate) const WORDS: TaskWords = TaskWords {
@@ -16,54 +13,5 @@ pub(crate) const WORDS: TaskWords = TaskWords {
     loss: "its loss is minus the mean cosine of its tokens with the teacher's",
 };
 
-/// Sections of task `align`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct AlignRecipe {
-    /// The frozen CLIP.
-    pub teacher: Teacher,
-    /// The patches that the student sees.
-    pub mask: Mask,
-}
-
-impl AlignRecipe {
-    /// # Errors
-    /// Names the key, the value and what is allowed.
-    pub(crate) fn check(&self) -> Result<(), String> {
-        if self.teacher == Teacher::default() {
-            return Err("teacher: task \"align\" needs teacher.path or teacher.cache".into());
-        }
-        in_range("mask.ratio", self.mask.ratio, 0.0, 0.95)
-    }
-}
-
-/// `[teacher]`
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Teacher {
-    /// Anything that `--model` takes.
-    pub path: Option<PathBuf>,
-    /// What the net is, where the file alone can't tell: a preset or a configuration file. Without a path it gets random
-    /// weights, to measure speed.
-    pub arch: Option<String>,
-    /// A folder of `uta cache`: targets that were computed once, so that no teacher is needed. Where `path` names one that is
-    /// there all the same, the targets must be its own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cache: Option<PathBuf>,
-}
-
-/// `[mask]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Mask {
-    /// The shape of the hidden part.
-    pub kind: MaskKind,
-    /// The share of patches hidden from the student.
-    pub ratio: f64,
-}
-
-impl Default for Mask {
-    /// The paper's choice for ViT-L (section 3).
-    fn default() -> Mask {
-        Mask { kind: MaskKind::BlockReversed, ratio: 0.5 }
-    }
-}
+/// The paper's choice for ViT-L (section 3).
+pub(crate) const MASK: Mask = Mask { kind: MaskKind::BlockReversed, ratio: 0.5 };

@@ -4,7 +4,7 @@ use tch::Device;
 use uta_data::mask::{MaskGenerator, MaskKind};
 use uta_model::{Clip, ClipConfig, VitConfig};
 
-use super::recipe::{AlignRecipe, Teacher};
+use super::recipe::{DistillRecipe, Teacher};
 use crate::task::parts::load;
 use crate::{Recipe, TrainError};
 
@@ -52,7 +52,7 @@ pub(crate) fn student_config(
 /// When the recipe's masks don't fit the student's grid.
 pub(crate) fn masks(
     recipe: &Recipe,
-    own: &AlignRecipe,
+    own: &DistillRecipe,
 ) -> Result<(MaskGenerator, MaskGenerator), TrainError> {
     let side = recipe.model.vision.grid() as usize;
     let generator = |kind, ratio| {

@@ -1,4 +1,4 @@
-//! What a run of task `align` takes, from its shapes: products, memory, traffic. No net is made and no picture read.
+//! What a run of a student and its teacher takes, from its shapes: products, memory, traffic. No net is made and no picture read.
 //!
 //! What a block keeps for the backward pass is counted beside the block, in uta-model.
 //!
@@ -10,7 +10,7 @@ pub use uta_model::Kernels;
 use uta_model::{ClipConfig, Compute, Origin, TextConfig, VitConfig};
 
 use super::cache::cached_targets;
-use super::recipe::{AlignRecipe, Teacher};
+use super::recipe::{DistillRecipe, Teacher};
 use super::teacher::{masks, student_config};
 use crate::recipe::{PrecisionName, Recipe};
 use crate::{RecipeError, TrainError};
@@ -70,16 +70,15 @@ pub struct Memory {
 }
 
 impl Shapes {
-    /// The shapes of a recipe of task `align` whose teacher is `teacher`.
+    /// The shapes of a recipe whose teacher is `teacher`.
     ///
     /// # Errors
     /// When the two nets don't fit.
     pub fn new(
         recipe: &Recipe,
-        own: &AlignRecipe,
+        own: &DistillRecipe,
         teacher: &ClipConfig,
     ) -> Result<Shapes, TrainError> {
-        let (masks, _) = masks(recipe, own)?;
         Ok(Shapes {
             student: student_config(recipe, teacher)?,
             teacher: teacher.vision.clone(),
@@ -90,7 +89,7 @@ impl Shapes {
                 .cache
                 .as_ref()
                 .map(|dir| cached_targets(dir).map_or(TargetKind::I8, |(_, kind)| kind)),
-            ..Shapes::of_model(recipe, masks.kept_count() as i64)
+            ..Shapes::of_model(recipe, processed(recipe, own)?)
         })
     }
 
@@ -115,7 +114,7 @@ impl Shapes {
         Shapes { gradients_stay: self.gradients_stay || count > 1, ..self }
     }
 
-    /// K, the patches that the student sees of each image.
+    /// The patches of each image that the student processes.
     pub fn kept(&self) -> i64 {
         self.kept
     }
@@ -288,6 +287,16 @@ impl Shapes {
     }
 }
 
+/// The patches of an image that the student processes: those that it sees, or with a mask token all.
+///
+/// # Errors
+/// When the recipe's masks don't fit the student's grid.
+pub(crate) fn processed(recipe: &Recipe, own: &DistillRecipe) -> Result<i64, TrainError> {
+    let (masks, _) = masks(recipe, own)?;
+    let all = recipe.model.vision.mask_token;
+    Ok(if all { masks.patches() } else { masks.kept_count() } as i64)
+}
+
 /// The sizes of a recipe's teacher, from its cache, its preset, or the net at its path; no weights are read.
 ///
 /// # Errors
@@ -359,7 +368,7 @@ mod tests {
              [data]\ntrain = [\"none\"]\n[train]\nsteps = 1\nbatch = 8\nprecision = \"{precision}\"\n"
         );
         let recipe = Recipe::from_table(text.parse().unwrap()).unwrap();
-        let TaskRecipe::Align(own) = &recipe.task else { unreachable!() };
+        let TaskRecipe::Distill(own) = &recipe.task else { unreachable!() };
         Shapes::new(&recipe, own, &ClipConfig::preset("eva01-g-14-plus").unwrap()).unwrap()
     }
 

@@ -1,5 +1,5 @@
 //! Targets computed once: a folder that holds what a frozen teacher says of k seeded crops of every training image, and of
-//! every validation image. A run of task `align` then reads the tokens it wants and needs no teacher.
+//! every validation image. A run then reads the tokens it wants and needs no teacher.
 //!
 //! ```text
 //! DIR/cache.json                  of which teacher, crops and data: whoever uses the folder compares it with his own
@@ -27,9 +27,10 @@ use uta_data::{
 };
 use uta_model::{Clip, ClipConfig, Origin, safetensors_io};
 
+use super::recipe::Teacher;
 use super::teacher::load_teacher;
 use crate::device::device;
-use crate::recipe::{PrecisionName, Recipe, Teacher};
+use crate::recipe::{PrecisionName, Recipe};
 use crate::run::write_atomically;
 use crate::task::Mode;
 use crate::task::parts::to_device;

@@ -165,6 +165,17 @@ impl MaskGenerator {
     }
 }
 
+/// The tokens of a text that are kept when a share `ratio` of them is dropped at random, sorted: the last, which ends the text and
+/// stands for it, always, and of the `length` - 1 others all but round(ratio * (length - 1)). Appended to `out`.
+pub fn kept_tokens(length: usize, ratio: f64, rng: &mut Rng, out: &mut Vec<i64>) {
+    let others = length.saturating_sub(1);
+    let dropped = (ratio * others as f64).round() as usize;
+    let mut canvas = Canvas::new(1, others);
+    canvas.mark_random(dropped.min(others), rng);
+    out.extend((0i64..).zip(&canvas.cells).filter(|(_, dropped)| !**dropped).map(|(at, _)| at));
+    out.push(others as i64);
+}
+
 /// The grid while a mask is drawn on it.
 struct Canvas {
     rows: usize,
@@ -334,6 +345,23 @@ mod tests {
             assert_eq!(whole[2 * kept..], generator.batch(1, &[2, 3]));
             assert_ne!(whole, generator.batch(2, &[0, 1, 2, 3]));
             assert_ne!(whole[..kept], whole[kept..2 * kept]);
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_text_stays_and_the_share_of_the_other_tokens_is_dropped() {
+        for (length, ratio, expected) in
+            [(1, 0.5, 1), (2, 0.5, 1), (5, 0.5, 3), (77, 0.5, 39), (77, 0.0, 77), (9, 0.95, 1)]
+        {
+            let draw = |seed| {
+                let mut kept = vec![];
+                kept_tokens(length, ratio, &mut Rng::new(seed, Purpose::Mask, &[3]), &mut kept);
+                kept
+            };
+            let kept = draw(1);
+            assert_eq!((kept.len(), *kept.last().unwrap()), (expected, length as i64 - 1));
+            assert!(kept.windows(2).all(|pair| pair[0] < pair[1]) && kept[0] >= 0);
+            assert_eq!(kept, draw(1));
         }
     }
 

@@ -1,7 +1,7 @@
 //! Data specs to sources: the door of this folder.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::de::value::MapAccessDeserializer;
@@ -116,6 +116,22 @@ impl Serialize for Set {
 /// # Errors
 /// As [`open_all`]; when a weight is none.
 pub fn open_sets(sets: &[Set], options: &PairOptions) -> Result<Arc<dyn Source>, DataError> {
+    open_with_reader(sets, options, Pairs::open)
+}
+
+/// As [`open_sets`], for who reads captions alone: a table of pairs needs no images then, and a `.txt` may hold a text a line.
+///
+/// # Errors
+/// As [`open_sets`]; options that speak of images.
+pub fn open_texts(sets: &[Set], options: &PairOptions) -> Result<Arc<dyn Source>, DataError> {
+    open_with_reader(sets, options, Pairs::open_texts)
+}
+
+fn open_with_reader(
+    sets: &[Set],
+    options: &PairOptions,
+    table: impl Fn(&Path, &PairOptions) -> Result<Pairs, DataError>,
+) -> Result<Arc<dyn Source>, DataError> {
     let mut sources = vec![];
     for Set { data, weight, pairs } in sets {
         // Far above any use, and far below what a count of samples holds.
@@ -126,7 +142,7 @@ pub fn open_sets(sets: &[Set], options: &PairOptions) -> Result<Arc<dyn Source>,
         let paths = expand(data)?;
         if paths.iter().all(|path| path.is_file() && is_table(path)) {
             for path in paths {
-                let pairs = Pairs::open(&path, pairs.as_ref().unwrap_or(options))?;
+                let pairs = table(&path, pairs.as_ref().unwrap_or(options))?;
                 sources.push((data, *weight, Arc::new(pairs) as Arc<dyn Source>));
             }
         } else {

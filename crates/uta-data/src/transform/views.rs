@@ -1,4 +1,4 @@
-//! The two transforms that most tasks take: augmented views for training, and the views of evaluation.
+//! The transforms that most tasks take: augmented views for training, the views of evaluation, and texts alone.
 
 use crate::error::DataError;
 use crate::image::decode::DecodeOptions;
@@ -135,6 +135,41 @@ impl Transform for EvalViews {
     }
 }
 
+/// A caption of a sample and no pixels: its picture, where there is one, is not decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TextViews {
+    /// Whether the caption is drawn, anew in each pass; else it is the first.
+    pub drawn: bool,
+}
+
+impl Transform for TextViews {
+    fn size(&self) -> u32 {
+        0
+    }
+
+    fn max_pixels(&self) -> u64 {
+        0
+    }
+
+    fn check_source(&self, source: &dyn Source) -> Result<(), DataError> {
+        require_captions(source)
+    }
+
+    fn views(&self, sample: &Sample, draws: &[Draw]) -> Result<Vec<View>, DataError> {
+        require(sample, LabelKind::Captions)?;
+        let all = &sample.captions;
+        let view = |draw: &Draw| {
+            let which = match self.drawn {
+                true => draw.rng(Purpose::Caption).below(all.len() as u64) as usize,
+                false => 0,
+            };
+            let label = Label::Captions(vec![all[which].clone()]);
+            View { pixels: vec![], label, targets: vec![] }
+        };
+        Ok(draws.iter().map(view).collect())
+    }
+}
+
 /// Transforms whose views can be drawn again later, from the state of a generator that was written down.
 pub trait Redraw: Transform {
     /// The view of a sample that a generator in this `state` draws.
@@ -241,6 +276,28 @@ mod tests {
     use crate::{Interpolation, Mask, Region, Role, Turn};
 
     const SIDES: (u32, u32) = (40, 28);
+
+    #[test]
+    fn a_text_comes_without_its_picture_drawn_anew_in_each_pass_or_the_first() {
+        let broken = Sample { image: b"no picture".to_vec(), ..sample() };
+        let draw = |pass| Draw { seed: 4, index: 0, pass, repeat: 0, position: 0 };
+        let text = |drawn, pass| {
+            let mut views = TextViews { drawn }.views(&broken, &[draw(pass)]).unwrap();
+            let View { pixels, label, .. } = views.remove(0);
+            assert!(pixels.is_empty());
+            label.captions().to_vec()
+        };
+        let drawn: Vec<_> = (0..20).map(|pass| text(true, pass)).collect();
+        assert!(drawn.contains(&vec!["one".to_owned()]) && drawn.contains(&vec!["two".to_owned()]));
+        assert!(
+            (0..20).all(
+                |pass| text(false, pass) == ["one"] && text(true, pass) == drawn[pass as usize]
+            )
+        );
+        let none = Sample { captions: vec![], ..sample() };
+        let e = TextViews { drawn: true }.views(&none, &[draw(0)]).unwrap_err();
+        assert!(matches!(e, DataError::Caption { .. }));
+    }
 
     /// A picture whose red is each pixel's class, with a box around one of its pixels.
     fn sample() -> Sample {

@@ -74,15 +74,39 @@ impl TextTower {
         if tokens.device() == Device::Cpu && b > 0 {
             t = end.max().int64_value(&[]) + 1;
         }
-        let tokens = tokens.narrow(1, 0, t).to_device(device);
-        let mut x =
-            rows(&self.token_embedding, &tokens) + self.positional_embedding.narrow(0, 0, t); // [B, T, D]
+        let x = self.hidden(&tokens.narrow(1, 0, t).to_device(device), None); // [B, T, D]
+        let first = Tensor::arange(b, (Kind::Int64, device)) * t;
+        let pooled = x.flatten(0, 1).index_select(0, &(end.to_device(device) + first)); // [B, D]
+        self.project(&pooled)
+    }
+
+    /// Every token after the final norm and the projection: [B, T, E], or [B, K, E] of the tokens `kept` [B, K] i64 alone, where the
+    /// others are left out. Those that are kept stay at their own places and see the kept ones before them, so they are to be
+    /// named in order. `tokens` [B, T] i64 lie on the tower's device.
+    pub fn tokens(&self, tokens: &Tensor, kept: Option<&Tensor>) -> Tensor {
+        self.project(&self.hidden(tokens, kept))
+    }
+
+    /// Tokens after the last block: [B, T, D], or [B, K, D] of those kept.
+    fn hidden(&self, tokens: &Tensor, kept: Option<&Tensor>) -> Tensor {
+        let mut x = match kept {
+            None => {
+                let t = tokens.size()[1];
+                rows(&self.token_embedding, tokens) + self.positional_embedding.narrow(0, 0, t)
+            }
+            Some(kept) => {
+                rows(&self.token_embedding, &tokens.gather(1, kept, false))
+                    + rows(&self.positional_embedding, kept)
+            }
+        };
         for block in &self.resblocks {
             x = block.forward(&x);
         }
-        let first = Tensor::arange(b, (Kind::Int64, device)) * t;
-        let pooled = x.flatten(0, 1).index_select(0, &(end.to_device(device) + first)); // [B, D]
-        self.ln_final.forward(&pooled).matmul(&self.text_projection)
+        x
+    }
+
+    fn project(&self, x: &Tensor) -> Tensor {
+        self.ln_final.forward(x).matmul(&self.text_projection)
     }
 }
 
@@ -228,6 +252,27 @@ mod tests {
         let ragged: Vec<Tensor> = parts.parts.iter().map(|(_, part)| tower.forward(part)).collect();
         let ragged = Tensor::cat(&ragged, 0).index_select(0, &Tensor::from_slice(&parts.place));
         assert!((&ragged - &padded).abs().max().double_value(&[]) < 1e-5);
+
+        // The end of text among all tokens, and where tokens before it are left out.
+        let text = Tensor::from_slice(&texts[1][..42]).unsqueeze(0);
+        let every = tower.tokens(&text, None);
+        assert!(
+            (every.select(1, 41) - padded.narrow(0, 1, 1)).abs().max().double_value(&[]) < 1e-5
+        );
+        let kept = Tensor::from_slice(&[0i64, 3, 7, 41]).unsqueeze(0);
+        let some = tower.tokens(&text, Some(&kept));
+        assert_eq!(some.size(), [1, 4, 12]);
+        assert!((some.get(0).get(0) - every.get(0).get(0)).abs().max().double_value(&[]) < 1e-5);
+        let all = Tensor::arange(42, (Kind::Int64, Device::Cpu)).unsqueeze(0);
+        assert!((tower.tokens(&text, Some(&all)) - &every).abs().max().double_value(&[]) < 1e-5);
+        // What is left out changes nothing, and what is kept does.
+        let changed = |at: i64| {
+            let other = text.copy();
+            let _ = other.narrow(1, at, 1).fill_(55);
+            (tower.tokens(&other, Some(&kept)) - &some).abs().max().double_value(&[])
+        };
+        assert_eq!(changed(5), 0.0);
+        assert!(changed(7) > 1e-3);
 
         let embed = |tokens: &[i64]| tower.forward(&Tensor::from_slice(tokens).unsqueeze(0));
         let swapped = embed(&[98, 2, 1, 3, 99]);

@@ -58,7 +58,7 @@ pub struct Data {
 }
 
 /// What a run trains on, and what it validates on.
-type Sources = (Arc<dyn Source>, Option<Arc<dyn Source>>);
+pub(crate) type Sources = (Arc<dyn Source>, Option<Arc<dyn Source>>);
 
 impl Data {
     /// How images are decoded.
@@ -66,12 +66,13 @@ impl Data {
         DecodeOptions { max_pixels: self.max_pixels, orient: self.orient }
     }
 
-    /// The sets to train on and those to validate on, where there are any. What is wrong with them is said in the log where
-    /// `tell` says so.
+    /// The sets to train on and those to validate on, where there are any; of `texts` alone, pictures need not be there. What is
+    /// wrong with them is said in the log where `tell` says so.
     ///
     /// # Errors
     /// When one can't be opened.
-    pub(crate) fn open(&self, tell: bool) -> Result<Sources, DataError> {
+    pub(super) fn open(&self, texts: bool, tell: bool) -> Result<Sources, DataError> {
+        let open = if texts { uta_data::open_texts } else { uta_data::open_sets };
         let told = |source: Arc<dyn Source>| {
             source
                 .problems()
@@ -84,12 +85,13 @@ impl Data {
         let whole = |pairs: &PairOptions| pairs.or_captions(Captions::File);
         let set = |set: &Set| Set { pairs: set.pairs.as_ref().map(whole), ..set.clone() };
         let sets: Vec<Set> = self.train.iter().map(set).collect();
-        let train = told(uta_data::open_sets(&sets, &whole(&self.pairs))?);
+        let train = told(open(&sets, &whole(&self.pairs))?);
         let val = match self.val.as_slice() {
             [] => None,
             val => {
                 let pairs = self.val_pairs.as_ref().unwrap_or(&self.pairs);
-                Some(told(uta_data::open_with(val, &whole(pairs))?))
+                let val: Vec<Set> = val.iter().map(|spec| Set::from(spec.as_str())).collect();
+                Some(told(open(&val, &whole(pairs))?))
             }
         };
         Ok((train, val))

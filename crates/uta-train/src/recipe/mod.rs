@@ -17,10 +17,12 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
+use uta_data::DataError;
 use uta_model::ClipConfig;
 
 pub use self::check::{MAX_IMAGES, MAX_THREADS, RecipeError};
 pub use self::data::Data;
+use self::data::Sources;
 pub use self::model::Model;
 pub use self::task::{TaskKind, TaskRecipe};
 pub use self::train::{Checkpoint, Eval, ExportKind, PrecisionName, Train};
@@ -28,6 +30,7 @@ pub use self::words::TaskWords;
 pub use crate::optim::{Optim, OptimName, Schedule};
 pub use crate::task::contrastive::recipe::ContrastiveRecipe;
 pub use crate::task::distill::recipe::{DistillRecipe, Learns, Mask, Mim, Teacher};
+pub use crate::task::text_align::recipe::TextAlignRecipe;
 
 use self::check::{MAX_PREFETCH, MAX_STEPS, brief, in_range, require, within};
 use self::overlay::{blamed, lay_sets_over, table};
@@ -200,15 +203,19 @@ impl Recipe {
     /// Works out what follows from other keys, and checks what types can't.
     fn resolve(&mut self) -> Result<(), String> {
         let size = self.model.vision.image_size as u32;
-        if self.data.image_size == 0 {
+        if self.task.reads_texts_alone() {
+            let given = self.data.image_size;
+            require("data.image_size", given, given == 0, "left out: no picture is decoded")?;
+        } else if self.data.image_size == 0 {
             self.data.image_size = size;
+        } else {
+            require(
+                "data.image_size",
+                self.data.image_size,
+                self.data.image_size == size,
+                &format!("the model's image_size, {size} (change model.image_size too)"),
+            )?;
         }
-        require(
-            "data.image_size",
-            self.data.image_size,
-            self.data.image_size == size,
-            &format!("the model's image_size, {size} (change model.image_size too)"),
-        )?;
         let config = ClipConfig::new(self.model.vision.clone(), None);
         let transforms = &mut self.data.transforms;
         (transforms.size, transforms.mean, transforms.std) = (size, config.mean, config.std);
@@ -324,6 +331,15 @@ impl Recipe {
     /// Optimiser steps of the whole run; 0 before [`Recipe::resolve_length`] where the recipe counts otherwise.
     pub fn steps(&self) -> u64 {
         self.train.steps.unwrap_or(0)
+    }
+
+    /// The sets to train on and those to validate on, where there are any, as the task reads them. What is wrong with them is said
+    /// in the log where `tell` says so.
+    ///
+    /// # Errors
+    /// When one can't be opened.
+    pub(crate) fn open_data(&self, tell: bool) -> Result<Sources, DataError> {
+        self.data.open(self.task.reads_texts_alone(), tell)
     }
 
     /// The resolved recipe as TOML, every default written out.

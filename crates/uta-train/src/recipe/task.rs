@@ -9,6 +9,7 @@ use super::train::Train;
 use super::words::TaskWords;
 use crate::task::contrastive::recipe::{self as contrastive, ContrastiveRecipe};
 use crate::task::distill::recipe::{DistillRecipe, Learns, Mim, Teacher, WrittenMask};
+use crate::task::text_align::recipe::{self as text_align, TextAlignRecipe};
 use crate::task::{align::recipe as align, mim::recipe as mim};
 
 /// The tasks there are, by their names in recipes; each is a [`crate::Task`].
@@ -21,6 +22,8 @@ pub enum TaskKind {
     Mim,
     /// Both at once.
     UtaMim,
+    /// Alignment of a text tower to a frozen CLIP's.
+    TextAlign,
     /// Image-text contrastive learning.
     Contrastive,
 }
@@ -31,20 +34,27 @@ impl std::fmt::Display for TaskKind {
             TaskKind::Align => "align",
             TaskKind::Mim => "mim",
             TaskKind::UtaMim => "uta-mim",
+            TaskKind::TextAlign => "text-align",
             TaskKind::Contrastive => "contrastive",
         })
     }
 }
 
 impl TaskKind {
-    const ALL: [TaskKind; 4] =
-        [TaskKind::Align, TaskKind::Mim, TaskKind::UtaMim, TaskKind::Contrastive];
+    const ALL: [TaskKind; 5] = [
+        TaskKind::Align,
+        TaskKind::Mim,
+        TaskKind::UtaMim,
+        TaskKind::TextAlign,
+        TaskKind::Contrastive,
+    ];
 
     /// The sections that this task reads and some others don't. `model.text` is a section of `[model]`.
     fn sections(self) -> &'static [&'static str] {
         match self {
             TaskKind::Align | TaskKind::Mim => &["teacher", "mask"],
             TaskKind::UtaMim => &["teacher", "mask", "mim"],
+            TaskKind::TextAlign => &["model.text", "teacher", "mask"],
             TaskKind::Contrastive => &["model.text", "contrastive"],
         }
     }
@@ -66,6 +76,7 @@ impl TaskKind {
             TaskKind::Align => align::WORDS,
             TaskKind::Mim => mim::WORDS,
             TaskKind::UtaMim => mim::BOTH_WORDS,
+            TaskKind::TextAlign => text_align::WORDS,
             TaskKind::Contrastive => contrastive::WORDS,
         }
     }
@@ -125,6 +136,8 @@ impl TaskKind {
 pub enum TaskRecipe {
     /// What a student learns of a frozen CLIP's image tokens: `align`, `mim`, `uta-mim`.
     Distill(DistillRecipe),
+    /// Alignment of a text tower to a frozen CLIP's.
+    TextAlign(TextAlignRecipe),
     /// Image-text contrastive learning.
     Contrastive(ContrastiveRecipe),
 }
@@ -142,17 +155,19 @@ impl TaskRecipe {
     /// The recipe of a task with the sections that it reads, missing ones by their defaults.
     pub(super) fn new(kind: TaskKind, written: Sections) -> TaskRecipe {
         let Sections { teacher, mask, mim, contrastive } = written;
+        let (teacher, mask) = (teacher.unwrap_or_default(), mask.unwrap_or_default());
         let distill = |learns, default| {
-            TaskRecipe::Distill(DistillRecipe {
-                learns,
-                teacher: teacher.unwrap_or_default(),
-                mask: mask.unwrap_or_default().or(default),
-            })
+            let (teacher, mask) = (teacher.clone(), mask.clone().or(default));
+            TaskRecipe::Distill(DistillRecipe { learns, teacher, mask })
         };
         match kind {
             TaskKind::Align => distill(Learns::Kept, align::MASK),
             TaskKind::Mim => distill(Learns::Masked, mim::MASK),
             TaskKind::UtaMim => distill(Learns::Both(mim.unwrap_or_default()), align::MASK),
+            TaskKind::TextAlign => {
+                let mask = mask.or(text_align::MASK);
+                TaskRecipe::TextAlign(TextAlignRecipe { teacher, mask })
+            }
             TaskKind::Contrastive => TaskRecipe::Contrastive(contrastive.unwrap_or_default()),
         }
     }
@@ -168,6 +183,9 @@ impl TaskRecipe {
                 };
                 Sections { teacher: Some(teacher), mask: Some(mask.into()), mim, ..none }
             }
+            TaskRecipe::TextAlign(TextAlignRecipe { teacher, mask }) => {
+                Sections { teacher: Some(teacher), mask: Some(mask.into()), ..none }
+            }
             TaskRecipe::Contrastive(own) => Sections { contrastive: Some(own), ..none },
         };
         (self.kind(), sections)
@@ -181,6 +199,7 @@ impl TaskRecipe {
                 Learns::Masked => TaskKind::Mim,
                 Learns::Both(_) => TaskKind::UtaMim,
             },
+            TaskRecipe::TextAlign(_) => TaskKind::TextAlign,
             TaskRecipe::Contrastive(_) => TaskKind::Contrastive,
         }
     }
@@ -192,6 +211,7 @@ impl TaskRecipe {
     pub(super) fn check(&self, model: &mut Model, train: &Train) -> Result<(), String> {
         match self {
             TaskRecipe::Distill(own) => own.check(model),
+            TaskRecipe::TextAlign(own) => own.check(model),
             TaskRecipe::Contrastive(own) => own.check(model, train),
         }
     }
@@ -200,13 +220,21 @@ impl TaskRecipe {
     pub(crate) fn label(&self) -> LabelKind {
         match self {
             TaskRecipe::Distill(_) => LabelKind::None,
-            TaskRecipe::Contrastive(_) => LabelKind::Captions,
+            TaskRecipe::TextAlign(_) | TaskRecipe::Contrastive(_) => LabelKind::Captions,
         }
     }
 
     /// Whether it learns from classes, which mixup and cutmix need.
     pub(super) fn has_classes(&self) -> bool {
         match self {
+            TaskRecipe::Distill(_) | TaskRecipe::TextAlign(_) | TaskRecipe::Contrastive(_) => false,
+        }
+    }
+
+    /// Whether its samples are texts alone, whose pictures are not decoded and need not be there.
+    pub fn reads_texts_alone(&self) -> bool {
+        match self {
+            TaskRecipe::TextAlign(_) => true,
             TaskRecipe::Distill(_) | TaskRecipe::Contrastive(_) => false,
         }
     }
@@ -215,6 +243,7 @@ impl TaskRecipe {
     pub fn teacher(&self) -> Option<&Teacher> {
         match self {
             TaskRecipe::Distill(own) => Some(&own.teacher),
+            TaskRecipe::TextAlign(own) => Some(&own.teacher),
             TaskRecipe::Contrastive(_) => None,
         }
     }
@@ -223,6 +252,7 @@ impl TaskRecipe {
     pub(super) fn teacher_mut(&mut self) -> Option<&mut Teacher> {
         match self {
             TaskRecipe::Distill(own) => Some(&mut own.teacher),
+            TaskRecipe::TextAlign(own) => Some(&mut own.teacher),
             TaskRecipe::Contrastive(_) => None,
         }
     }

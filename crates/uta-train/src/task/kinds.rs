@@ -13,6 +13,7 @@ use super::distill::plan::{self, Shapes};
 use super::distill::recipe::Learns;
 use super::distill::{Distill, Objective};
 use super::mim::Mim;
+use super::text_align::{self, TextAlign};
 use crate::TrainError;
 use crate::recipe::{Recipe, TaskRecipe};
 
@@ -30,6 +31,7 @@ pub fn build(
         TaskRecipe::Distill(own) => {
             Box::new(Distill::new(recipe, own, objective(&own.learns), device)?)
         }
+        TaskRecipe::TextAlign(own) => Box::new(TextAlign::new(recipe, own, device)?),
         TaskRecipe::Contrastive(own) => Box::new(Contrastive::new(recipe, own, device, group)?),
     })
 }
@@ -80,6 +82,7 @@ pub fn planned(recipe: &mut Recipe) -> Result<Shapes, TrainError> {
 pub fn has_room(recipe: &Recipe, batch: usize) -> Result<(), TrainError> {
     let patches = match &recipe.task {
         TaskRecipe::Distill(own) => plan::processed(recipe, own)?,
+        TaskRecipe::TextAlign(_) => return text_align::plan::has_room(recipe, batch),
         TaskRecipe::Contrastive(_) => recipe.model.vision.num_patches(),
     };
     plan::has_room(recipe, patches, batch)

@@ -6,6 +6,7 @@ pub(crate) mod distill;
 pub(crate) mod kinds;
 pub(crate) mod mim;
 pub(crate) mod parts;
+pub(crate) mod text_align;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -5,13 +5,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
-use uta_data::{EvalTransform, EvalViews, LabelKind, TrainViews, Transform};
+use uta_data::{EvalTransform, EvalViews, LabelKind, TextViews, TrainViews, Transform};
 use uta_eval::{EvalOptions, EvalSet, Evaluator};
 use uta_model::{Clip, ModelError, Origin};
 
 use super::Mode;
-use crate::TrainError;
 use crate::recipe::Data;
+use crate::{Recipe, TrainError};
 
 /// The views of `data` with a label that each sample must have: augmented for training, plain for validation.
 pub(crate) fn views(data: &Data, mode: Mode, label: LabelKind) -> Arc<dyn Transform> {
@@ -22,6 +22,14 @@ pub(crate) fn views(data: &Data, mode: Mode, label: LabelKind) -> Arc<dyn Transf
             let transform = EvalTransform::new(data.image_size);
             Arc::new(EvalViews { transform, decode, label, required: true })
         }
+    }
+}
+
+/// The views that the task of `recipe` takes, as far as its recipe alone says.
+pub(crate) fn views_of(recipe: &Recipe, mode: Mode) -> Arc<dyn Transform> {
+    match recipe.task.reads_texts_alone() {
+        true => Arc::new(TextViews { drawn: mode == Mode::Train }),
+        false => views(&recipe.data, mode, recipe.task.label()),
     }
 }
 

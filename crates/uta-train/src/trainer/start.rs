@@ -13,7 +13,7 @@ use uta_eval::{EvalOptions, Evaluator};
 use super::threads;
 use crate::device::device;
 use crate::task::kinds::{build, has_room};
-use crate::task::parts::views;
+use crate::task::parts::views_of;
 use crate::{Mode, Recipe, RecipeError, Task, TrainError};
 
 /// The parts of a run that every rank makes for itself.
@@ -40,7 +40,7 @@ impl Parts {
         if device == Device::Cpu {
             has_room(recipe, micro_batch)?;
         }
-        let (train, val) = recipe.data.open(group.is_first())?;
+        let (train, val) = recipe.open_data(group.is_first())?;
         recipe.resolve_length(train.epoch());
         let task = if begun {
             let mut anew = recipe.clone();
@@ -112,17 +112,17 @@ impl Preview {
     /// # Errors
     /// When the data can't be opened, or have no such samples.
     pub fn of(recipe: &Recipe, count: usize, val: bool) -> Result<Preview, TrainError> {
-        let (train, validation) = recipe.data.open(true)?;
-        let (data, label) = (&recipe.data, recipe.task.label());
+        let (train, validation) = recipe.open_data(true)?;
+        let data = &recipe.data;
         if !val {
             let options = stream_options(recipe, count.next_multiple_of(data.repeats));
-            let views = views(data, Mode::Train, label);
+            let views = views_of(recipe, Mode::Train);
             let batch = Stream::new(train.clone(), views, options, 0)?.next_batch()?;
             return Ok(Preview { batch, classes: train.class_names().map(<[String]>::to_vec) });
         }
         let none = || TrainError::recipe("data.val: is empty, so that there is nothing to show");
         let source = validation.ok_or_else(none)?;
-        let views = views(data, Mode::Validate, label);
+        let views = views_of(recipe, Mode::Validate);
         let mut swept = uta_data::sweep(source.clone(), views, count, data.workers, Share::ALL);
         let batch = swept.next().ok_or_else(none)??;
         Ok(Preview { batch, classes: source.class_names().map(<[String]>::to_vec) })

@@ -16,10 +16,13 @@ impl Reading<'_> {
     pub(super) fn delimited(&mut self, delimiters: [u8; 3]) -> Result<(), DataError> {
         let (image, caption) = (self.options.image_key(), self.options.caption_key());
         let mut columns = vec![];
+        let texts = self.texts;
         for delimiter in delimiters {
             let (reader, header) = self.reader(delimiter)?;
             let find = |name: &str| header.iter().position(|h| h.trim_ascii() == name.as_bytes());
-            if let (Some(image), Some(caption)) = (find(image), find(caption)) {
+            let caption = self.caption_column(find);
+            let image = if texts { caption } else { find(image) };
+            if let (Some(image), Some(caption)) = (image, caption) {
                 let width = header.len();
                 return self.records(reader, delimiter, width, [image, caption], find(SPLIT));
             }
@@ -27,7 +30,8 @@ impl Reading<'_> {
                 columns = header.iter().map(|h| String::from_utf8_lossy(h).into_owned()).collect();
             }
         }
-        let wanted = if columns.iter().any(|c| c.trim() == image) { caption } else { image };
+        let has_image = texts || columns.iter().any(|c| c.trim() == image);
+        let wanted = if has_image { caption } else { image };
         Err(self.no_column(wanted, columns.iter()))
     }
 
@@ -107,6 +111,9 @@ impl Reading<'_> {
         width: usize,
         image: usize,
     ) -> Option<(usize, String)> {
+        if self.texts {
+            return None; // no column tells a row from a line of a text
+        }
         let own = std::str::from_utf8(record.get(image)?).unwrap_or_default();
         let name = if self.names.len() > 0 { self.names.get(0) } else { own };
         let mut below = 0;

@@ -127,9 +127,15 @@ impl Reading<'_> {
 
     /// A row as a JSON object. The first one decides whether the keys are right.
     fn object(&mut self, place: impl Display, row: &Map<String, Value>) -> Result<(), DataError> {
-        let (image, caption) = (self.options.image_key(), self.options.caption_key());
+        let image = self.options.image_key();
+        let caption =
+            self.caption_column(|key| row.get_key_value(key).map(|(key, _)| key.as_str()));
+        let caption = caption.unwrap_or(self.options.caption_key());
         if self.names.len() == 0
-            && let Some(key) = [image, caption].into_iter().find(|key| !row.contains_key(*key))
+            && let Some(key) = [image, caption]
+                .into_iter()
+                .skip(usize::from(self.texts))
+                .find(|key| !row.contains_key(*key))
         {
             return Err(self.no_column(key, row.keys()));
         }

@@ -57,6 +57,17 @@ fn unquoted(text: &str) -> Option<String> {
     (!within.replace("\"\"", "").contains('"')).then(|| within.replace("\"\"", "\""))
 }
 
+/// Whether a line names a column of images and one of captions.
+fn is_header(line: &str) -> bool {
+    [',', '\t', '|'].into_iter().any(|mark| {
+        let names: Vec<&str> = line.split(mark).map(|name| name.trim().trim_matches('"')).collect();
+        let has = |known: &[&str]| {
+            names.iter().any(|name| known.iter().any(|known| name.eq_ignore_ascii_case(known)))
+        };
+        has(&NAME_COLUMNS) && has(&CAPTION_COLUMNS)
+    })
+}
+
 impl Reading<'_> {
     /// Lines of an image's name and, last, its caption, usually below a header. CLIP_benchmark's (`datasets/flickr.py`) are
     /// `NAME.jpg,CAPTION` without quotes, though captions hold commas; Flickr's own are a CSV. It is one where each caption
@@ -75,6 +86,7 @@ impl Reading<'_> {
                 return Err(self.fail(reason));
             }
             Some(mark) => Lines { mark, width: 2, image: 0, caption: 1, split: None },
+            None if self.texts && !is_header(&first) => return self.plain_lines(),
             None => self.header(&first)?,
         };
         if table.caption + 1 != table.width {
@@ -105,6 +117,19 @@ impl Reading<'_> {
                     }
                     None => self.fault("lines that are not NAME,CAPTION", place),
                 },
+                None => self.fault("lines that are no text", place),
+            }
+            true
+        })
+    }
+
+    /// A text a line.
+    fn plain_lines(&mut self) -> Result<(), DataError> {
+        Reading::each_line_of(self.path, |number, line| {
+            let place = format_args!("line {number}");
+            match line {
+                Some("") => {}
+                Some(text) => self.row(place, None, [Some(text)]),
                 None => self.fault("lines that are no text", place),
             }
             true

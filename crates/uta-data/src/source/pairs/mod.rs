@@ -1,6 +1,8 @@
 //! Pair tables: images named beside their captions, in CSV, TSV, JSON, JSON lines, Parquet, the files of COCO and of
 //! Karpathy's splits, and the plain text of Flickr's captions.
 //!
+//! Where texts alone are asked for, a table needs no column of images, each row is a sample, and a `.txt` may hold a text a line.
+//!
 //! The rows of an image are one sample with all of their captions. The table is read once and held as two runs of text
 //! with offsets; images are read when they are asked for. What of the table cannot be used is counted, and the first few
 //! places named ([`Source::problems`]).
@@ -82,6 +84,9 @@ impl PairOptions {
 /// The column that names the split of a row.
 const SPLIT: &str = "split";
 
+/// The names that a column of captions usually has: open_clip's, img2dataset's, and others'.
+const TEXT_COLUMNS: [&str; 4] = ["title", "caption", "text", "TEXT"];
+
 /// Bytes of a table of text: its captions are held in memory.
 const MAX_TABLE: u64 = 16 << 30;
 /// Bytes of a caption, or of a path: more is a quote that was never closed, or no text.
@@ -100,6 +105,8 @@ pub(crate) struct Pairs {
 enum Images {
     Files(Files),
     Rows(parquet::Rows),
+    /// Nowhere: texts alone were asked for. The table's name stands in their keys.
+    None(String),
 }
 
 impl Pairs {
@@ -108,8 +115,28 @@ impl Pairs {
     /// # Errors
     /// When it can't be read, lacks the columns or the split, names no image, or none of its images is there.
     pub(crate) fn open(path: &Path, options: &PairOptions) -> Result<Pairs, DataError> {
+        Pairs::read_table(path, options, false)
+    }
+
+    /// Reads the texts alone of the table at `path`, whose extension is one of `TABLES`.
+    ///
+    /// # Errors
+    /// When it can't be read, lacks the column or the split, or options speak of images.
+    pub(crate) fn open_texts(path: &Path, options: &PairOptions) -> Result<Pairs, DataError> {
+        let keys = [
+            ("images", options.images.as_ref().map(|images| images.display().to_string())),
+            ("image_key", options.image_key.clone()),
+        ];
+        if let Some((field, Some(value))) = keys.into_iter().find(|(_, value)| value.is_some()) {
+            let reason = "only texts are read, and they have no images: leave it out".into();
+            return Err(DataError::Option { field, value, reason });
+        }
+        Pairs::read_table(path, options, true)
+    }
+
+    fn read_table(path: &Path, options: &PairOptions, texts: bool) -> Result<Pairs, DataError> {
         let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
-        let mut rows = Reading::new(path, options);
+        let mut rows = Reading::new(path, options, texts);
         let (limit, mut known_set, mut images) = (MAX_TABLE, false, None);
         let size = fs::metadata(path).map_err(DataError::io("read", path))?.len();
         if size > limit && extension != "parquet" {
@@ -145,6 +172,7 @@ impl Source for Pairs {
                 image_file(&files.locate(files.names.get(i)).map_err(broken)?, || self.key(i))?
             }
             Images::Rows(rows) => rows.image(i).map_err(broken)?,
+            Images::None(_) => vec![],
         };
         let captions = self.starts[i] as usize..self.starts[i + 1] as usize;
         let captions = captions.map(|c| self.captions.get(c).to_owned()).collect();
@@ -157,13 +185,14 @@ impl Source for Pairs {
                 Path::new(files.names.get(i)).with_extension("").to_string_lossy().into_owned()
             }
             Images::Rows(rows) => rows.key(i),
+            Images::None(table) => format!("{table}/{i}"),
         }
     }
 
     fn name(&self, i: usize) -> Option<String> {
         match &self.images {
             Images::Files(files) => Some(files.names.get(i).to_owned()),
-            Images::Rows(_) => None,
+            Images::Rows(_) | Images::None(_) => None,
         }
     }
 
@@ -180,6 +209,8 @@ impl Source for Pairs {
 struct Reading<'a> {
     path: &'a Path,
     options: &'a PairOptions,
+    /// Whether texts alone are read.
+    texts: bool,
     names: Strings,
     /// Which image has a name of that hash; of another name with it, the hash after.
     seen: HashMap<u64, u32>,
@@ -192,10 +223,11 @@ struct Reading<'a> {
 }
 
 impl<'a> Reading<'a> {
-    fn new(path: &'a Path, options: &'a PairOptions) -> Reading<'a> {
+    fn new(path: &'a Path, options: &'a PairOptions, texts: bool) -> Reading<'a> {
         Reading {
             path,
             options,
+            texts,
             names: Strings::default(),
             seen: HashMap::new(),
             hasher: RandomState::new(),
@@ -208,6 +240,14 @@ impl<'a> Reading<'a> {
 
     fn fail(&self, reason: impl Into<String>) -> DataError {
         DataError::Table { path: self.path.to_owned(), reason: reason.into() }
+    }
+
+    /// The column of captions, as `find` finds it by name; of texts alone, where it isn't named, under the names that it usually has.
+    fn caption_column<T>(&self, find: impl Fn(&str) -> Option<T>) -> Option<T> {
+        match self.texts && self.options.caption_key.is_none() {
+            true => TEXT_COLUMNS.into_iter().find_map(find),
+            false => find(self.options.caption_key()),
+        }
     }
 
     /// Looks at the mark of byte order that the text may begin with.
@@ -289,6 +329,11 @@ impl<'a> Reading<'a> {
         captions: impl IntoIterator<Item = Option<&'b str>>,
     ) {
         let usable = |name: &&str| !name.is_empty() && name.len() <= MAX_TEXT;
+        if self.texts {
+            let own = self.names.len() as u32;
+            self.names.push("");
+            return self.captions(place, own, captions);
+        }
         match name.map(str::trim).filter(usable) {
             None => self.fault("rows without an image", place),
             Some(name) => {
@@ -354,7 +399,10 @@ impl<'a> Reading<'a> {
             .collect();
         if n == 0 {
             let found = if problems.is_empty() { "no rows".into() } else { problems.join("; ") };
-            let wanted = "rows of an image and a caption".into();
+            let wanted = match self.texts {
+                true => "texts".into(),
+                false => "rows of an image and a caption".into(),
+            };
             return Err(DataError::Empty { path: self.path.to_owned(), wanted, found });
         }
         if n > u32::MAX as usize - 1 || self.owners.len() > u32::MAX as usize - 1 {
@@ -381,6 +429,9 @@ impl<'a> Reading<'a> {
         }
         let images = match rows {
             Some(rows) => Images::Rows(rows),
+            None if self.texts => {
+                Images::None(self.path.file_stem().unwrap_or_default().to_string_lossy().into())
+            }
             None => {
                 let beside = self.path.parent().filter(|p| !p.as_os_str().is_empty());
                 let beside = beside.unwrap_or(Path::new("."));
@@ -413,6 +464,62 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::testing::png;
+
+    #[test]
+    fn texts_alone_need_no_images_and_may_be_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let texts = |name: &str, table: &[u8], options: &PairOptions| {
+            let path = dir.path().join(name);
+            fs::write(&path, table).unwrap();
+            let pairs = Pairs::open_texts(&path, options)?;
+            let captions = |i| {
+                let sample = pairs.read(i).unwrap();
+                assert!(sample.image.is_empty());
+                sample.captions.join("|")
+            };
+            Ok::<_, DataError>((
+                (0..pairs.len()).map(captions).collect::<Vec<_>>(),
+                pairs.problems(),
+            ))
+        };
+        let plain = PairOptions::default();
+        for (name, table) in [
+            ("a.csv", "title\na cat\na dog\n"),
+            ("b.csv", "filepath,title\nnowhere.jpg,a cat\nnowhere.jpg,a dog\n"),
+            ("c.tsv", "url\tcaption\nx\ta cat\ny\ta dog\n"),
+            ("d.jsonl", "{\"text\":\"a cat\"}\n{\"text\":[\"a dog\"]}\n"),
+            ("e.txt", "\u{feff}a cat\n\n  a dog\n"),
+            ("f.txt", "image,caption\n1.jpg,a cat\n1.jpg,a dog\n"),
+            ("g.txt", "1.jpg#0\ta cat\n1.jpg#1\ta dog\n"),
+        ] {
+            let (found, problems) = texts(name, table.as_bytes(), &plain).unwrap();
+            assert_eq!(
+                (found, problems),
+                (vec!["a cat".to_owned(), "a dog".into()], vec![]),
+                "{name}"
+            );
+        }
+        // A comma makes no table of a text.
+        let (found, _) = texts("h.txt", b"a cat, asleep\na dog\n", &plain).unwrap();
+        assert_eq!(found, ["a cat, asleep", "a dog"]);
+        let named = PairOptions { caption_key: Some("caption".into()), ..plain.clone() };
+        let (found, _) = texts("i.parquet", &golden(), &named).unwrap();
+        let with_image = PairOptions { image_key: Some("image".into()), ..named };
+        let pairs = Pairs::open(&dir.path().join("i.parquet"), &with_image).unwrap();
+        let captions: Vec<String> =
+            (0..pairs.len()).map(|i| pairs.read(i).unwrap().captions.join("|")).collect();
+        assert_eq!(found, captions);
+        let (_, problems) = texts("j.csv", b"title,x\na,1\n,2\nb\n", &plain).unwrap();
+        assert_eq!(problems.len(), 2, "{problems:?}");
+
+        let e = texts("k.csv", b"sentence\na\n", &plain).unwrap_err().to_string();
+        assert!(e.contains("no column title, but sentence"), "{e}");
+        let images = PairOptions { image_key: Some("url".into()), ..plain };
+        let e = texts("l.csv", b"title\na\n", &images).unwrap_err().to_string();
+        assert!(e.contains("image_key = url: only texts are read"), "{e}");
+        let e = texts("m.txt", b"\n\n", &PairOptions::default()).unwrap_err().to_string();
+        assert!(e.contains("texts"), "{e}");
+    }
 
     /// A folder with images a.png to d.png, and a table beside them.
     struct World(tempfile::TempDir);

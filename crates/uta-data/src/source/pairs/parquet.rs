@@ -89,8 +89,12 @@ pub(super) fn read(rows: &mut Reading) -> Result<Option<Rows>, DataError> {
     };
     let names = || columns.iter().map(|c| c.path().string());
     let mut asked = vec![];
-    for key in [rows.options.image_key(), rows.options.caption_key()] {
-        let Some(at) = find(key) else { return Err(rows.no_column(key, names())) };
+    let key_of_captions = rows.options.caption_key();
+    let caption = rows.caption_column(find);
+    let image = if rows.texts { caption } else { find(rows.options.image_key()) };
+    for (key, at) in [(rows.options.image_key(), image), (key_of_captions, caption)] {
+        let key = if rows.texts { key_of_captions } else { key };
+        let Some(at) = at else { return Err(rows.no_column(key, names())) };
         let (repeated, kind) = (columns[at].max_rep_level(), columns[at].physical_type());
         if kind != Type::BYTE_ARRAY || repeated > 1 {
             let reason = format!("column {key} is {kind} in {repeated} lists, not text or bytes");
@@ -99,13 +103,14 @@ pub(super) fn read(rows: &mut Reading) -> Result<Option<Rows>, DataError> {
         asked.push(at);
     }
     let (image, caption, split) = (asked[0], asked[1], find(SPLIT));
-    if columns[image].max_rep_level() > 0 {
+    if columns[image].max_rep_level() > 0 && !rows.texts {
         return Err(rows.fail(format!(
             "column {} is a list: an image a row is needed",
             columns[image].path()
         )));
     }
-    let text = columns[image].converted_type() == ConvertedType::UTF8
+    let text = rows.texts
+        || columns[image].converted_type() == ConvertedType::UTF8
         || columns[image].logical_type_ref() == Some(&LogicalType::String);
     let split = split.filter(|&c| {
         columns[c].physical_type() == Type::BYTE_ARRAY && columns[c].max_rep_level() == 0

@@ -41,6 +41,7 @@ impl ContrastiveRecipe {
     pub(crate) fn check(&self, model: &mut Model, train: &Train) -> Result<(), String> {
         in_range("contrastive.temperature", self.temperature, 0.01, 10.0)?;
         in_range("contrastive.label_smoothing", self.label_smoothing, 0.0, 0.9)?;
+        model.needs_vision()?;
         let none = "model.text: task \"contrastive\" needs a text tower";
         let out = model.text.as_ref().ok_or(none)?.out;
         model.follow(out);

@@ -148,7 +148,7 @@ struct Part {
 pub fn make(recipe: &Recipe, dir: &Path, options: &CacheOptions) -> Result<Made, TrainError> {
     let device =
         device(&recipe.train.device, 0).map_err(|message| wrong("train.device", message))?;
-    let (train, val) = recipe.data.open(true)?;
+    let (train, val) = recipe.open_data(true)?;
     let Some(teacher) = recipe.task.teacher() else {
         let message = format!("task = \"{}\": has no teacher", recipe.task.kind());
         return Err(wrong("recipe", message));

@@ -22,14 +22,14 @@ use uta_model::{Clip, ClipConfig, ModelError, Parameter, Vit, same_tokens};
 
 use self::cache::Cache;
 use self::recipe::DistillRecipe;
-use self::teacher::{load_teacher, student_config};
+use self::teacher::student_config;
 use super::parts::{clip_evaluators, initialise, save_clip, to_device, views};
 use super::{Mode, Output, Task};
 use crate::TrainError;
 use crate::recipe::{Data, Recipe};
 
 pub use cache::{CacheOptions, Made, cached_targets, decode, make};
-pub(crate) use teacher::masks;
+pub(crate) use teacher::{load_teacher, masks};
 
 /// What a student learns of its teacher's tokens.
 pub(crate) trait Objective {

@@ -329,12 +329,21 @@ pub(crate) fn teacher_config(teacher: &Teacher) -> Result<ClipConfig, TrainError
 /// # Errors
 /// When it has none.
 pub(crate) fn has_room(recipe: &Recipe, kept: i64, batch: usize) -> Result<(), TrainError> {
-    let Some(machine) = uta_data::machine::memory() else { return Ok(()) };
     let shapes = Shapes::of_model(recipe, kept);
     let memory = shapes.memory(batch as i64, Kernels::of_this_cpu(recipe.train.precision));
     let fixed = memory.weights + memory.gradients + memory.moments + memory.average + memory.text;
+    fits(fixed, memory.step, batch)
+}
+
+/// Whether this machine has room for `fixed` bytes of weights and what goes with them, and for the `step` bytes of a step on `batch`
+/// samples at a time.
+///
+/// # Errors
+/// When it hasn't.
+pub(crate) fn fits(fixed: i64, step: i64, batch: usize) -> Result<(), TrainError> {
+    let Some(machine) = uta_data::machine::memory() else { return Ok(()) };
     let [step, fixed, machine] =
-        [memory.step as f64, fixed as f64, machine as f64].map(|bytes| bytes / 1e9);
+        [step as f64, fixed as f64, machine as f64].map(|bytes| bytes / 1e9);
     let (origin, message) = if fixed > machine {
         let what = "weights, gradients and moments take";
         (
@@ -345,7 +354,7 @@ pub(crate) fn has_room(recipe: &Recipe, kept: i64, batch: usize) -> Result<(), T
         )
     } else if step > machine {
         let message = format!(
-            "a step on {batch} images at a time takes {step:.1} GB of memory at least, and this process may have \
+            "a step on {batch} samples at a time takes {step:.1} GB of memory at least, and this process may have \
              {machine:.1} GB: raise train.accumulate, or set train.checkpoint_blocks = true (uta plan counts it)"
         );
         ("train.batch", message)

@@ -62,6 +62,7 @@ impl DistillRecipe {
     /// # Errors
     /// Names the key, the value and what is allowed.
     pub(crate) fn check(&self, model: &mut Model) -> Result<(), String> {
+        model.needs_vision()?;
         self.teacher.check()?;
         in_range("mask.ratio", self.mask.ratio, 0.0, 0.95)?;
         if let Learns::Both(mim) = &self.learns {

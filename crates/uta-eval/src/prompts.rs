@@ -178,7 +178,8 @@ impl Prompts {
                 shown(&ids)
             ));
         }
-        if !folders.is_empty() {
+        // Among many classes a train is one.
+        if !folders.is_empty() && names.len() <= 10 * folders.len() {
             doubts.push(format!(
                 "{} looks like a part of a data set, and was taken for a class (from {names_from})",
                 shown(&folders)

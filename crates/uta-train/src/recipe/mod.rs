@@ -455,7 +455,7 @@ mod tests {
             ("data.train=", "--set data.train = \"\": must be a path"),
             (
                 "model.text={context_length=12,vocab_size=9,width=8,heads=1,layers=1,out=8}",
-                "--set model.text: task \"align\" has no section `model.text`, only contrastive has",
+                "--set model.text: task \"align\" has no section `model.text`, only text-align and contrastive have",
             ),
             (
                 "contrastive.temperature=0.1",
@@ -480,7 +480,10 @@ mod tests {
             ("mask.kind=blocks", "block-reversed"),
             ("train.device=tpu", "none of auto, cpu, cuda, cuda:N"),
             ("data.image_size=64", "the model's image_size, 48"),
-            ("task=contrastive", "has no section `teacher`, only align has: leave it out"),
+            (
+                "task=contrastive",
+                "has no section `teacher`, only align, mim, uta-mim and text-align have",
+            ),
             ("train.steps=many", "train.steps"),
         ] {
             let e = load(SMALL, &[set]).unwrap_err().to_string();
@@ -496,7 +499,7 @@ mod tests {
         let pair = format!("{pair}[data]{rest}");
         assert!(matches!(load(&pair, &[text]).unwrap().task, TaskRecipe::Contrastive(_)));
         let e = load(&pair, &[text, "mask.ratio=0.5"]).unwrap_err().to_string();
-        assert!(e.contains("task \"contrastive\" has no section `mask`, only align has"), "{e}");
+        assert!(e.contains("task \"contrastive\" has no section `mask`, only align, mim, uta-mim and text-align have"), "{e}");
         let e = load(&pair, &[&text.replace("12,", "9000000000000000000,")]).unwrap_err();
         let words =
             "--set model.text: context_length = 9000000000000000000: must be from 1 to 65536";

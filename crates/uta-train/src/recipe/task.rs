@@ -104,10 +104,14 @@ impl TaskKind {
                 None => table.contains_key(section),
             };
             if there {
-                let tasks: Vec<String> = tasks.iter().map(ToString::to_string).collect();
+                let mut tasks: Vec<String> = tasks.iter().map(ToString::to_string).collect();
+                let last = tasks.pop().unwrap_or_default();
+                let (others, have) = match tasks.is_empty() {
+                    true => (String::new(), "has"),
+                    false => (format!("{} and ", tasks.join(", ")), "have"),
+                };
                 return Err(format!(
-                    "{section}: task \"{self}\" has no section `{section}`, only {} has: leave it out",
-                    tasks.join(", ")
+                    "{section}: task \"{self}\" has no section `{section}`, only {others}{last} {have}: leave it out"
                 ));
             }
         }

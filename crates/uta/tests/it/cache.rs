@@ -59,31 +59,48 @@ fn targets(file: &Path) -> (Vec<f32>, usize) {
 #[test]
 fn a_run_from_an_exact_cache_has_the_losses_of_one_with_the_teacher_and_needs_none() {
     let world = world();
-    does(&world, "train align.toml --out live");
+    let tasks = ["align", "mim", "uta-mim"];
+    for task in &tasks[1..] {
+        let recipe = fs::read_to_string(world.path("align.toml")).unwrap();
+        let recipe = recipe.replace("\"align\"", &format!("\"{task}\""));
+        fs::write(world.path(&format!("{task}.toml")), recipe).unwrap();
+    }
+    for task in tasks {
+        does(&world, &format!("train {task}.toml --out {task}-live"));
+    }
+    // One cache serves all of them.
     does(&world, "cache align.toml --out exact --crops 5 --store f32");
-    does(&world, "cache align.toml --out bytes --crops 5");
+    does(&world, "cache mim.toml --out bytes --crops 5");
     fs::remove_dir_all(world.path("teacher")).unwrap();
-    does(&world, "train align.toml --out run --set teacher.cache=exact");
-    does(&world, "train align.toml --out rough --set teacher.cache=bytes");
-    let (live, ours) = (metrics(&world.path("live")), metrics(&world.path("run")));
-    let rough = metrics(&world.path("rough"));
-    assert_eq!(live.len(), ours.len());
-    let mut compared = 0;
-    for ((live, ours), rough) in live.iter().zip(&ours).zip(&rough) {
-        assert_eq!(live.keys().collect::<Vec<_>>(), ours.keys().collect::<Vec<_>>());
-        for key in live.keys() {
-            let (Some(a), Some(b)) = (live[key].as_f64(), ours[key].as_f64()) else { continue };
-            assert!((a - b).abs() <= 2e-5 * a.abs().max(1.0), "{key}: {live:?} {ours:?}");
-            if key == "loss" {
-                compared += 1;
-                let c = rough[key].as_f64().unwrap();
-                assert!((a - c).abs() < 2e-3, "{live:?} {rough:?}");
+    for task in tasks {
+        does(&world, &format!("train {task}.toml --out {task}-exact --set teacher.cache=exact"));
+        does(&world, &format!("train {task}.toml --out {task}-bytes --set teacher.cache=bytes"));
+        let [live, ours, rough] = ["live", "exact", "bytes"]
+            .map(|targets| metrics(&world.path(&format!("{task}-{targets}"))));
+        assert_eq!(live.len(), ours.len());
+        let mut compared = 0;
+        for ((live, ours), rough) in live.iter().zip(&ours).zip(&rough) {
+            assert_eq!(live.keys().collect::<Vec<_>>(), ours.keys().collect::<Vec<_>>());
+            for key in live.keys() {
+                let (Some(a), Some(b)) = (live[key].as_f64(), ours[key].as_f64()) else { continue };
+                assert!(
+                    (a - b).abs() <= 2e-5 * a.abs().max(1.0),
+                    "{task} {key}: {live:?} {ours:?}"
+                );
+                if key == "loss" {
+                    compared += 1;
+                    let c = rough[key].as_f64().unwrap();
+                    assert!((a - c).abs() < 2e-3, "{task}: {live:?} {rough:?}");
+                }
             }
         }
+        // Steps, and validation before the first and after each eighth.
+        assert_eq!(compared, 24 + 4);
+        let evaluated = |line: &&serde_json::Map<String, Value>| {
+            line.get("eval").is_some_and(|eval| eval == "pictures")
+        };
+        assert!(live.iter().any(|line| evaluated(&line)));
     }
-    // Steps, and validation before the first and after each eighth.
-    assert_eq!(compared, 24 + 4);
-    assert!(live.iter().any(|line| line.get("eval").is_some_and(|eval| eval == "pictures")));
 }
 
 #[test]

@@ -119,7 +119,21 @@ fn ranks_train_evaluate_and_report_as_one_process_does() {
     // Drop path differs between ranks by design. 40 pictures in batches of 12 leave the last rank without any.
     let align = ["train", "align.toml", "--set", "model.drop_path=0.0", "--set", "train.batch=12"];
     let clip = ["train", "clip.toml", "--set", "train.batch=12", "--set", "train.steps=12"];
-    for (name, args) in [("align", &align[..]), ("clip", &clip[..])] {
+    let other = |recipe| {
+        let sets = ["--set", "train.batch=12", "--set", "train.steps=12"];
+        [&["train", recipe][..], &sets].concat()
+    };
+    let drops_nothing = ["--set", "model.drop_path=0.0"];
+    let mim = [&other("mim.toml")[..], &drops_nothing].concat();
+    let both = [&other("uta-mim.toml")[..], &drops_nothing].concat();
+    let text = other("text-align.toml");
+    for (name, args) in [
+        ("align", &align[..]),
+        ("clip", &clip[..]),
+        ("mim", &mim[..]),
+        ("uta-mim", &both[..]),
+        ("text-align", &text[..]),
+    ] {
         let (one, two) = (format!("{name}-1"), format!("{name}-2"));
         let with = |out| [args, &["--set", RETRIEVAL, "--out", out]].concat();
         let alone = world.uta(&with(&one));

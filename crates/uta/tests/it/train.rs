@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::world::{World, metrics, signal};
+use crate::world::{TAUGHT, World, metrics, signal};
 use serde_json::Value;
 use uta_eval::NamedSet;
 
@@ -39,6 +39,38 @@ fn a_run_killed_ten_times_ends_with_the_metrics_of_an_undisturbed_one() {
     assert_eq!(metrics(&world.path("killed")), metrics(&world.path("whole")));
     let weights = |run: &str| fs::read(world.path(run).join("model.safetensors")).unwrap();
     assert!(weights("killed") == weights("whole"), "the final weights differ");
+}
+
+#[test]
+fn a_run_of_each_task_goes_on_after_kills_to_the_bit() {
+    let world = World::with_teacher();
+    for task in TAUGHT.into_iter().skip(1).chain(["clip"]) {
+        let (recipe, killed) = (format!("{task}.toml"), format!("{task}-killed"));
+        let whole = format!("{task}-whole");
+        let out = world.uta(&["train", &recipe, "--out", &whole]);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let latest = world.path(&killed).join("checkpoints/latest");
+        for kill in 0..3 {
+            let args = match kill {
+                0 => ["train", &recipe, "--out", &killed].to_vec(),
+                _ => ["train", "--resume", &killed].to_vec(),
+            };
+            let before = fs::read_to_string(&latest).ok();
+            let mut child =
+                world.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            while fs::read_to_string(&latest).ok() == before && child.try_wait().unwrap().is_none()
+            {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        let out = world.uta(&["train", "--resume", &killed]);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        assert_eq!(metrics(&world.path(&killed)), metrics(&world.path(&whole)), "{task}");
+        let weights = |run: &str| fs::read(world.path(run).join("model.safetensors")).unwrap();
+        assert!(weights(&killed) == weights(&whole), "{task}: the final weights differ");
+    }
 }
 
 #[test]

@@ -6,10 +6,13 @@ use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::{Map, Value};
 
-/// A folder with a set of small captioned pictures, a teacher recipe and a student recipe.
+/// A folder with a set of small captioned pictures, a teacher's recipe and one of each task that learns from it.
 pub struct World {
     pub dir: tempfile::TempDir,
 }
+
+/// The tasks with a teacher: each has its recipe, `TASK.toml`.
+pub const TAUGHT: [&str; 4] = ["align", "mim", "uta-mim", "text-align"];
 
 const MODEL: &str =
     "image_size = 16\npatch_size = 4\nwidth = 16\ndepth = 2\nheads = 2\nhidden = 32\nout = 16\n";
@@ -30,7 +33,14 @@ impl World {
         let align = format!(
             "task = \"align\"\n[model]\n{MODEL}drop_path = 0.2\n[teacher]\npath = \"teacher\"\n{common}accumulate = 2\nema = 0.9\n"
         );
+        fs::write(world.path("mim.toml"), align.replace("\"align\"", "\"mim\"")).unwrap();
+        fs::write(world.path("uta-mim.toml"), align.replace("\"align\"", "\"uta-mim\"")).unwrap();
         fs::write(world.path("align.toml"), align).unwrap();
+        let text = text.replace("width = 16", "width = 8");
+        let text = format!(
+            "task = \"text-align\"\n{text}[teacher]\npath = \"teacher\"\n{common}accumulate = 2\nema = 0.9\n"
+        );
+        fs::write(world.path("text-align.toml"), text).unwrap();
         world
     }
 

@@ -128,7 +128,7 @@ impl Task for TextAlign {
             (0..batch.len()).map(|i| self.tokenizer.encode(caption(i))).collect();
         let parts = ByLength::new(&rows, rows.len().div_ceil(PARTS)).parts;
 
-        let (mut sums, mut ends, mut count) = (vec![], vec![], 0);
+        let (mut sums, mut count) = (vec![], 0);
         for (members, tokens) in parts {
             let length =
                 |&i: &usize| 1 + rows[i].iter().rposition(|&token| token != 0).unwrap_or(0);
@@ -143,14 +143,10 @@ impl Task for TextAlign {
             let target = target.gather(1, &index, false); // [B, K, E]
             let there = there.to_kind(Kind::Float);
             let cosine = cosine(&self.text().tokens(&tokens, Some(&kept)), &target) * &there; // [B, K]
-            // The end of text is the last that is there.
-            let after = there.narrow(1, 1, there.size()[1] - 1).constant_pad_nd([0, 1]);
-            ends.push((cosine.detach() * (&there - after)).sum(Kind::Float));
             sums.push(cosine.sum(Kind::Float));
         }
-        let [all, ends] = [sums, ends].map(|sums| Tensor::stack(&sums, 0).sum(Kind::Float));
-        let loss = -all / (count as f64);
-        let metrics = vec![("cosine", -loss.detach()), ("cosine_end", ends / (batch.len() as f64))];
+        let loss = -Tensor::stack(&sums, 0).sum(Kind::Float) / (count as f64);
+        let metrics = vec![("cosine", -loss.detach())];
         Ok(Output { loss, count: count as f64, metrics })
     }
 

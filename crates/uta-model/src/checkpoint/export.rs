@@ -12,7 +12,8 @@ use super::adapter::{Adapter, Layout, is_clip};
 use super::safetensors;
 use super::torch;
 use crate::{
-    Clip, Ffn, Head, ModelError, NetConfig, Pool, Preprocess, RelPos, TextConfig, VitConfig,
+    Clip, ClipConfig, Ffn, Head, ModelError, NetConfig, Pool, Preprocess, RelPos, TextConfig,
+    VitConfig,
 };
 
 /// The files of an export, and what to know of them.
@@ -86,14 +87,24 @@ impl Clip {
         if self.visual.is_frozen() {
             return Err(ModelError::Config("a frozen net holds no weights to save".into()));
         }
-        let adapter = Adapter::for_export(layout, &self.config.vision)?;
+        // Programs that look at whole images alone have no place for a mask token, and do well without.
+        let pretrains = layout == Layout::EvaClip && !self.config.is_aligned();
+        let mask_token = layout == Layout::Uta || pretrains;
+        let vision = &self.config.vision;
+        let vision = VitConfig { mask_token: vision.mask_token && mask_token, ..vision.clone() };
+        let adapter = Adapter::for_export(layout, &vision)?;
         let mut notes = vec![];
-        let own = || NetConfig::Clip(self.config.clone()).to_json();
+        let images_alone = layout == Layout::Timm || pretrains;
+        let own = || {
+            let (vision, text) = (vision.clone(), self.config.text.clone());
+            let text = text.filter(|_| !images_alone);
+            NetConfig::Clip(ClipConfig { vision, text, ..self.config.clone() }).to_json()
+        };
         let (configs, weights) = match layout {
             Layout::Uta => (vec![("config.json", own())], "model.safetensors"),
             Layout::EvaClip => {
                 let mut configs = vec![("config.json", own())];
-                if !self.config.vision.mask_token {
+                if !pretrains {
                     configs.push((EVA_CONFIG, self.eva_clip(&mut notes)?));
                 }
                 (configs, EVA_WEIGHTS)
@@ -111,7 +122,10 @@ impl Clip {
                 (configs, "model.safetensors")
             }
         };
-        let in_layout = |name: &String| layout != Layout::Timm || name.starts_with("visual.");
+        let in_layout = |name: &String| {
+            (!images_alone || name.starts_with("visual."))
+                && (mask_token || name != "visual.mask_token")
+        };
         let (tensors, left_out): (BTreeMap<String, Tensor>, BTreeMap<String, Tensor>) =
             self.variables().into_iter().partition(|(name, _)| in_layout(name));
 
@@ -179,7 +193,7 @@ impl Clip {
                 }
                 lines
             }
-            Layout::EvaClip if self.config.vision.mask_token => {
+            Layout::EvaClip if !self.config.is_aligned() => {
                 vec![format!("import torch; weights = torch.load({})", within(EVA_WEIGHTS))]
             }
             Layout::EvaClip => {

@@ -53,7 +53,8 @@ pub use task::contrastive::Contrastive;
 pub use task::distill::{
     CacheOptions, Distill, Made, cached_targets, decode as decode_targets, make as make_cache, plan,
 };
-pub use task::kinds::{build, distill, has_room, planned};
+pub use task::kinds::{Planned, build, distill, has_room, planned};
 pub use task::parts::load;
+pub use task::text_align::plan as text_plan;
 pub use task::{Mode, Output, Task};
 pub use trainer::{Outcome, Preview, Trainer};

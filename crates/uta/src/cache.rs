@@ -107,11 +107,11 @@ impl Display for Report {
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let recipe = Recipe::load(&args.recipe, &args.sets)?;
-    if recipe.task.teacher().is_none() {
+    if !recipe.task.kind().takes_a_cache() {
         let message = format!(
-            "task \"{}\" has no teacher whose targets could be kept; {} has",
+            "task \"{}\" has no teacher whose image tokens could be kept; {} have",
             recipe.task.kind(),
-            TaskKind::all_with("teacher")
+            TaskKind::all_that(TaskKind::takes_a_cache)
         );
         return Err(Usage(format!("{}: {message}", args.recipe.display())).into());
     }

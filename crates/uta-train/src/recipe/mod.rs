@@ -342,6 +342,17 @@ impl Recipe {
         self.data.open(self.task.reads_texts_alone(), tell)
     }
 
+    /// The same under a teacher of random weights where its own isn't there, but what it is is said: to measure speed.
+    pub fn or_random_teacher(mut self) -> Recipe {
+        if let Some(teacher) = self.task.teacher_mut()
+            && teacher.arch.is_some()
+            && teacher.path.as_ref().is_some_and(|path| !path.exists())
+        {
+            teacher.path = None;
+        }
+        self
+    }
+
     /// The resolved recipe as TOML, every default written out.
     pub fn to_toml(&self) -> String {
         toml::to_string_pretty(&Written::from(self.clone())).expect("a recipe is plain data")

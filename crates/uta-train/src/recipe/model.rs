@@ -59,12 +59,8 @@ impl Model {
     /// For tasks that train a text tower alone.
     ///
     /// # Errors
-    /// When none is described, or a vision transformer is.
-    pub(crate) fn needs_text_alone(&self) -> Result<&TextConfig, String> {
-        if !self.only_text {
-            let message = "the text tower alone is trained, and the image encoder is the teacher's: leave all but init and text out";
-            return Err(format!("model: {message}"));
-        }
+    /// When none is described.
+    pub(crate) fn needs_text(&self) -> Result<&TextConfig, String> {
         self.text
             .as_ref()
             .ok_or_else(|| "model.text: give a preset, or width, heads and layers".into())

@@ -64,9 +64,14 @@ impl TaskKind {
         self.sections().contains(&section)
     }
 
-    /// The tasks whose recipes have a section, as "align, mim".
-    pub fn all_with(section: &str) -> String {
-        let tasks = TaskKind::ALL.into_iter().filter(|task| task.has_section(section));
+    /// Whether its runs can read the teacher's targets from a folder of `uta cache`, which holds those of images.
+    pub fn takes_a_cache(self) -> bool {
+        matches!(self, TaskKind::Align | TaskKind::Mim | TaskKind::UtaMim)
+    }
+
+    /// The tasks that are so, as "align, mim".
+    pub fn all_that(are_so: impl Fn(TaskKind) -> bool) -> String {
+        let tasks = TaskKind::ALL.into_iter().filter(|&task| are_so(task));
         tasks.map(|task| task.to_string()).collect::<Vec<_>>().join(", ")
     }
 
@@ -95,6 +100,15 @@ impl TaskKind {
     /// # Errors
     /// Names it, with the tasks that read it.
     pub(super) fn refuse_foreign(self, table: &Table) -> Result<(), String> {
+        let model = table.get("model").and_then(toml::Value::as_table);
+        let mut keys = model.into_iter().flat_map(Table::keys);
+        if self == TaskKind::TextAlign
+            && let Some(key) = keys.find(|key| !matches!(key.as_str(), "init" | "text"))
+        {
+            return Err(format!(
+                "model.{key}: task \"{self}\" trains the text tower alone, and the image encoder is the teacher's: leave it out"
+            ));
+        }
         for (section, tasks) in self.foreign() {
             let there = match section.split_once('.') {
                 Some((outer, inner)) => {

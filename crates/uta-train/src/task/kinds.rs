@@ -13,9 +13,10 @@ use super::distill::plan::{self, Shapes};
 use super::distill::recipe::Learns;
 use super::distill::{Distill, Objective};
 use super::mim::Mim;
+use super::text_align::plan::TextShapes;
 use super::text_align::{self, TextAlign};
 use crate::TrainError;
-use crate::recipe::{Recipe, TaskRecipe};
+use crate::recipe::{Recipe, TaskKind, TaskRecipe};
 
 /// The task of a recipe on `device`, for this rank of `group`, its model at its initial weights. Reseeds libtorch's generator.
 ///
@@ -58,21 +59,35 @@ pub fn distill(
     Distill::with_teacher(recipe, own, objective(&own.learns), teacher, device).map(Some)
 }
 
+/// The shapes of a run, by what its samples are.
+pub enum Planned {
+    /// Of a student and its teacher of images.
+    Images(Shapes),
+    /// Of texts alone.
+    Texts(TextShapes),
+}
+
 /// The shapes of a recipe's run, to plan it with; `model.out` becomes the teacher's width where it isn't written.
 ///
 /// # Errors
 /// When the teacher's sizes aren't known or don't fit; of a task whose runs can't be planned.
-pub fn planned(recipe: &mut Recipe) -> Result<Shapes, TrainError> {
-    let task = recipe.task.clone();
-    let TaskRecipe::Distill(own) = &task else {
-        return Err(TrainError::recipe(format!(
-            "task \"{}\": its runs can't be planned yet, only those of align, mim and uta-mim",
-            recipe.task.kind()
-        )));
-    };
-    let teacher = plan::teacher_config(&own.teacher)?;
-    recipe.model.follow(teacher.vision.out);
-    Shapes::new(recipe, own, &teacher)
+pub fn planned(recipe: &mut Recipe) -> Result<Planned, TrainError> {
+    match recipe.task.clone() {
+        TaskRecipe::Distill(own) => {
+            let teacher = plan::teacher_config(&own.teacher)?;
+            recipe.model.follow(teacher.vision.out);
+            Ok(Planned::Images(Shapes::new(recipe, &own, &teacher)?))
+        }
+        TaskRecipe::TextAlign(own) => {
+            let teacher = plan::teacher_config(&own.teacher)?;
+            Ok(Planned::Texts(TextShapes::new(recipe, &own, &teacher)?))
+        }
+        TaskRecipe::Contrastive(_) => Err(TrainError::recipe(format!(
+            "task \"{}\": its runs can't be planned yet, only those of {}",
+            recipe.task.kind(),
+            TaskKind::all_that(|task| task.has_section("teacher"))
+        ))),
+    }
 }
 
 /// Whether a CPU's step of `recipe` on `batch` images at a time has room in this machine's memory.
@@ -82,7 +97,7 @@ pub fn planned(recipe: &mut Recipe) -> Result<Shapes, TrainError> {
 pub fn has_room(recipe: &Recipe, batch: usize) -> Result<(), TrainError> {
     let patches = match &recipe.task {
         TaskRecipe::Distill(own) => plan::processed(recipe, own)?,
-        TaskRecipe::TextAlign(_) => return text_align::plan::has_room(recipe, batch),
+        TaskRecipe::TextAlign(own) => return text_align::plan::has_room(recipe, own, batch),
         TaskRecipe::Contrastive(_) => recipe.model.vision.num_patches(),
     };
     plan::has_room(recipe, patches, batch)

@@ -14,7 +14,7 @@ use torch_ext::{OperatorTime, Precision, autocast, profile};
 use uta_data::targets::{TargetKind, TargetSet, TargetWriter, Targets, View};
 use uta_data::{Batch, Item, Label};
 use uta_model::{Clip, ClipConfig, VitConfig};
-use uta_train::recipe::MAX_IMAGES;
+use uta_train::recipe::{MAX_IMAGES, TaskRecipe};
 use uta_train::{Mode, Optimizer, Recipe, Task, decode_targets};
 
 use crate::compute::warn_of_bf16;
@@ -166,10 +166,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         uta_train::has_room(&recipe, batch)?;
     }
     tch::manual_seed(recipe.train.seed as i64);
-    let mut pictures = Pictures { batch, size: recipe.model.vision.image_size as usize, step: 0 };
-    let timed = match teacher(args, &recipe, device)? {
-        Some(teacher) => Timed::distilled(args, &mut recipe, teacher, device, &mut pictures)?,
-        None => Timed::whole(args, &recipe, device)?,
+    let texts = recipe.task.reads_texts_alone();
+    let size = if texts { 0 } else { recipe.model.vision.image_size as usize };
+    let mut pictures = Pictures { batch, size, step: 0 };
+    let timed = match recipe.task {
+        TaskRecipe::Distill(_) => {
+            let teacher = teacher(args, &recipe, device)?;
+            Timed::distilled(args, &mut recipe, teacher, device, &mut pictures)?
+        }
+        _ => Timed::whole(args, recipe.clone().or_random_teacher(), device)?,
     };
     print(args.json, &measure(args, &recipe, device, timed, pictures)?)
 }
@@ -191,14 +196,13 @@ struct Timed {
 
 impl Timed {
     /// The step of any task, as training makes it.
-    fn whole(args: &Args, recipe: &Recipe, device: Device) -> anyhow::Result<Timed> {
+    fn whole(args: &Args, recipe: Recipe, device: Device) -> anyhow::Result<Timed> {
         if args.part != Part::All {
             let task = recipe.task.kind();
-            let message =
-                format!("--part: task \"{task}\" has no teacher and so no parts; leave it out");
+            let message = format!("--part: the step of task \"{task}\" has no parts; leave it out");
             return Err(Usage(message).into());
         }
-        let task = uta_train::build(recipe, device, &ProcessGroup::single())?;
+        let task = uta_train::build(&recipe, device, &ProcessGroup::single())?;
         let mut optimizer = Optimizer::new(&task.parameters(), &recipe.optim);
         let (precision, lr) = (Precision::from(recipe.train.precision), recipe.optim.lr);
         let macs = task.macs();
@@ -208,7 +212,8 @@ impl Timed {
             let _norm = optimizer.step(lr)?;
             Ok(())
         };
-        let kept = recipe.model.vision.num_patches();
+        let texts = recipe.task.reads_texts_alone();
+        let kept = if texts { 0 } else { recipe.model.vision.num_patches() };
         Ok(Timed { step: Box::new(step), has_cache: false, kept, macs })
     }
 
@@ -337,13 +342,12 @@ fn measure(
     })
 }
 
-/// The recipe's teacher, where its task has one, without its text tower; for the student alone, one block of it, that gives
-/// targets of the right shape.
-fn teacher(args: &Args, recipe: &Recipe, device: Device) -> anyhow::Result<Option<Clip>> {
-    let Some(teacher) = recipe.task.teacher() else { return Ok(None) };
+/// The recipe's teacher, without its text tower; for the student alone, one block of it, that gives targets of the right shape.
+fn teacher(args: &Args, recipe: &Recipe, device: Device) -> anyhow::Result<Clip> {
+    let teacher = recipe.task.teacher().expect("such tasks have one");
     let random = |vision| Clip::new(&ClipConfig::new(vision, None), device);
     let path = teacher.path.as_ref();
-    Ok(Some(match (&teacher.arch, path.filter(|path| path.exists())) {
+    Ok(match (&teacher.arch, path.filter(|path| path.exists())) {
         (arch, _) if args.part == Part::Student => {
             let like = match arch {
                 Some(arch) => VitConfig::preset(arch)?,
@@ -358,7 +362,7 @@ fn teacher(args: &Args, recipe: &Recipe, device: Device) -> anyhow::Result<Optio
             let hint = "give random weights with --set teacher.arch=PRESET (eva01-g-14-plus, vit-l-14, ...)";
             return Err(Usage(format!("teacher.path {path}: not there; {hint}")).into());
         }
-    }))
+    })
 }
 
 /// Random pictures, each with masks of its own.
@@ -374,9 +378,11 @@ impl Pictures {
         let pixels = Tensor::randint(256, [b * s * s * 3], (Kind::Uint8, Device::Cpu));
         let first = self.step * self.batch as u64;
         self.step += 1;
+        // Texts fill the context, as the products are counted.
+        let caption = |position| format!("{position} {}", "is a photo of a thing that".repeat(20));
         let item = |position| Item {
             key: String::new(),
-            label: Label::Captions(vec![format!("a photo of a thing of number {position}")]),
+            label: Label::Captions(vec![caption(position)]),
             position,
             index: position as usize,
         };

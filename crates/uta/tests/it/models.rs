@@ -479,5 +479,12 @@ fn a_step_is_measured_without_data_and_says_where_its_time_goes() {
         (Some("contrastive"), Some("all"))
     );
     assert!(found["utilisation"].as_f64().unwrap() > 0.0, "{found}");
-    refused(&root, &["bench", "step", pair, "--part", "student"], &["--part", "has no teacher"]);
+    refused(&root, &["bench", "step", pair, "--part", "student"], &["--part", "has no parts"]);
+    for (recipe, kept) in [("mim", 16), ("uta-mim", 16), ("fd", 16), ("text", 0)] {
+        let recipe = format!("recipes/mini/{recipe}-emoji.toml");
+        let found =
+            json(&root, &["bench", "step", &recipe, "--batch", "4", "--steps", "1", "--json"]);
+        assert_eq!(found["kept"], kept, "{recipe}");
+        assert!(found["utilisation"].as_f64().unwrap() > 0.0, "{found}");
+    }
 }

@@ -140,6 +140,17 @@ fn what_cannot_be_planned_is_said_in_one_line() {
         assert_eq!(out.status.code(), Some(2), "{args:?}: {text}");
         assert!(text.contains(words) && text.trim().lines().count() == 1, "{args:?}: {text}");
     }
+    // Every row of the ablations, whose teachers aren't here.
+    let rows =
+        fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes/ablation")).unwrap();
+    let rows: Vec<_> = rows.map(|row| row.unwrap().path().display().to_string()).collect();
+    assert_eq!(rows.len(), 15);
+    for row in rows {
+        let out = uta(&["plan", &row, "--json"]);
+        assert!(out.status.success(), "{row}: {}", String::from_utf8_lossy(&out.stderr));
+        let plan: Value = serde_json::from_slice(&out.stdout).unwrap();
+        assert!(plan["steps"].as_u64().unwrap() > 300_000, "{row}: {plan}");
+    }
     let out = uta(&["plan", "recipes/mini/clip-emoji.toml"]);
     assert!(
         String::from_utf8_lossy(&out.stderr)

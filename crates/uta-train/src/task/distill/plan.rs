@@ -158,8 +158,7 @@ impl Shapes {
 
     /// Bytes of gradients that each of `count` devices sends (and receives) a step, by a ring.
     pub fn all_reduce_bytes(&self, count: u64) -> f64 {
-        let share = 2.0 * (count as f64 - 1.0) / count as f64;
-        share * (WIDE * self.parameters()) as f64
+        ring_bytes(WIDE * self.parameters(), count)
     }
 
     /// Bytes of the stored targets of `tokens` tokens, a byte a value unless the recipe's cache has more.
@@ -225,11 +224,7 @@ impl Shapes {
             let memory = several.memory(batch, kernels);
             memory.step.max(memory.start) <= bytes
         };
-        // The largest that fits is among the powers of two's bits.
-        (0..24).rev().map(|bit| 1 << bit).fold(0, |batch, more| match fits(batch + more) {
-            true => batch + more,
-            false => batch,
-        })
+        largest(fits)
     }
 
     /// How the nets are computed.
@@ -285,6 +280,20 @@ impl Shapes {
         let t = 1 + self.teacher.num_patches();
         t * self.teacher.forward_transient(t, self.compute(kernels))
     }
+}
+
+/// Bytes that each of `count` devices sends, and receives, to add up `bytes` of all by a ring.
+pub(crate) fn ring_bytes(bytes: i64, count: u64) -> f64 {
+    2.0 * (count as f64 - 1.0) / count as f64 * bytes as f64
+}
+
+/// The largest batch that `fits`, where smaller ones fit too; 0 when there is none.
+pub(crate) fn largest(fits: impl Fn(i64) -> bool) -> i64 {
+    // It is among the powers of two's bits.
+    (0..24).rev().map(|bit| 1 << bit).fold(0, |batch, more| match fits(batch + more) {
+        true => batch + more,
+        false => batch,
+    })
 }
 
 /// The patches of an image that the student processes: those that it sees, or with a mask token all.

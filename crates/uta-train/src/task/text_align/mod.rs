@@ -3,7 +3,7 @@
 //!
 //! Shapes: B texts, T tokens of the longest, K kept tokens of the one with most, E width of the shared space.
 
-pub(crate) mod plan;
+pub mod plan;
 pub(crate) mod recipe;
 
 use std::path::Path;
@@ -202,7 +202,7 @@ pub(crate) fn student_config(
 ) -> Result<TextConfig, TrainError> {
     let mut model = recipe.model.clone();
     model.follow_text(teacher.out);
-    let student = model.needs_text_alone().map_err(TrainError::recipe)?;
+    let student = model.needs_text().map_err(TrainError::recipe)?;
     for (what, ours, theirs) in [
         ("context_length", student.context_length, teacher.context_length),
         ("vocab_size", student.vocab_size, teacher.vocab_size),

@@ -31,7 +31,7 @@ impl TextAlignRecipe {
     /// # Errors
     /// Names the key, the value and what is allowed.
     pub(crate) fn check(&self, model: &Model) -> Result<(), String> {
-        model.needs_text_alone()?;
+        model.needs_text()?;
         self.teacher.check()?;
         if self.teacher.cache.is_some() {
             return Err(

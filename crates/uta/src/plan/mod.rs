@@ -1,6 +1,8 @@
 //! `uta plan`: what a run of a recipe takes on given devices, before money is spent. The arithmetic of nets is
 //! [`uta_train::plan`]'s; here it meets devices, hours and the terminal.
 
+mod text;
+
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
@@ -10,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use torch_ext::Precision;
 use uta_train::plan::{Kernels, Memory};
 use uta_train::recipe::PrecisionName;
-use uta_train::{Recipe, RecipeError, TrainError};
+use uta_train::{Planned, Recipe, RecipeError, TrainError};
 
 use crate::bench::Product;
 use crate::error::Usage;
@@ -18,7 +20,7 @@ use crate::output::print;
 use crate::report::grouped;
 
 /// The devices there are figures for.
-const DEVICES: &str = include_str!("devices.toml");
+const DEVICES: &str = include_str!("../devices.toml");
 
 /// Images of ImageNet-21K, the paper's data (section 3).
 const IMAGENET_21K: u64 = 14_200_000;
@@ -203,16 +205,20 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     let mut recipe = Recipe::load(&args.recipe, &args.sets)?;
-    let shapes = uta_train::planned(&mut recipe).map_err(|e| match e {
+    let planned = uta_train::planned(&mut recipe).map_err(|e| match e {
         TrainError::Recipe(e) if e.origin == "recipe" => {
             RecipeError { origin: args.recipe.display().to_string(), ..e }.into()
         }
         other => other,
     })?;
-    let shapes = shapes.on_devices(args.count);
+    let shapes = match planned {
+        Planned::Images(shapes) => shapes.on_devices(args.count),
+        Planned::Texts(shapes) => return text::run(args, recipe, shapes),
+    };
     let (batch, repeats) = (recipe.train.batch as u64, recipe.data.repeats as u64);
     let micro_batch = recipe.micro_batch(args.count as usize)?;
-    let epoch = Epoch::of(args, &recipe);
+    let absent = (IMAGENET_21K, "ImageNet-21K's, as data.train isn't there");
+    let epoch = Epoch::of(args, &recipe, absent);
     recipe.resolve_length(epoch.samples as usize);
     let device = Device::find(&args.device, recipe.train.precision)?;
 
@@ -290,18 +296,23 @@ struct Epoch {
 }
 
 impl Epoch {
-    fn of(args: &Args, recipe: &Recipe) -> Epoch {
+    /// Those of `recipe`, or as many as `absent` says where its data aren't there.
+    fn of(args: &Args, recipe: &Recipe, absent: (u64, &'static str)) -> Epoch {
         let all = |samples, from| Epoch { samples, stored: samples, from };
         if let Some(samples) = args.samples_per_epoch {
             return all(samples, "as given");
         }
-        match uta_data::open_sets(&recipe.data.train, &recipe.data.pairs) {
+        let open = match recipe.task.reads_texts_alone() {
+            true => uta_data::open_texts,
+            false => uta_data::open_sets,
+        };
+        match open(&recipe.data.train, &recipe.data.pairs) {
             Ok(source) if !source.is_empty() => Epoch {
                 samples: source.epoch() as u64,
                 stored: source.len() as u64,
                 from: "counted in data.train",
             },
-            _ => all(IMAGENET_21K, "ImageNet-21K's, as data.train isn't there"),
+            _ => all(absent.0, absent.1),
         }
     }
 }
@@ -315,22 +326,30 @@ fn si(value: f64) -> String {
     format!("{scaled:.decimals$} {}", PREFIXES[power as usize])
 }
 
+/// The line on the devices.
+fn heading(
+    f: &mut Formatter<'_>,
+    device: &Device,
+    count: u64,
+    precision: PrecisionName,
+    utilisation: f64,
+) -> fmt::Result {
+    let precision = match precision {
+        PrecisionName::Bf16 => "bf16",
+        PrecisionName::F32 => "f32",
+    };
+    let Device { name, source, .. } = device;
+    writeln!(
+        f,
+        "{count} x {name}, {precision}: {}FLOP/s each at utilisation {utilisation}; {source}",
+        si(device.peak)
+    )
+}
+
 impl Display for Report {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let precision = match self.precision {
-            PrecisionName::Bf16 => "bf16",
-            PrecisionName::F32 => "f32",
-        };
         writeln!(f, "{}", self.recipe)?;
-        writeln!(
-            f,
-            "{} x {}, {precision}: {}FLOP/s each at utilisation {}; {}",
-            self.count,
-            self.device.name,
-            si(self.device.peak),
-            self.utilisation,
-            self.device.source
-        )?;
+        heading(f, &self.device, self.count, self.precision, self.utilisation)?;
         self.length(f)?;
         self.products(f)?;
         self.speed(f)?;

@@ -229,7 +229,7 @@ impl TaskRecipe {
     pub(super) fn check(&self, model: &mut Model, train: &Train) -> Result<(), String> {
         match self {
             TaskRecipe::Distill(own) => own.check(model),
-            TaskRecipe::TextAlign(own) => own.check(model),
+            TaskRecipe::TextAlign(own) => own.check(model, train),
             TaskRecipe::Contrastive(own) => own.check(model, train),
         }
     }

@@ -110,6 +110,10 @@ const MISTAKES: &[(&str, &[&str])] = &[
     ("train text-align.toml --set model.width=16", &["model.width", "trains the text tower alone"]),
     ("train text-align.toml --set model.text.out=8", &["model.text.out = 8", "the teacher's, 16"]),
     ("train text-align.toml --set model.text.preset=x", &["model.text.preset", "no preset"]),
+    (
+        "train text-align.toml --set train.checkpoint_blocks=true",
+        &["train.checkpoint_blocks", "leave it out"],
+    ),
     ("train text-align.toml --set teacher.cache=c", &["teacher.cache", "not those of texts"]),
     (
         "train text-align.toml --set data.image_size=16",

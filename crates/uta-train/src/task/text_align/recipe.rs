@@ -4,6 +4,7 @@ use uta_data::mask::MaskKind;
 
 use crate::recipe::check::in_range;
 use crate::recipe::model::Model;
+use crate::recipe::train::Train;
 use crate::recipe::words::TaskWords;
 use crate::task::distill::recipe::{Mask, Teacher};
 
@@ -30,7 +31,7 @@ pub struct TextAlignRecipe {
 impl TextAlignRecipe {
     /// # Errors
     /// Names the key, the value and what is allowed.
-    pub(crate) fn check(&self, model: &Model) -> Result<(), String> {
+    pub(crate) fn check(&self, model: &Model, train: &Train) -> Result<(), String> {
         model.needs_text()?;
         self.teacher.check()?;
         if self.teacher.cache.is_some() {
@@ -42,6 +43,9 @@ impl TextAlignRecipe {
         let Mask { kind, ratio } = self.mask;
         if !matches!(kind, MaskKind::Random | MaskKind::None) {
             return Err(format!("mask.kind = {kind}: a text has no blocks; use random or none"));
+        }
+        if train.checkpoint_blocks {
+            return Err("train.checkpoint_blocks: a text tower's blocks can't be checkpointed: leave it out".into());
         }
         in_range("mask.ratio", ratio, 0.0, 0.95)
     }

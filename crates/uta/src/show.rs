@@ -55,33 +55,40 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return Err(Usage(format!("{}: {message}", args.recipe.display())).into());
     }
     let set = if args.val { "data.val" } else { "data.train" };
+    let samples = match batch.size {
+        0 => counted(batch.len(), "text"),
+        side => format!("{} of {side} x {side} pixels", counted(batch.len(), "view")),
+    };
     let title = format!(
-        "{set} of {}: {} of {side} x {side} pixels, task {}",
+        "{set} of {}: {samples}, task {}",
         args.recipe.file_name().unwrap_or_default().to_string_lossy(),
-        counted(batch.len(), "view"),
         recipe.task.kind(),
-        side = batch.size,
     );
     draw(&title, &batch, classes.as_deref()).save(&args.out)?;
-    eprintln!("{} in {}", counted(batch.len(), "view"), args.out.display());
+    let what = if batch.size == 0 { "text" } else { "view" };
+    eprintln!("{} in {}", counted(batch.len(), what), args.out.display());
     Ok(())
 }
 
-/// The pictures of a batch in rows, each above its label.
+/// The pictures of a batch in rows, each above its label; of texts the labels alone.
 fn draw(title: &str, batch: &Batch, classes: Option<&[String]>) -> Drawing {
     const TITLE: f64 = 34.0;
     let columns = batch.len().min(COLUMNS);
     let texts: Vec<Vec<String>> = batch.items.iter().map(|item| label(item, classes)).collect();
     let lines = texts.iter().map(Vec::len).max().unwrap_or(0);
-    let height = SIDE + GAP + LINE * lines as f64;
+    let side = if batch.size == 0 { 0.0 } else { SIDE };
+    let height = side + GAP + LINE * lines as f64;
     let rows = batch.len().div_ceil(columns);
     let width = (columns as f64 * (SIDE + GAP) - GAP).max(520.0);
     let mut drawing = Drawing::new(width, TITLE + rows as f64 * height - GAP);
     drawing.text(0.0, 14.0, "title", Anchor::Start, title);
-    let pixels = batch.pixels.chunks_exact(3 * batch.size * batch.size);
-    for (i, (rgb, (item, text))) in pixels.zip(batch.items.iter().zip(&texts)).enumerate() {
+    let pixels = |i: usize| {
+        let bytes = 3 * batch.size * batch.size;
+        batch.pixels[i * bytes..][..bytes].to_vec()
+    };
+    for (i, (item, text)) in batch.items.iter().zip(&texts).enumerate() {
         let (x, y) = ((i % columns) as f64 * (SIDE + GAP), TITLE + (i / columns) as f64 * height);
-        let (mut rgb, scale) = (rgb.to_vec(), SIDE / batch.size as f64);
+        let (mut rgb, scale) = (pixels(i), SIDE / batch.size as f64);
         match &item.label {
             Label::Map(map) => tint(&mut rgb, map, |class| {
                 (class != LabelMap::IGNORED).then(|| colour(class.into()))
@@ -96,9 +103,11 @@ fn draw(title: &str, batch: &Batch, classes: Option<&[String]>) -> Drawing {
             }
             _ => {}
         }
-        drawing.picture((x, y, SIDE), &rgb, batch.size);
+        if batch.size > 0 {
+            drawing.picture((x, y, SIDE), &rgb, batch.size);
+        }
         for (line, text) in text.iter().enumerate() {
-            let y = y + SIDE + LINE * (line as f64 + 0.85);
+            let y = y + side + LINE * (line as f64 + 0.85);
             drawing.text(x, y, "small", Anchor::Start, text);
         }
     }

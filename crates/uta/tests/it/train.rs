@@ -229,6 +229,23 @@ fn samples_are_drawn_as_the_net_gets_them_and_nothing_is_trained() {
 }
 
 #[test]
+fn texts_are_shown_without_their_pictures_which_need_not_be_there() {
+    let world = World::new();
+    fs::write(world.path("texts.csv"), "title\na cat asleep\na dog awake\n").unwrap();
+    fs::write(world.path("pictures/p00.png"), "no picture").unwrap();
+    for (set, out) in [("pictures", "a.svg"), ("texts.csv", "b.svg")] {
+        let set = format!("data.train={set}");
+        let args =
+            ["data", "show", "text-align.toml", "--samples", "4", "--out", out, "--set", &set];
+        let run = world.uta(&args);
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        let drawn = fs::read_to_string(world.path(out)).unwrap();
+        assert!(drawn.contains("4 texts, task text-align") && !drawn.contains("<image"), "{drawn}");
+    }
+    assert!(fs::read_to_string(world.path("b.svg")).unwrap().contains("a dog awake"));
+}
+
+#[test]
 fn a_checkpoint_cut_short_is_passed_over_for_the_one_before() {
     let world = World::with_teacher();
     assert!(world.uta(&["train", "align.toml", "--out", "run"]).status.success());

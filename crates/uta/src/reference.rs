@@ -264,8 +264,8 @@ pub fn of_run(run: &Path, recipe: &Recipe) -> anyhow::Result<()> {
         reference.teacher.entry(set.name.clone()).or_default().extend(numbers);
     }
     reference.teacher.retain(|_, numbers| !numbers.is_empty());
-    if shown.is_empty() {
-        let source = uta_data::open_sets(&recipe.data.train, &recipe.data.pairs)?;
+    if shown.is_empty() && !recipe.task.reads_texts_alone() {
+        let source = recipe.open_train()?;
         shown.push(ShownSet { name: "training pictures".into(), source, prompts: None });
     }
     save(run, &reference)?;

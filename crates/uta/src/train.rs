@@ -237,10 +237,13 @@ fn same_stream(begun: &Recipe, resumed: &Recipe) -> anyhow::Result<()> {
 
 /// The recipe given beside --resume must be the run's own; how many threads read for it is the machine's affair.
 fn same_run(mut given: Recipe, run: &Recipe, path: &Path) -> anyhow::Result<()> {
-    given.resolve_length(uta_data::open_sets(&given.data.train, &given.data.pairs)?.epoch());
+    given.resolve_length(given.open_train()?.epoch());
     (given.data.workers, given.data.prefetch) = (run.data.workers, run.data.prefetch);
     given.train.threads = run.train.threads;
     given.model.follow(run.model.vision.out);
+    if let Some(text) = &run.model.text {
+        given.model.follow_text(text.out);
+    }
     if given == *run {
         return Ok(());
     }

@@ -66,13 +66,25 @@ impl Data {
         DecodeOptions { max_pixels: self.max_pixels, orient: self.orient }
     }
 
+    /// The sets to train on; of `texts` alone, pictures need not be there.
+    ///
+    /// # Errors
+    /// When one can't be opened.
+    pub(super) fn open_train(&self, texts: bool) -> Result<Arc<dyn Source>, DataError> {
+        let open = if texts { uta_data::open_texts } else { uta_data::open_sets };
+        // As open_clip trains, unless the recipe says otherwise.
+        let whole = |pairs: &PairOptions| pairs.or_captions(Captions::File);
+        let set = |set: &Set| Set { pairs: set.pairs.as_ref().map(whole), ..set.clone() };
+        let sets: Vec<Set> = self.train.iter().map(set).collect();
+        open(&sets, &whole(&self.pairs))
+    }
+
     /// The sets to train on and those to validate on, where there are any; of `texts` alone, pictures need not be there. What is
     /// wrong with them is said in the log where `tell` says so.
     ///
     /// # Errors
     /// When one can't be opened.
     pub(super) fn open(&self, texts: bool, tell: bool) -> Result<Sources, DataError> {
-        let open = if texts { uta_data::open_texts } else { uta_data::open_sets };
         let told = |source: Arc<dyn Source>| {
             source
                 .problems()
@@ -81,17 +93,14 @@ impl Data {
                 .for_each(|problem| tracing::warn!("{problem}"));
             source
         };
-        // As open_clip trains, unless the recipe says otherwise.
-        let whole = |pairs: &PairOptions| pairs.or_captions(Captions::File);
-        let set = |set: &Set| Set { pairs: set.pairs.as_ref().map(whole), ..set.clone() };
-        let sets: Vec<Set> = self.train.iter().map(set).collect();
-        let train = told(open(&sets, &whole(&self.pairs))?);
+        let train = told(self.open_train(texts)?);
         let val = match self.val.as_slice() {
             [] => None,
             val => {
                 let pairs = self.val_pairs.as_ref().unwrap_or(&self.pairs);
+                let open = if texts { uta_data::open_texts } else { uta_data::open_sets };
                 let val: Vec<Set> = val.iter().map(|spec| Set::from(spec.as_str())).collect();
-                Some(told(open(&val, &whole(pairs))?))
+                Some(told(open(&val, &pairs.or_captions(Captions::File))?))
             }
         };
         Ok((train, val))

@@ -14,10 +14,11 @@ pub(crate) mod train;
 pub(crate) mod words;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
-use uta_data::DataError;
+use uta_data::{DataError, Source};
 use uta_model::ClipConfig;
 
 pub use self::check::{MAX_IMAGES, MAX_THREADS, RecipeError};
@@ -331,6 +332,14 @@ impl Recipe {
     /// Optimiser steps of the whole run; 0 before [`Recipe::resolve_length`] where the recipe counts otherwise.
     pub fn steps(&self) -> u64 {
         self.train.steps.unwrap_or(0)
+    }
+
+    /// The sets to train on, as the task reads them.
+    ///
+    /// # Errors
+    /// When one can't be opened.
+    pub fn open_train(&self) -> Result<Arc<dyn Source>, DataError> {
+        self.data.open_train(self.task.reads_texts_alone())
     }
 
     /// The sets to train on and those to validate on, where there are any, as the task reads them. What is wrong with them is said

@@ -30,7 +30,7 @@ const TEXT_DEFAULTS: [(&str, i64); 2] = [("context_length", 77), ("vocab_size", 
 impl Model {
     /// Takes `out`, the width of a teacher or a text tower, unless another was written.
     pub fn follow(&mut self, out: i64) {
-        if self.out_follows {
+        if self.out_follows && !self.only_text {
             (self.vision.out, self.out_follows) = (out, false);
         }
     }

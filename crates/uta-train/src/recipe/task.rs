@@ -69,6 +69,11 @@ impl TaskKind {
         matches!(self, TaskKind::Align | TaskKind::Mim | TaskKind::UtaMim)
     }
 
+    /// Whether its samples are texts alone, whose pictures are not decoded and need not be there.
+    pub fn reads_texts_alone(self) -> bool {
+        matches!(self, TaskKind::TextAlign)
+    }
+
     /// The tasks that are so, as "align, mim".
     pub fn all_that(are_so: impl Fn(TaskKind) -> bool) -> String {
         let tasks = TaskKind::ALL.into_iter().filter(|&task| are_so(task));
@@ -251,10 +256,7 @@ impl TaskRecipe {
 
     /// Whether its samples are texts alone, whose pictures are not decoded and need not be there.
     pub fn reads_texts_alone(&self) -> bool {
-        match self {
-            TaskRecipe::TextAlign(_) => true,
-            TaskRecipe::Distill(_) | TaskRecipe::Contrastive(_) => false,
-        }
+        self.kind().reads_texts_alone()
     }
 
     /// The frozen CLIP of tasks that have one.

@@ -11,6 +11,7 @@ use uta_data::rng::{Purpose, Rng};
 use uta_data::{Rgb, Stream, StreamOptions, TrainTransform, TrainViews, open, open_sets};
 use uta_train::Recipe;
 
+use crate::error::Usage;
 use crate::output::print;
 
 /// Images a second of reading, decoding, cropping, and of all together
@@ -88,7 +89,11 @@ impl Display for Report {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let (source, views, mut options) = match Path::new(&args.what).extension() {
         Some(extension) if extension == "toml" => {
-            let Recipe { data, train, .. } = Recipe::load(Path::new(&args.what), &[])?;
+            let Recipe { data, train, task, .. } = Recipe::load(Path::new(&args.what), &[])?;
+            if task.reads_texts_alone() {
+                let message = format!("task \"{}\" decodes no pictures", task.kind());
+                return Err(Usage(format!("{}: {message}", args.what)).into());
+            }
             let options = StreamOptions {
                 batch: train.batch / train.accumulate,
                 repeats: data.repeats,

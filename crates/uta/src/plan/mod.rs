@@ -302,11 +302,7 @@ impl Epoch {
         if let Some(samples) = args.samples_per_epoch {
             return all(samples, "as given");
         }
-        let open = match recipe.task.reads_texts_alone() {
-            true => uta_data::open_texts,
-            false => uta_data::open_sets,
-        };
-        match open(&recipe.data.train, &recipe.data.pairs) {
+        match recipe.open_train() {
             Ok(source) if !source.is_empty() => Epoch {
                 samples: source.epoch() as u64,
                 stored: source.len() as u64,

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde_json::Value;
+use uta_train::recipe::TaskKind;
 
 use super::metrics::Model;
 use super::run::Run;
@@ -83,6 +84,11 @@ pub fn measured(run: &Run) -> String {
     text
 }
 
+/// Whether the run's samples are texts alone.
+fn trains_on_texts(run: &Run) -> bool {
+    run.task().is_some_and(TaskKind::reads_texts_alone)
+}
+
 /// The sets that the run was trained and measured on.
 pub fn data(run: &Run) -> Vec<(String, String)> {
     let specs = |key: &str| -> Vec<String> {
@@ -98,7 +104,13 @@ pub fn data(run: &Run) -> Vec<(String, String)> {
     let images = |n: usize| format!("{} image{}", grouped(n as u64), if n == 1 { "" } else { "s" });
     let train = specs("data.train");
     if !train.is_empty() {
-        let count = run.state["data"].as_u64().map(|n| images(n as usize) + ": ");
+        let samples = |n: u64| match trains_on_texts(run) {
+            true => {
+                format!("the captions of {} sample{}: ", grouped(n), if n == 1 { "" } else { "s" })
+            }
+            false => images(n as usize) + ": ",
+        };
+        let count = run.state["data"].as_u64().map(samples);
         rows.push(("trained on".to_owned(), count.unwrap_or_default() + &train.join(", ")));
     }
     if let Some(rejected) = run.state["rejected"].as_u64().filter(|&n| n > 0) {
@@ -152,11 +164,13 @@ pub fn facts(run: &Run) -> Vec<(&'static str, String)> {
         } else {
             String::new()
         };
-        add("Images seen", Some(grouped(metrics.samples) + &epochs));
+        let seen = if trains_on_texts(run) { "Texts seen" } else { "Images seen" };
+        add(seen, Some(grouped(metrics.samples) + &epochs));
     }
     let speed = number("images_per_second")
         .or_else(|| metrics.curve("images_per_second").and_then(|curve| median(curve)));
-    add("Images per second", speed.map(|speed| grouped(speed.round() as u64)));
+    let rate = if trains_on_texts(run) { "Texts per second" } else { "Images per second" };
+    add(rate, speed.map(|speed| grouped(speed.round() as u64)));
     let text = |key: &str| run.environment.get(key).map(plain).filter(|text| !text.is_empty());
     let gpu = run.environment.get("gpus").and_then(|gpus| gpus.get(0)).map(plain);
     let device = match (text("device"), gpu, text("cpu")) {

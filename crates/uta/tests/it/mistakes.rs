@@ -213,6 +213,7 @@ const MISTAKES: &[(&str, &[&str])] = &[
     ("data verify nowhere", &["nowhere"]),
     ("data verify pictures --report no/r.jsonl", &["no/r.jsonl"]),
     ("bench data nowhere", &["nowhere"]),
+    ("bench data text-align.toml", &["text-align.toml", "decodes no pictures"]),
     ("masks --out notes.txt/masks.svg", &["notes.txt"]),
     ("plot nowhere --out c.svg", &["nowhere", "give a run directory"]),
     ("plot notes.txt --out c.svg", &["notes.txt", "give a run directory"]),

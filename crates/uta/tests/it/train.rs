@@ -243,6 +243,21 @@ fn texts_are_shown_without_their_pictures_which_need_not_be_there() {
         assert!(drawn.contains("4 texts, task text-align") && !drawn.contains("<image"), "{drawn}");
     }
     assert!(fs::read_to_string(world.path("b.svg")).unwrap().contains("a dog awake"));
+
+    // Nor are they missed where a run is trained, resumed beside its recipe, planned and reported.
+    fs::remove_file(world.path("pictures/p00.png")).unwrap();
+    world.train_teacher();
+    let sets = ["--set", "data.train=texts.csv", "--set", "data.val=texts.csv"];
+    let run = world.uta(&[&["train", "text-align.toml", "--out", "run"][..], &sets].concat());
+    let said = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert!(run.status.success() && !said.contains("WARN the report"), "{said}");
+    let report = fs::read_to_string(world.path("run/report.html")).unwrap();
+    assert!(report.contains("Texts seen") && report.contains("the captions of 2 samples"));
+    let again = world.uta(&[&["train", "text-align.toml", "--resume", "run"][..], &sets].concat());
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    let plan = world.uta(&[&["plan", "text-align.toml", "--json"][..], &sets[..2]].concat());
+    let plan: Value = serde_json::from_slice(&plan.stdout).unwrap();
+    assert_eq!(plan["samples_per_epoch"], 2);
 }
 
 #[test]

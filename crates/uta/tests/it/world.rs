@@ -47,9 +47,14 @@ impl World {
     /// The world after `clip.toml` was trained into `teacher`.
     pub fn with_teacher() -> World {
         let world = World::new();
-        let out = world.uta(&["train", "clip.toml", "--out", "teacher", "--set", "train.steps=2"]);
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        world.train_teacher();
         world
+    }
+
+    /// Trains `clip.toml` into `teacher`.
+    pub fn train_teacher(&self) {
+        let out = self.uta(&["train", "clip.toml", "--out", "teacher", "--set", "train.steps=2"]);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     }
 
     /// A folder of 40 captioned pictures, no two alike; other ones for another `shade`.

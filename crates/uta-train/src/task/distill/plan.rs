@@ -341,15 +341,16 @@ pub(crate) fn has_room(recipe: &Recipe, kept: i64, batch: usize) -> Result<(), T
     let shapes = Shapes::of_model(recipe, kept);
     let memory = shapes.memory(batch as i64, Kernels::of_this_cpu(recipe.train.precision));
     let fixed = memory.weights + memory.gradients + memory.moments + memory.average + memory.text;
-    fits(fixed, memory.step, batch)
+    let less = ", or set train.checkpoint_blocks = true (uta plan counts it)";
+    fits(fixed, memory.step, batch, less)
 }
 
 /// Whether this machine has room for `fixed` bytes of weights and what goes with them, and for the `step` bytes of a step on `batch`
-/// samples at a time.
+/// samples at a time; `less` is what helps besides smaller micro-batches.
 ///
 /// # Errors
 /// When it hasn't.
-pub(crate) fn fits(fixed: i64, step: i64, batch: usize) -> Result<(), TrainError> {
+pub(crate) fn fits(fixed: i64, step: i64, batch: usize, less: &str) -> Result<(), TrainError> {
     let Some(machine) = uta_data::machine::memory() else { return Ok(()) };
     let [step, fixed, machine] =
         [step as f64, fixed as f64, machine as f64].map(|bytes| bytes / 1e9);
@@ -364,7 +365,7 @@ pub(crate) fn fits(fixed: i64, step: i64, batch: usize) -> Result<(), TrainError
     } else if step > machine {
         let message = format!(
             "a step on {batch} samples at a time takes {step:.1} GB of memory at least, and this process may have \
-             {machine:.1} GB: raise train.accumulate, or set train.checkpoint_blocks = true (uta plan counts it)"
+             {machine:.1} GB: raise train.accumulate{less}"
         );
         ("train.batch", message)
     } else {

@@ -167,7 +167,7 @@ pub(crate) fn has_room(
     let alone = ClipConfig::new(VitConfig { out: text.out, ..image }, Some(text));
     let memory = TextShapes::new(recipe, own, &alone)?.memory(batch as i64);
     let weights = memory.weights + memory.gradients + memory.moments + memory.average;
-    fits(weights, weights.saturating_add(memory.activations), batch)
+    fits(weights, weights.saturating_add(memory.activations), batch, "")
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ enum Teacher {
     G,
 }
 
-/// What `uta` is measured against.
+/// The program that `uta` is measured against.
 #[derive(Clone, Copy, PartialEq)]
 enum Peer {
     /// `benches/pytorch/step.py`.
@@ -50,7 +50,7 @@ struct Row {
     asked: Asked,
 }
 
-/// What a row is to reach at least; memory, at most.
+/// Goal of a row: the ratio at least; memory, at most.
 #[derive(Clone, Copy, Default, Serialize)]
 struct Asked {
     ratio: f64,
@@ -108,7 +108,7 @@ const ROWS: [Row; 6] = {
     ]
 };
 
-/// What is asked of every row that computes in f32.
+/// The goal of every row that computes in f32.
 const ASKED_F32: f64 = 1.1;
 
 /// A row in one of the two types.
@@ -182,7 +182,7 @@ impl Run {
     }
 }
 
-/// What of a process's report is read.
+/// The fields of a process's report that are read.
 #[derive(Clone, Deserialize)]
 struct Report {
     images_per_second: f64,
@@ -201,12 +201,12 @@ struct Line {
     /// Medians over the pairs.
     images_per_second: f64,
     peer_images_per_second: f64,
-    /// Of the medians.
+    /// Ratio of the medians.
     ratio: f64,
     /// The smallest and the largest of the pairs'.
     spread: [f64; 2],
     utilisation: f64,
-    /// Of the processes' peaks, where the peer is another process.
+    /// Ratio of the processes' peaks, where the peer is another process.
     memory: Option<f64>,
     asked: Asked,
 }

@@ -46,7 +46,7 @@ impl Flavour {
         }
     }
 
-    /// What `.libtorch/wheels` says of this flavour: a line for the flavour, and one for each wheel.
+    /// Text of `.libtorch/wheels` for this flavour: a line for the flavour, and one for each wheel.
     fn manifest(self) -> String {
         let mut manifest = format!("{self:?}\n");
         for wheel in WHEELS.iter().filter(|wheel| !self.keep(wheel).is_empty()) {
@@ -156,7 +156,7 @@ fn install(root: &Path, place: &Path, cache: &Path, flavour: Flavour) -> Result<
     swap(&fresh, place)
 }
 
-/// What no wheel holds.
+/// Adds the files that no wheel holds.
 fn finish(fresh: &Path, flavour: Flavour) -> Result<()> {
     if flavour == Flavour::Cpu {
         // torch-sys links -ltorch; the wheel's own would bring libtorch_cuda.so in.
@@ -260,7 +260,7 @@ fn check_pip() -> Result<()> {
     Ok(())
 }
 
-/// What torch-ext asks of a compiler: C++20, vectors put together from two, and a function built for every generation of
+/// Requirements of torch-ext on a compiler: C++20, vectors put together from two, and a function built for every generation of
 /// processors.
 const PROBE: &str = r#"
 #include <concepts>

@@ -29,7 +29,7 @@ pub struct Wheel {
     pub keep_cuda: &'static [&'static str],
 }
 
-/// What torch 2.13.0's metadata asks for (cuda-toolkit 13.0.3 and its extras written out), less Python's own; and two
+/// The wheels that torch 2.13.0's metadata asks for (cuda-toolkit 13.0.3 and its extras written out), less Python's own; and two
 /// wheels of headers (nvidia-cuda-crt, nvidia-cuda-cccl) that c10d's NCCL header includes.
 #[rustfmt::skip]
 pub const WHEELS: [Wheel; 18] = [

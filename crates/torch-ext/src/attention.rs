@@ -76,7 +76,7 @@ mod tests {
         scores.softmax(-1, Kind::Float).matmul(&v).transpose(1, 2).flatten(2, 3)
     }
 
-    /// Of queries, keys and values that lie in three tensors.
+    /// Attention over queries, keys and values that lie in three tensors.
     fn apart(qkv: &Tensor, turns: Option<&Tensor>, heads: i64, wanted: i64) -> Tensor {
         let parts = qkv.chunk(3, -1);
         let parts: Vec<_> = parts.iter().collect();

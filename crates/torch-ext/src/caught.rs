@@ -11,9 +11,9 @@ thread_local! {
     static CATCHING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What `f` returns, or libtorch's error where it panicked with it: methods of tch's do so unless called by their `f_` names,
-/// which arithmetic isn't written with, and so does whoever unwraps what this crate returns. Nothing is printed then; any other
-/// panic goes on as always.
+/// Runs `f` and gives its value, or libtorch's error where it panicked with it: methods of tch's do so unless called by their
+/// `f_` names, which arithmetic isn't written with, and so does whoever unwraps what this crate returns. Nothing is printed
+/// then; any other panic goes on as always.
 ///
 /// # Errors
 /// libtorch's, of which memory that ran out is the one to expect.

@@ -1,4 +1,4 @@
-//! What a GPU does while the host goes on.
+//! Work that a GPU does while the host goes on.
 
 use std::ffi::c_char;
 use std::sync::LazyLock;

@@ -65,7 +65,7 @@ pub enum DistError {
         rank: usize,
         /// How many there are.
         world: usize,
-        /// What was under way.
+        /// The operation that was under way.
         operation: &'static str,
         /// Gloo's or NCCL's words.
         reason: String,
@@ -84,7 +84,7 @@ pub enum DistError {
     },
 }
 
-/// What [`ProcessGroup::all_reduce`] makes of the ranks' values.
+/// How [`ProcessGroup::all_reduce`] combines the ranks' values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reduce {
     /// Their sum.

@@ -47,7 +47,7 @@ pub fn cpu_has_bf16() -> bool {
     *BF16
 }
 
-/// What follows a linear layer at once.
+/// Activation that follows a linear layer at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// Nothing.

@@ -22,9 +22,9 @@ unsafe extern "C" {
 /// Parameters of a layer norm, f32 `[N]`, and what is added to the variance.
 #[derive(Clone, Copy, Debug)]
 pub struct Norm<'a> {
-    /// What normed values are multiplied by.
+    /// Factors of the normed values.
     pub weight: &'a Tensor,
-    /// What is added to them then.
+    /// Terms that are added to them then.
     pub bias: &'a Tensor,
     /// Added to the variance.
     pub eps: f64,

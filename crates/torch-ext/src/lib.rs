@@ -1,5 +1,5 @@
-//! What tch leaves out of libtorch, and nothing of vision: autocast on every device, activation checkpointing, the fused
-//! AdamW kernel, fused loops over rows, arithmetic over many tensors in one call, and [`distributed`] training. The C++ side is
+//! The parts of libtorch that tch leaves out, and nothing of vision: autocast on every device, activation checkpointing, the
+//! fused AdamW kernel, fused loops over rows, arithmetic over many tensors in one call, and [`distributed`] training. The C++ side is
 //! in `cpp/`; this is its safe face.
 
 mod attention;
@@ -271,7 +271,7 @@ pub fn lerp_(averages: &[Tensor], values: &[Tensor], weight: f64) -> Result<(), 
     check(unsafe { te_lerp(a.as_ptr(), v.as_ptr(), a.len() as i64, weight) })
 }
 
-/// What the tests of this crate share.
+/// Helpers of this crate's tests.
 #[cfg(test)]
 mod testing {
     use tch::{Device, Kind, Tensor};

@@ -1,4 +1,4 @@
-//! What every other crate of the workspace stands on: files that appear only when they are complete, locks, counter-based
+//! The foundation of every other crate of the workspace: files that appear only when they are complete, locks, counter-based
 //! randomness, SHA-256 and progress bars. It knows neither images nor tensors.
 //!
 //! ```

@@ -1,4 +1,4 @@
-//! What can go wrong with data, one line each: what, where, what to do.
+//! Errors of data, one line each: what, where, what to do.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ pub enum DataError {
     /// The operating system refused.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was tried, as a verb: "read", "create".
+        /// The attempt, as a verb: "read", "create".
         action: &'static str,
         /// On which file or folder.
         path: PathBuf,
@@ -22,7 +22,7 @@ pub enum DataError {
     NotFound {
         /// The spec as the user wrote it.
         spec: String,
-        /// What was looked for, and what to do.
+        /// The thing that was looked for, and what to do.
         reason: String,
     },
     /// A place exists and holds no samples.
@@ -30,9 +30,9 @@ pub enum DataError {
     Empty {
         /// The folder or file.
         path: PathBuf,
-        /// What would have counted.
+        /// The things that would have counted.
         wanted: String,
-        /// What is there instead.
+        /// The things that are there instead.
         found: String,
     },
     /// Something is in the way and won't be overwritten.
@@ -46,7 +46,7 @@ pub enum DataError {
     NotOurs {
         /// It.
         path: PathBuf,
-        /// What would be written, and what the file is instead.
+        /// The thing that would be written, and what the file is instead.
         reason: String,
     },
     /// Sets that can't be used together: they name their classes differently.
@@ -64,7 +64,7 @@ pub enum DataError {
     Shard {
         /// The tar file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         reason: String,
     },
     /// Targets that were computed once cannot be used.
@@ -72,7 +72,7 @@ pub enum DataError {
     Targets {
         /// The shard, or the folder.
         path: PathBuf,
-        /// What is wrong with them, and what to do.
+        /// The fault, and what to do.
         reason: String,
     },
     /// A table of pairs cannot be used.
@@ -80,7 +80,7 @@ pub enum DataError {
     Table {
         /// The table.
         path: PathBuf,
-        /// What is wrong with it, and what to do.
+        /// The fault, and what to do.
         reason: String,
     },
     /// A file of splits, and none was named.
@@ -96,7 +96,7 @@ pub enum DataError {
     Sample {
         /// The sample's key.
         key: String,
-        /// What is wrong with it.
+        /// The fault.
         reason: String,
     },
     /// A sample needs a caption and has none that can be read.
@@ -127,7 +127,7 @@ pub enum DataError {
         images: usize,
         /// The first of them.
         key: String,
-        /// What is wrong with it.
+        /// The fault.
         reason: String,
     },
     /// Captions are needed and there are none.
@@ -143,7 +143,7 @@ pub enum DataError {
     /// Labels are needed and there are none.
     #[error("no {what} in the first {looked_at} samples (first: {key})")]
     NoLabels {
-        /// What is needed, in the plural.
+        /// The thing that is needed, in the plural.
         what: &'static str,
         /// How many samples were looked at.
         looked_at: usize,
@@ -176,12 +176,12 @@ pub enum DataError {
         field: &'static str,
         /// Its value.
         value: String,
-        /// What is allowed.
+        /// The values that are allowed.
         reason: String,
     },
 }
 
-/// What kind of thing is wrong with a sample that can't be used.
+/// Kind of fault of a sample that can't be used.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
@@ -221,7 +221,7 @@ impl std::fmt::Display for Fault {
 }
 
 impl DataError {
-    /// What it says of the sample that it came up at.
+    /// The fault of the sample that it came up at.
     pub fn fault(&self) -> Fault {
         // Shorter than it was, or another elsewhere.
         use io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
@@ -248,7 +248,7 @@ impl DataError {
     }
 }
 
-/// What can go wrong with a package, one line each.
+/// Errors of a package, one line each.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PackageError {
@@ -308,7 +308,7 @@ pub enum PackageError {
     Format {
         /// The archive.
         archive: PathBuf,
-        /// What is wrong, beginning with the member's name.
+        /// The fault, beginning with the member's name.
         reason: String,
     },
 }

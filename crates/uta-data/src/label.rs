@@ -42,7 +42,7 @@ impl Label {
 /// Which label a task asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LabelKind {
-    /// None.
+    /// No label.
     #[default]
     None,
     /// [`Label::Captions`].

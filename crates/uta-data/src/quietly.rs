@@ -9,7 +9,7 @@ thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What `work` returns, or what it panicked with; such a panic prints nothing. Those of other threads, and outside of this call,
+/// Returns the value of `work`, or its panic, which prints nothing. Panics of other threads, and outside of this call,
 /// print what they always did.
 pub(crate) fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
     static HOOK: Once = Once::new();

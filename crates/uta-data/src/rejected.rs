@@ -16,7 +16,7 @@ pub struct Rejected {
     /// Its key; empty where more than a sample is meant.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub key: String,
-    /// What kind of thing is wrong.
+    /// Kind of the fault.
     pub kind: Fault,
     /// Why.
     pub reason: String,

@@ -23,7 +23,7 @@ use uta_data::{
     Stream, StreamOptions, TrainTransform, TrainViews, open, sweep,
 };
 
-/// What a server does wrong: shares of its answers.
+/// Faults of a server: shares of its answers.
 #[derive(Clone, Debug, Default)]
 struct Faults {
     /// End in mid-body.

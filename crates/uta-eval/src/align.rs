@@ -23,12 +23,12 @@ pub struct Align {
     options: EvalOptions,
 }
 
-/// What [`Align::run`] found: means over images.
+/// Result of [`Align::run`]: means over images.
 #[derive(Clone, Debug, Serialize)]
 pub struct AlignReport {
     /// Over `[CLS]` and the patches that the student saw, each token counting alike; minus the training loss.
     pub cosine: f64,
-    /// Of `[CLS]`.
+    /// The same for `[CLS]`.
     pub cosine_cls: f64,
     /// Over the patches that the student saw.
     pub cosine_patches: f64,
@@ -55,7 +55,7 @@ pub struct ImageCosine {
     pub file: String,
     /// Over all tokens.
     pub cosine: f64,
-    /// Of `[CLS]`.
+    /// The same for `[CLS]`.
     pub cosine_cls: f64,
     /// Over the patches.
     pub cosine_patches: f64,

@@ -67,7 +67,7 @@ impl Default for EvalOptions {
 }
 
 impl EvalOptions {
-    /// What becomes of an image before a net of this `config` sees it.
+    /// The way of an image to a net of this `config`.
     pub fn transform(&self, config: &ClipConfig) -> EvalTransform {
         let Preprocess { resize, interpolation, crop_pct, fill, convention } = config.preprocess;
         EvalTransform {
@@ -189,7 +189,7 @@ impl Part {
         bytes
     }
 
-    /// What a rank of this very program has written.
+    /// Reads the part that a rank of this very program has written.
     fn read(bytes: &[u8], device: Device) -> Part {
         let sound = "written above, by this program";
         let end = bytes.iter().position(|&byte| byte == b'\n').expect(sound);
@@ -234,10 +234,10 @@ pub(crate) fn finite(
     }
 }
 
-/// What [`embed_images`] makes of a set: N images, P patches, E channels of the joint space, D of the net; f32, on the CPU.
+/// Result of [`embed_images`] for a set: N images, P patches, E channels of the joint space, D of the net; f32, on the CPU.
 #[derive(Debug)]
 pub struct Embedded {
-    /// What the images are called, in the order of the rows.
+    /// Names of the images, in the order of the rows.
     pub names: Vec<String>,
     /// `[N,E]`, not normalised.
     pub embeddings: Tensor,
@@ -245,7 +245,7 @@ pub struct Embedded {
     pub tokens: Option<Tensor>,
     /// Every token of the asked layer, before the final norm, `[N,1+P,D]`.
     pub hidden: Option<Tensor>,
-    /// What could not be read.
+    /// Samples that could not be read.
     pub rejected: Vec<Rejected>,
 }
 
@@ -294,7 +294,7 @@ pub fn embed_images(
     Ok(Embedded { names, embeddings, tokens: all.finish(), hidden: hidden.finish(), rejected })
 }
 
-/// What an image of `source` is called: its file, or its key.
+/// The name of an image of `source`: its file, or its key.
 pub(crate) fn name_of(source: &dyn Source, item: &Item) -> String {
     source.name(item.index).unwrap_or_else(|| item.key.clone())
 }

@@ -82,7 +82,7 @@ pub fn program() -> &'static str {
     &PROGRAM
 }
 
-/// What can be wrong with an evaluation; every message is one line that says what, where and what to do.
+/// An evaluation that can't be made; every message is one line that says what, where and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
     /// The set cannot be read.
@@ -107,7 +107,7 @@ pub enum EvalError {
     Prompts {
         /// The file, or what stands for it.
         path: String,
-        /// What is wrong, and what is expected.
+        /// The mistake, and what is expected.
         message: String,
     },
     /// A set that isn't known by name.
@@ -129,9 +129,9 @@ pub enum EvalError {
     Layout {
         /// The folder.
         path: String,
-        /// What was looked for.
+        /// The layout that was looked for.
         wanted: String,
-        /// What is there.
+        /// The layout that is there.
         found: String,
     },
     /// Neither the model nor the caller has a text tower.
@@ -142,13 +142,13 @@ pub enum EvalError {
     /// Two models that must share a space, a grid or a resolution do not.
     #[error("{what} differ: {left} and {right}; {hint}")]
     Mismatch {
-        /// What is compared.
+        /// The quantity that is compared.
         what: &'static str,
         /// The evaluated model's value.
         left: String,
         /// The other's value.
         right: String,
-        /// What to do.
+        /// The way out.
         hint: &'static str,
     },
     /// A label outside the list of classes.
@@ -170,7 +170,7 @@ pub enum EvalError {
         set: String,
         /// How many samples there are.
         len: usize,
-        /// What they lack.
+        /// The thing that they lack.
         want: &'static str,
     },
     /// The model put out NaN or infinity.

@@ -47,7 +47,7 @@ pub(crate) fn synset(wnid: &str) -> Option<usize> {
     SYNSETS.binary_search_by(|synset| synset.wnid.cmp(wnid)).ok()
 }
 
-/// What ImageNet-1K calls a wnid.
+/// The name that ImageNet-1K gives a wnid.
 pub(crate) fn synset_name(wnid: &str) -> Option<&'static str> {
     synset(wnid).map(|i| SYNSETS[i].name)
 }
@@ -64,7 +64,7 @@ impl NamedSet {
         [ImageNet, ImageNetA, ImageNetR, ImageNetV2, ImageNetSketch, ObjectNet]
     };
 
-    /// What users call it.
+    /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             NamedSet::ImageNet => "imagenet",

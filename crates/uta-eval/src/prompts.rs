@@ -27,7 +27,7 @@ pub struct Prompts {
 const NAMES: [&str; 1] = ["classnames.txt"];
 /// The same for templates; the second is CLIP_benchmark's.
 const TEMPLATES: [&str; 2] = ["templates.txt", "zeroshot_classification_templates.txt"];
-/// What is used where there is no file of templates.
+/// The template where there is no file of them.
 const PLAIN: &str = "a photo of a {}.";
 
 impl Prompts {
@@ -147,7 +147,7 @@ impl Prompts {
         }
     }
 
-    /// What makes one doubt that these are names of classes, a sentence each.
+    /// Doubts whether these are names of classes, a sentence each.
     pub(crate) fn doubts(&self) -> Vec<String> {
         let Prompts { names, names_from, .. } = self;
         let advice =

@@ -30,7 +30,7 @@ pub(crate) struct Candidates {
 }
 
 impl Candidates {
-    /// Of `rows` `[C,D]`.
+    /// Candidates with the embeddings `rows` `[C,D]`.
     pub(crate) fn new(rows: &Tensor) -> Candidates {
         let (distinct, which, _) = rows.unique_dim(0, true, true, false);
         Candidates { columns: distinct.transpose(0, 1), which }

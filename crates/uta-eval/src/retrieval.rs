@@ -33,7 +33,7 @@ pub struct Recall {
     pub r10: f64,
 }
 
-/// What [`Retrieval::run`] found.
+/// Result of [`Retrieval::run`].
 #[derive(Clone, Debug, Serialize)]
 pub struct RetrievalReport {
     /// From a caption to its image, over all captions.

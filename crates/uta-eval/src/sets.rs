@@ -25,7 +25,7 @@ pub struct ClassSet {
     pub layout: String,
     /// Pictures that were published and are not there: how many, and the names that are known.
     pub missing: (usize, Vec<String>),
-    /// What may be taken for something else than it is, a sentence each.
+    /// Doubts about the set, a sentence each.
     pub warnings: Vec<String>,
 }
 

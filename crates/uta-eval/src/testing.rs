@@ -1,4 +1,4 @@
-//! What the tests of this crate share: a tiny random CLIP, generated pictures, and embeddings computed one at a time
+//! Fixtures of this crate's tests: a tiny random CLIP, generated pictures, and embeddings computed one at a time
 //! with nothing of the evaluators in between.
 #![allow(clippy::unwrap_used)]
 

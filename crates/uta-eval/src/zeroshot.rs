@@ -27,7 +27,7 @@ pub struct ZeroShot {
     options: EvalOptions,
 }
 
-/// What [`ZeroShot::run`] found. Shares are fractions of `n`.
+/// Result of [`ZeroShot::run`]. Shares are fractions of `n`.
 #[derive(Clone, Debug, Serialize)]
 pub struct ZeroShotReport {
     /// Share of images whose class scores highest; equal scores share the credit.
@@ -66,10 +66,10 @@ pub struct ClassScore {
     pub n: usize,
 }
 
-/// What the classifier says of one image.
+/// The classifier's answer for one image.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Prediction {
-    /// What the sample is called in the set: the file's path, or its key in a shard.
+    /// Name of the sample in the set: the file's path, or its key in a shard.
     pub file: String,
     /// Its class.
     pub label: u32,

@@ -1,4 +1,4 @@
-//! What can end a run early.
+//! Errors that end a run early.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use uta_data::DataError;
 use uta_eval::EvalError;
 use uta_model::ModelError;
 
-/// What can end a run early.
+/// An error that ends a run early.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
     /// The recipe can't be run.
@@ -31,7 +31,7 @@ pub enum TrainError {
     Run {
         /// The run directory or a file in it.
         path: PathBuf,
-        /// What was found and what to do.
+        /// The finding, and what to do.
         message: String,
     },
     /// A file of the run directory can't be read or written.

@@ -65,7 +65,7 @@ enum Store {
     F32,
 }
 
-/// What was made, and where.
+/// The cache that was made, and where.
 #[derive(Serialize)]
 struct Report {
     path: PathBuf,

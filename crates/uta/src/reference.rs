@@ -1,4 +1,4 @@
-//! What a report holds a run against: its teacher on the same sets, guessing, and a few pictures with what student and
+//! Yardsticks of a report: the run's teacher on the same sets, guessing, and a few pictures with what student and
 //! teacher call them. `RUN/reference.json`, `RUN/samples.json` and the pictures in `RUN/samples`.
 
 use std::collections::BTreeMap;
@@ -40,11 +40,11 @@ pub type Numbers = BTreeMap<String, f64>;
 pub struct Reference {
     /// The evaluated sets by name.
     pub sets: BTreeMap<String, About>,
-    /// What the teacher reaches on them.
+    /// The teacher's results on them.
     pub teacher: BTreeMap<String, Numbers>,
 }
 
-/// What an evaluated set holds.
+/// Contents of an evaluated set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct About {
@@ -76,7 +76,7 @@ impl About {
         ways.into_iter().flat_map(named).collect()
     }
 
-    /// What guessing gives: the expectation of `metric`.
+    /// Result of guessing: the expectation of `metric`.
     pub fn chance(&self, metric: &str) -> Option<f64> {
         let first_of = |k: f64, all: usize| (all > 0).then(|| (k / all as f64).min(1.0));
         if let Some(k) = metric.strip_prefix("top") {

@@ -27,7 +27,7 @@ pub struct Args {
     /// Samples to draw
     #[arg(long, value_name = "N", default_value_t = 24, value_parser = clap::value_parser!(u16).range(1..=400))]
     samples: u16,
-    /// Of data.val, as validation sees them
+    /// Draw samples of data.val, as validation sees them
     #[arg(long)]
     val: bool,
     /// Override a key of the recipe; may be given often

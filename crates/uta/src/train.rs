@@ -87,7 +87,7 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is to be trained, and where.
+/// The run to train, and where.
 struct Order {
     recipe: Recipe,
     out: PathBuf,

@@ -256,7 +256,7 @@ fn describe_clip(config: &ClipConfig, f: &mut Formatter<'_>) -> fmt::Result {
     }
 }
 
-/// What `convert` and `resize` say.
+/// Result of `convert` and `resize`.
 #[derive(Serialize)]
 struct Written {
     from: PathBuf,

@@ -11,7 +11,7 @@ fn random(shape: &[i64]) -> Tensor {
     Tensor::randn(shape, (Kind::Float, Device::Cpu))
 }
 
-/// What `f` makes of the leaves, and their gradients, on the CPU and on the GPU.
+/// Values that `f` makes of the leaves, and their gradients, on the CPU and on the GPU.
 fn on_both(leaves: &[Tensor], f: impl Fn(&[Tensor]) -> Vec<Tensor>) -> [Vec<Tensor>; 2] {
     [Device::Cpu, GPU].map(|device| {
         let leaves: Vec<Tensor> =
@@ -123,7 +123,7 @@ fn rotations_are_the_cpus_whatever_the_order_of_heads_and_tokens() {
     }
 }
 
-/// What goes wrong there comes back as an error.
+/// A fault there comes back as an error.
 #[test]
 #[ignore = "needs a GPU"]
 fn rows_that_are_not_whole_vectors_are_refused() {

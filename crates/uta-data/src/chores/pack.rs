@@ -30,12 +30,12 @@ impl Default for PackOptions {
     }
 }
 
-/// What was packed.
+/// Result of packing.
 #[derive(Clone, Debug, Serialize)]
 pub struct Packed {
     /// Samples written.
     pub samples: usize,
-    /// Of them, with a caption.
+    /// Samples with a caption.
     pub captioned: usize,
     /// Classes, where the folder has class folders; their names are in `classnames.txt` beside the shards.
     pub classes: Option<usize>,

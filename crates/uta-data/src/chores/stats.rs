@@ -10,7 +10,7 @@ use crate::chores::pack::{Inspected, bar, inspect};
 use crate::progress::counted;
 use crate::{DataError, Rejected, Source};
 
-/// What is in a set; `Display` is the human table, `Serialize` the JSON.
+/// Contents of a set; `Display` is the human table, `Serialize` the JSON.
 #[derive(Clone, Debug, Serialize)]
 pub struct Stats {
     /// Samples, broken ones included.
@@ -35,7 +35,7 @@ pub struct Stats {
     pub class_sizes: Option<(usize, usize)>,
     /// A few captions, to look at.
     pub examples: Vec<String>,
-    /// What was found wrong with whole shards.
+    /// Faults of whole shards.
     pub problems: Vec<String>,
     /// Samples that can't be read or decoded.
     pub broken: Vec<Rejected>,
@@ -86,7 +86,7 @@ impl fmt::Display for Stats {
 /// Reads and decodes every sample of `source`, with a progress bar on standard error where `progress`.
 ///
 /// # Errors
-/// None today: single broken samples are counted.
+/// There are none today: single broken samples are counted.
 pub fn stats(source: &Arc<dyn Source>, progress: bool) -> Result<Stats, DataError> {
     let bar = bar(source.len(), progress, "reading");
     let mut stats = Stats {

@@ -17,12 +17,12 @@ const SHOWN: usize = 5;
 /// Samples at the start of a set that say whether its samples have captions and classes.
 const LOOKED_AT: usize = 100;
 
-/// What is wrong with data; `Display` is for people, `Serialize` the JSON.
+/// Faults of data; `Display` is for people, `Serialize` the JSON.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Verified {
     /// Samples that were found.
     pub samples: usize,
-    /// Of them, those without a fault.
+    /// Samples without a fault.
     pub sound: usize,
     /// By kind.
     pub faults: BTreeMap<Fault, Faults>,

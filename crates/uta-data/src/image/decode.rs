@@ -82,7 +82,7 @@ pub fn decode_with(bytes: &[u8], options: &DecodeOptions) -> Result<Rgb, DataErr
     decode_held(bytes, options).map(|(image, _)| image)
 }
 
-/// What Pillow's mode for an image makes of its resizing before it becomes RGB.
+/// Effect of Pillow's mode for an image on its resizing before it becomes RGB.
 pub(crate) enum Held {
     /// Filtered as the RGB image would be: L, RGB.
     Filtered,

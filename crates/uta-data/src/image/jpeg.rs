@@ -87,17 +87,17 @@ pub(crate) struct Huffman {
     short: [(u8, u8); 1 << PEEK],
     /// By length 1 to 16: the first code beyond those of that length, in the upper 16 of 17 bits; the last is a stop.
     beyond: [u32; 18],
-    /// What to add to a code of a length to have its place among the symbols.
+    /// Offset from a code of a length to its place among the symbols.
     offset: [i32; 17],
     symbols: Vec<u8>,
 }
 
-/// What a code and the number behind it come to, in one word; 0 for a code longer than [`PEEK`].
+/// Value of a code and the number behind it, in one word; 0 for a code longer than [`PEEK`].
 #[derive(Clone, Copy, Default)]
 struct Entry(u32);
 
 impl Entry {
-    /// Of a symbol: the number's size in the lower half, the zeros before it in the upper one. `value` is that of a number
+    /// Entry of a symbol: the number's size in the lower half, the zeros before it in the upper one. `value` is that of a number
     /// that lies within the bits looked at.
     fn new(symbol: u8, code_bits: u32, value: Option<i16>) -> Entry {
         let (run, size) = (u32::from(symbol >> 4), u32::from(symbol & 15));
@@ -108,7 +108,7 @@ impl Entry {
         Entry(value << 16 | step << 9 | (code_bits + size) << 4 | left)
     }
 
-    /// Of the number, where `left` is 0.
+    /// Value of the number, where `left` is 0.
     #[inline(always)]
     fn value(self) -> i16 {
         (self.0 >> 16) as i16
@@ -378,7 +378,7 @@ impl<'a> Jpeg<'a> {
     }
 
     /// The part `crop` of the picture at 1 / `shrink` (1, 2, 4 or 8), into `rgb`: `[crop.height, crop.width, 3]` bytes.
-    /// None where the data is damaged, cut short, or not coded in a single scan.
+    /// `None` where the data is damaged, cut short, or not coded in a single scan.
     pub(crate) fn decode(&self, crop: CropBox, shrink: u32, rgb: &mut Vec<u8>) -> Option<()> {
         thread_local! {
             static SCRATCH: RefCell<Scratch> = RefCell::default();
@@ -397,7 +397,7 @@ impl<'a> Jpeg<'a> {
         })
     }
 
-    /// What a crop needs of each component.
+    /// Blocks of each component that a crop needs.
     fn windows(&self, crop: CropBox, shrink: u32) -> [Window; 3] {
         let (most_h, most_v) = self.most();
         let side = BLOCK / shrink as usize;
@@ -959,7 +959,7 @@ mod tests {
 
     const KINDS: [&str; 6] = ["444", "422", "440", "420", "gray", "restart"];
 
-    /// What `tests/golden/data.py` wrote.
+    /// A file of `tests/golden/data.py`.
     fn golden(name: &str) -> Vec<u8> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/data/jpeg");
         fs::read(folder.join(name)).unwrap()

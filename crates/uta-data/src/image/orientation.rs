@@ -20,7 +20,7 @@ struct Metadata {
     xmp: Option<Vec<u8>>,
 }
 
-/// What turns the picture upright; None where nothing asks for it.
+/// The turn that makes the picture upright; `None` where nothing asks for it.
 pub(crate) fn orientation(bytes: &[u8], format: ImageFormat) -> Option<Orientation> {
     let metadata = match format {
         ImageFormat::Jpeg => of_jpeg(bytes),

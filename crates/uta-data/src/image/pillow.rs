@@ -1,4 +1,4 @@
-//! What Pillow's `ImageOps`, `ImageEnhance` and `Image.transform` do to RGB bytes, in their own integers.
+//! Pillow's `ImageOps`, `ImageEnhance` and `Image.transform` on RGB bytes, in their own integers.
 //!
 //! Sources: Pillow's `ImageOps.py`, `ImageEnhance.py`, and `Blend.c`, `Convert.c`, `Filter.c` and `Geometry.c` in its
 //! `libImaging`. (imageproc, the crate for such things, rounds elsewhere: its rotation is in f32, its equalisation of gray

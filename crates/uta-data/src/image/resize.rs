@@ -218,7 +218,7 @@ pub(crate) fn rgb(
     Ok(pixels)
 }
 
-/// What a channel is made of, and how Pillow sums it.
+/// Type of a channel, and how Pillow sums it.
 pub(crate) trait Level: Copy {
     /// A sum of levels, in units of 2^-22.
     type Sum: Copy + From<i32>;

@@ -10,7 +10,7 @@ use crate::image::jpeg::{
     BLOCK, Bits, Huffman, Quantised, ZIGZAG, be16, extend, inverse_8, to_rgb, unstuff, widen,
 };
 
-/// What is wrong with a file.
+/// A fault of a file.
 pub(crate) type Problem = Cow<'static, str>;
 
 /// Beyond these a file only costs time.

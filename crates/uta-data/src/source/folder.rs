@@ -18,13 +18,13 @@ use crate::storage::local::list;
 pub struct Folder {
     /// Where it is.
     pub root: PathBuf,
-    /// What the classes are called, by index.
+    /// Names of the classes, by index.
     pub names: Option<Vec<String>>,
     files: Listing,
     /// The class of every image.
     classes: Vec<Option<u32>>,
     captions: Captions,
-    /// What was left out.
+    /// Parts that were left out.
     problems: Vec<String>,
 }
 

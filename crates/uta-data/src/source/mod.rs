@@ -33,7 +33,7 @@ pub trait Source: Send + Sync {
     /// The key of sample `i`, for messages: a shard is read for it.
     fn key(&self, i: usize) -> String;
 
-    /// What sample `i` is called in the source, with its extension, where it is a file of its own; else its key is its name.
+    /// Name of sample `i` in the source, with its extension, where it is a file of its own; else its key is its name.
     fn name(&self, _i: usize) -> Option<String> {
         None
     }
@@ -43,7 +43,7 @@ pub trait Source: Send + Sync {
         None
     }
 
-    /// What the classes are called, by index, where the source knows.
+    /// Names of the classes, by index, where the source knows them.
     fn class_names(&self) -> Option<&[String]>;
 
     /// Which samples are drawn alike.
@@ -56,7 +56,7 @@ pub trait Source: Send + Sync {
         self.parts().iter().map(|part| part.drawn() as usize).sum()
     }
 
-    /// What was found wrong when the source was opened, a line each; such parts are left out.
+    /// Faults found when the source was opened, a line each; such parts are left out.
     fn problems(&self) -> Vec<String> {
         Vec::new()
     }

@@ -49,7 +49,7 @@ pub fn open_with(specs: &[String], options: &PairOptions) -> Result<Arc<dyn Sour
 /// A set to train on among others: in a recipe its spec, or `{ data = SPEC, weight = 2.0, pairs = { ... } }`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Set {
-    /// What [`open`] takes.
+    /// The spec, as [`open`] takes it.
     pub data: String,
     /// How often each of its samples comes in an epoch, above 0.
     pub weight: f64,

@@ -32,7 +32,7 @@ pub struct Sample {
 /// A `.cls` that gives no class: a word, or a number that `classnames.txt` doesn't name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OddClass {
-    /// What it holds.
+    /// The file's text.
     pub text: String,
     /// Why that is no class.
     pub reason: String,
@@ -80,7 +80,7 @@ impl Sample {
     }
 }
 
-/// What is read beside an image, by its extension.
+/// Files that are read beside an image, by extension.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Companion {
     Captions,
@@ -89,7 +89,7 @@ pub(crate) enum Companion {
 }
 
 impl Companion {
-    /// What a file of that extension is, in whatever case.
+    /// The companion that a file of that extension is, in whatever case.
     pub(crate) fn of(extension: &str) -> Option<Companion> {
         let kinds =
             [("txt", Companion::Captions), ("cls", Companion::Class), ("json", Companion::Meta)];
@@ -97,7 +97,7 @@ impl Companion {
     }
 }
 
-/// What the `.txt` beside an image, in a folder or a shard, is.
+/// The meaning of the `.txt` beside an image, in a folder or a shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Captions {

@@ -8,7 +8,7 @@ use crate::error::DataError;
 use crate::storage::local::has_extension;
 use crate::storage::{is_file, is_url, tars, tars_at};
 
-/// What is read as a table of pairs, by extension.
+/// Extensions of tables of pairs.
 const TABLES: [&str; 7] = ["csv", "tsv", "jsonl", "ndjson", "json", "parquet", "txt"];
 
 /// Whether a file, or a spec, is a table of pairs by its extension.

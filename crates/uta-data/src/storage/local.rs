@@ -154,7 +154,7 @@ pub(crate) fn has_extension(path: &Path, wanted: &str) -> bool {
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case(wanted))
 }
 
-/// What systems and programs leave behind in folders: no class, no picture.
+/// Names that systems and programs leave behind in folders: no class, no picture.
 const JUNK: [&str; 9] = [
     "__MACOSX",
     "lost+found",

@@ -31,7 +31,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::storage::span::{Bytes, Span, Stamp, Together, gather};
 
-/// What a [`Reader`] asks for at once.
+/// Bytes that a [`Reader`] asks for at once.
 const BLOCK: u64 = 8 << 20;
 
 /// Blocks that a [`Reader`] has under way.
@@ -116,7 +116,7 @@ impl Store {
         if self.silent.load(Ordering::Relaxed) { patience() / 20 } else { patience() }
     }
 
-    /// What a question to the store comes to in time.
+    /// The store's answer to a question, in time.
     async fn answer<T>(&self, asked: impl Future<Output = Result<T, Error>>) -> io::Result<T> {
         let answer = timeout(self.patience(), asked).await;
         let answer = answer.map_or_else(|_| Err(no_answer()), |answer| answer.map_err(error));
@@ -219,7 +219,7 @@ fn changed() -> io::Error {
     io::Error::new(ErrorKind::InvalidData, "it has changed since it was opened")
 }
 
-/// What has been put in is whole: nothing panics while it holds one of these locks.
+/// Takes a lock. Its contents are whole: nothing panics while it holds one of these locks.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -403,7 +403,7 @@ impl Reader {
         self.object.tar.bytes
     }
 
-    /// What ended the reading, if it was neither the shard's end nor what it holds.
+    /// The error that ended the reading, if it was neither the shard's end nor what it holds.
     pub(crate) fn failure(self) -> Option<io::Error> {
         self.failure
     }
@@ -484,7 +484,7 @@ struct Shared {
 #[derive(Default)]
 struct Expected {
     samples: HashMap<usize, Sample>,
-    /// Of them all.
+    /// Bytes of them all.
     bytes: u64,
     /// Whether it was said that there are too many.
     told: bool,

@@ -5,13 +5,13 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-/// What tells a tar from another that takes its place.
+/// Mark that tells a tar from another that takes its place.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Stamp {
     pub(crate) bytes: u64,
     /// Seconds and nanoseconds since 1970.
     pub(crate) changed: (u64, u32),
-    /// What its server calls this state of it.
+    /// The server's name for this state of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) etag: Option<String>,
 }
@@ -27,7 +27,7 @@ pub(crate) trait Bytes: Send + Sync {
     /// Fills `run` with the bytes of sample `i`, which are at `span`.
     ///
     /// # Errors
-    /// What the system says, by what was tried as in [`DataError::Io`](crate::DataError::Io).
+    /// The system's answer, by what was tried as in [`DataError::Io`](crate::DataError::Io).
     fn read(&self, i: usize, span: Span, run: &mut [u8]) -> Result<(), (&'static str, io::Error)>;
 
     /// As [`Source::expect`](crate::Source::expect).

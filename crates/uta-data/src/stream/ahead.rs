@@ -39,7 +39,7 @@ impl Ahead {
         ahead
     }
 
-    /// What is to be called at each place, in whatever order, before its sample is read.
+    /// Announces samples ahead of `place`. To be called at each place, in any order, before its sample is read.
     pub(crate) fn pass(&self, place: u64) {
         if place.is_multiple_of(TOGETHER) {
             let from = place.saturating_add(self.lead);

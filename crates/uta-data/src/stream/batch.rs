@@ -17,7 +17,7 @@ pub struct Batch {
     pub size: usize,
     /// `[B, size, size, 3]` bytes.
     pub pixels: Vec<u8>,
-    /// What the B images are.
+    /// Samples of the B images.
     pub items: Vec<Item>,
     /// The wanted rows of each image's targets, `[B, rows, E]`, as they are stored; empty unless the transform is a
     /// [`Replay`](crate::targets::Replay).

@@ -48,7 +48,7 @@ struct Streaming {
     /// Samples of a process's batch.
     batch: u64,
     world: u64,
-    /// Of the last epochs asked for: batches that are decoded ahead may lie in the next one.
+    /// Visits of the last epochs asked for: batches that are decoded ahead may lie in the next one.
     visits: Mutex<VecDeque<(u64, Arc<Vec<Visit>>)>>,
 }
 

@@ -60,7 +60,7 @@ pub struct TargetSet {
     pub dir: PathBuf,
     /// How its shards' names begin.
     pub name: &'static str,
-    /// What tells its shards from those of other caches.
+    /// Mark that tells its shards from those of other caches.
     pub mark: String,
     /// Samples of the source.
     pub samples: u64,
@@ -282,13 +282,13 @@ pub(super) struct Place {
 /// A crop: everything random about it (box, flip, colours), and what came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct View {
-    /// Of the generator that it is drawn from.
+    /// State of the generator that it is drawn from.
     pub(super) state: u64,
-    /// Of its pixels.
+    /// CRC of its pixels.
     pub(super) crc: u32,
 }
 
-/// What stands in `views` for the crops of an unusable sample.
+/// Entry in `views` of the crops of an unusable sample.
 const UNUSABLE: [u8; VIEW as usize] = [0xff; VIEW as usize];
 
 impl View {

@@ -60,7 +60,7 @@ impl Targets {
         Targets { set, files }
     }
 
-    /// What they are.
+    /// Their set.
     pub fn set(&self) -> &TargetSet {
         &self.set
     }

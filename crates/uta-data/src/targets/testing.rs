@@ -59,7 +59,7 @@ pub(super) fn set(dir: &Path) -> TargetSet {
     }
 }
 
-/// What stands in row `token` of a crop.
+/// Row `token` of a crop.
 pub(super) fn row(sample: u64, crop: u64, token: u64) -> Vec<u8> {
     (0..6).map(|i| (100 * crop + 40 * token + 7 * sample + i) as u8).collect()
 }

@@ -121,7 +121,7 @@ fn plain_characters(text: &str) -> String {
     plain
 }
 
-/// What ftfy takes out; the other controls are white space, signs of wrong decoding, or shape their neighbours.
+/// Whether ftfy takes a control out; the others are white space, signs of wrong decoding, or shape their neighbours.
 fn is_control(c: char) -> bool {
     matches!(c, '\0'..='\u{8}' | '\u{b}' | '\u{e}'..='\u{1f}' | '\u{7f}')
         || matches!(c, '\u{206a}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffc}')
@@ -294,7 +294,7 @@ impl Tables {
 
 struct Encoding {
     name: &'static str,
-    /// Of the bytes 80 to FF.
+    /// Characters of the bytes 80 to FF.
     upper: Vec<char>,
     bytes: HashMap<char, u8>,
 }
@@ -488,7 +488,7 @@ mod tests {
         assert_eq!(fix_text("&amp;\n<b>&amp;\n&amp;"), "&\n<b>&amp;\n&amp;");
     }
 
-    /// What is in the table is what the code expects.
+    /// The table holds what the code expects.
     #[test]
     fn the_tables_are_whole() {
         let tables = tables();

@@ -162,7 +162,7 @@ impl Tokenizer {
     }
 }
 
-/// What open_clip does to a text before it splits it. White space and case are the byte pairs' own matter.
+/// A text as open_clip cleans it before it splits it. White space and case are the byte pairs' own matter.
 fn clean(text: &str) -> Cow<'_, str> {
     // Captions of the web were often escaped twice.
     match fix_text(text) {

@@ -166,9 +166,9 @@ pub struct PhotometricDistortion {
     pub prob: f64,
     /// Levels added, in [-b, b].
     pub brightness: f64,
-    /// What levels are multiplied by, before or after saturation and hue.
+    /// Factors of levels, before or after saturation and hue.
     pub contrast: (f64, f64),
-    /// What saturation is multiplied by.
+    /// Factors of saturation.
     pub saturation: (f64, f64),
     /// Shift of the hue in steps of 2 degrees, from -h to below h.
     pub hue: u32,
@@ -182,7 +182,7 @@ impl Default for PhotometricDistortion {
     }
 }
 
-/// What was drawn of it.
+/// One draw of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Distortion {
     brightness: Option<f64>,

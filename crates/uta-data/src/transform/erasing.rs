@@ -14,7 +14,7 @@ use crate::rng::Rng;
 pub struct RandomErasing {
     /// Probability that an image loses any.
     pub prob: f64,
-    /// What is there instead.
+    /// The filling.
     pub mode: ErasingMode,
     /// The rectangles' share of the area, all together.
     pub area: (f64, f64),
@@ -24,7 +24,7 @@ pub struct RandomErasing {
     pub count: u32,
 }
 
-/// What an erased rectangle is filled with.
+/// Filling of an erased rectangle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ErasingMode {

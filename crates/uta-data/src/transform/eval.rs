@@ -41,7 +41,7 @@ pub struct EvalTransform {
     pub size: u32,
     /// Pixels cut from each side before anything else: ObjectNet's images have a red frame of two (wise-ft cuts it).
     pub border: u32,
-    /// What is resized to `size / crop_pct`.
+    /// The side that is resized to `size / crop_pct`.
     pub fit: Fit,
     /// By which filter.
     pub filter: Filter,

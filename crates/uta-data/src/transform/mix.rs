@@ -7,7 +7,7 @@ use crate::rng::{Purpose, Rng};
 use crate::stream::batch::{Batch, Item};
 use crate::transform::train::{MixupMode, TrainTransform};
 
-/// What becomes of an image beside another one.
+/// How an image is mixed with another one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Mix {
     /// It stays.
@@ -117,7 +117,7 @@ impl TrainTransform {
         Ok(mixed(batch, &mixes, &class, classes, smoothing))
     }
 
-    /// What becomes of each of `n` images.
+    /// Draws how each of `n` images is mixed.
     fn draw_mixes(&self, n: usize, size: u32, rng: &mut Rng) -> Vec<Mix> {
         match self.mixup_mode {
             MixupMode::Batch => vec![self.draw_mix(size, rng); n],

@@ -44,9 +44,9 @@ impl Default for RandAugment {
     "{text:?}: {reason}; known are m0 to m100 (magnitude), n1 to n64 (operations), p (probability of each), mstd (spread of the magnitude), mmax and inc (0 or 1), as in \"rand-m9-mstd0.5-inc1\""
 )]
 pub struct PolicyError {
-    /// What was read.
+    /// The text that was read.
     pub text: String,
-    /// What is wrong with it.
+    /// The mistake in it.
     pub reason: String,
 }
 
@@ -156,7 +156,7 @@ struct Op {
 }
 
 impl RandAugment {
-    /// What is done to an image, one after the other.
+    /// Draws the operations on an image, in their order.
     fn draw(&self, interpolation: Interpolation, rng: &mut Rng) -> Vec<Op> {
         let kinds: Vec<Kind> =
             (0..self.layers).map(|_| KINDS[rng.below(KINDS.len() as u64) as usize]).collect();
@@ -178,7 +178,7 @@ impl RandAugment {
         done.collect()
     }
 
-    /// What a magnitude means for an operation.
+    /// The amount that a magnitude means for an operation.
     fn amount(&self, kind: Kind, magnitude: f64, negate: bool) -> f64 {
         let share = magnitude / 10.0;
         let signed = |x: f64| if negate { -x } else { x };

@@ -16,7 +16,7 @@ use crate::transform::pixels::{Interpolation, mirror, resample};
 use crate::transform::place::Placement;
 use crate::transform::rand_augment::RandAugment;
 
-/// What is done to training images, in this order: random resized crop, flip, RandAugment or jitter, photometric distortion,
+/// Augmentation of training images, in this order: random resized crop, flip, RandAugment or jitter, photometric distortion,
 /// gray, erasing, and to a whole batch, mixup and CutMix. A recipe's `[data.transforms]`; each transform is a field here, in
 /// a file of its own where it is long. (Another way to frame an image, such as detection's large-scale jitter, belongs beside
 /// [`crop_box`](TrainTransform::crop_box).)
@@ -25,7 +25,7 @@ use crate::transform::rand_augment::RandAugment;
 pub struct TrainTransform {
     /// Side of the result, in pixels.
     pub size: u32,
-    /// What the model normalises by, of 0 to 1: the mean is the colour of places that an image doesn't cover.
+    /// The mean that the model normalises by, of 0 to 1: the colour of places that an image doesn't cover.
     #[serde(skip)]
     pub mean: [f64; 3],
     /// Its standard deviations, for noise.
@@ -318,7 +318,7 @@ impl TrainTransform {
         resample(image, crop, self.size, filter)
     }
 
-    /// What is done to a resized crop `[size, size, 3]`: flip, RandAugment or colours, erasing. Returns whether it was mirrored.
+    /// Augments a resized crop `[size, size, 3]`: flip, RandAugment or colours, erasing. Returns whether it was mirrored.
     pub fn adjust(&self, view: &mut [u8], rng: &mut Rng) -> bool {
         let fork = |part: Part| rng.fork(part as u64);
         let (mut operations, mut erasing) = (fork(Part::RandAugment), fork(Part::Erasing));

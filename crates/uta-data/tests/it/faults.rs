@@ -1,4 +1,4 @@
-//! What a stream does when the data goes wrong under it, through the public face only.
+//! A stream whose data go wrong under it, through the public face only.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -193,7 +193,7 @@ fn corrupt(bytes: &mut Vec<u8>, rng: &mut Rng, most: u64) -> &'static str {
     "flipped"
 }
 
-/// What became of a sample that was to be read.
+/// Outcome of a sample that was to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Fate {
     /// With the pixels of the unharmed sample.

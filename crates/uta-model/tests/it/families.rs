@@ -33,7 +33,8 @@ fn sizes(origin: &Origin) -> ClipConfig {
     origin.clip_config("a test").unwrap().clone()
 }
 
-/// What a user would name: the folder, or the lone file of official weights, and the architecture where shapes don't tell.
+/// The net by what a user would name: the folder, or the lone file of official weights, and the architecture where shapes
+/// don't tell.
 fn load(folder: &Path) -> Clip {
     let official = ["weights.safetensors", "weights.pt"].map(|name| folder.join(name));
     let path = official.iter().find(|path| path.is_file()).map_or(folder, PathBuf::as_path);
@@ -506,7 +507,7 @@ fn openais_archive_and_its_state_dict_hold_one_net() {
     assert_eq!(clip.variables(), again.variables());
 }
 
-/// Of a fused tensor in a mapped file, pieces are views: nothing is copied before it is filled in.
+/// Pieces of a fused tensor in a mapped file are views: nothing is copied before it is filled in.
 #[test]
 fn pieces_of_a_mapped_file_are_views_of_it() {
     let origin = Origin::open(&golden().join("timm_eva01_clip"), None).unwrap();

@@ -46,7 +46,7 @@ pub(crate) fn in_range(key: &str, value: f64, lo: f64, hi: f64) -> Result<(), St
     require(key, value, (lo..=hi).contains(&value), &allowed)
 }
 
-/// What serde calls types, and what people do.
+/// serde's names of types, and people's.
 const TYPES: [(&str, &[&str]); 6] = [
     ("a whole number, 0 or more", &["u8", "u16", "u32", "u64", "usize"]),
     ("a whole number", &["i8", "i16", "i32", "i64", "isize"]),

@@ -57,7 +57,7 @@ pub struct Data {
     pub val_pairs: Option<PairOptions>,
 }
 
-/// What a run trains on, and what it validates on.
+/// The sources that a run trains on and validates on.
 pub(crate) type Sources = (Arc<dyn Source>, Option<Arc<dyn Source>>);
 
 impl Data {

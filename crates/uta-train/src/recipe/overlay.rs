@@ -30,7 +30,7 @@ fn key_of(set: &str) -> Option<&str> {
     set.split_once('=').map(|(key, _)| key)
 }
 
-/// What is wrong, `message`, with the `--set` that brought it about, where one did, or else with the file.
+/// An error with its `message`, blamed on the `--set` that brought it about, where one did, or else on the file.
 pub(super) fn blamed(path: &Path, sets: &[String], message: String) -> RecipeError {
     let starts =
         |key: &str| message.strip_prefix(key).is_some_and(|rest| rest.starts_with([':', '.', ' ']));

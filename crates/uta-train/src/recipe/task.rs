@@ -157,7 +157,7 @@ impl TaskKind {
 /// A task with its own sections.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TaskRecipe {
-    /// What a student learns of a frozen CLIP's image tokens: `align`, `mim`, `uta-mim`.
+    /// A student of a frozen CLIP's image tokens: `align`, `mim`, `uta-mim`.
     Distill(DistillRecipe),
     /// Alignment of a text tower to a frozen CLIP's.
     TextAlign(TextAlignRecipe),

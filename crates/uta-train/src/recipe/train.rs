@@ -36,7 +36,7 @@ pub struct Train {
     /// `OMP_NUM_THREADS` or a launcher of several processes says; the resolved recipe has their number.
     #[serde(default)]
     pub threads: usize,
-    /// Of everything random in the run.
+    /// Seed of everything random in the run.
     #[serde(default)]
     pub seed: u64,
     /// Steps between lines of metrics.jsonl.
@@ -114,7 +114,7 @@ impl Default for Checkpoint {
 pub struct Eval {
     /// Steps between evaluations; 0 evaluates before the first step and after the last only.
     pub every: u64,
-    /// What is evaluated.
+    /// The sets to evaluate.
     pub sets: Vec<EvalSet>,
 }
 

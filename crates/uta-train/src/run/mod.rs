@@ -291,7 +291,7 @@ fn has_begun(path: &Path) -> Result<bool, TrainError> {
         || String::from_utf8_lossy(&metrics).lines().any(stepped))
 }
 
-/// What a run writes before its first step.
+/// Files that a run writes before its first step.
 const MADE: [&str; 5] = ["recipe.toml", ENVIRONMENT, "metrics.jsonl", "config.json", REJECTED];
 
 /// Whether `path` is the directory of a run: its first file says so.

@@ -37,7 +37,7 @@ pub fn build(
     })
 }
 
-/// What a student learns of its teacher's tokens.
+/// The objective of a student: which of its teacher's tokens it learns.
 fn objective(learns: &Learns) -> Box<dyn Objective> {
     match learns {
         Learns::Kept => Box::new(Align),
@@ -61,9 +61,9 @@ pub fn distill(
 
 /// The shapes of a run, by what its samples are.
 pub enum Planned {
-    /// Of a student and its teacher of images.
+    /// A run of a student and its teacher of images.
     Images(Shapes),
-    /// Of texts alone.
+    /// A run on texts alone.
     Texts(TextShapes),
 }
 

@@ -28,7 +28,7 @@ pub enum Mode {
     Validate,
 }
 
-/// What a batch gives.
+/// The result of a batch.
 #[derive(Debug)]
 pub struct Output {
     /// The mean over `count` things, an f32 scalar on the device; 0, not NaN, where there are none.

@@ -1,4 +1,4 @@
-//! What makes the step fast changes no learning curve: fused loops and products, the packed teacher, and checkpointed blocks,
+//! Fast paths of the step change no learning curve: fused loops and products, the packed teacher, and checkpointed blocks,
 //! beside the same step of plain operators.
 
 use std::collections::BTreeMap;

@@ -33,7 +33,7 @@ use crate::output::print;
 pub struct Args {
     /// The recipe (TOML); where its teacher isn't there, one of teacher.arch with random weights stands in
     recipe: PathBuf,
-    /// What to run
+    /// The part of the step to run
     #[arg(long, value_enum, default_value_t = Part::All)]
     part: Part,
     /// Images a step [default: the recipe's micro-batch, 256 of it at most on a GPU and 8 on a CPU]
@@ -70,11 +70,11 @@ enum Part {
     Cached,
 }
 
-/// What was measured.
+/// Result of the measurement.
 #[derive(Debug, Serialize)]
 struct Report {
     images_per_second: f64,
-    /// Of the step with the teacher, measured in turn (`--part cached`).
+    /// Rate of the step with the teacher, measured in turn (`--part cached`).
     #[serde(skip_serializing_if = "Option::is_none")]
     live_images_per_second: Option<f64>,
     task: String,
@@ -87,7 +87,7 @@ struct Report {
     threads: i32,
     /// Medians over the timed steps, in seconds.
     seconds: f64,
-    /// Of matrix products, by the shapes.
+    /// Rate of matrix products, by the shapes.
     gflops: f64,
     /// The rate of plain products, the median between the steps.
     ceiling_gflops: f64,
@@ -461,14 +461,14 @@ pub struct Product {
 }
 
 impl Product {
-    /// Of random numbers in the type of `precision`, and large enough for the device.
+    /// A product of random numbers in the type of `precision`, large enough for the device.
     pub fn new(device: Device, precision: Precision) -> Product {
         let side = if device.is_cuda() { 8192 } else { 2048 };
         let square = Tensor::randn([side, side], (Kind::Float, device));
         Product { square: square.to_kind(precision.kind()) }
     }
 
-    /// Of one product.
+    /// FLOPs of one product.
     pub fn flops(&self) -> f64 {
         2.0 * (self.square.size()[0] as f64).powi(3)
     }

@@ -131,7 +131,7 @@ impl Device {
     }
 }
 
-/// What is planned.
+/// The plan of a run on images.
 #[derive(Debug, Serialize)]
 struct Report {
     recipe: String,
@@ -159,7 +159,7 @@ struct Report {
     live: Speed,
     /// With the teacher's targets read from a cache.
     cached: Speed,
-    /// Of a device.
+    /// Memory of a device.
     memory: Memory,
     usable_memory_bytes: f64,
     fits: bool,
@@ -168,13 +168,13 @@ struct Report {
     /// That a device sends a step, and receives.
     all_reduce_bytes: f64,
     update_bytes: u64,
-    /// Of all images and one crop, at 8 bits a value unless the recipe's cache has more.
+    /// Bytes of the targets of all images and one crop, at 8 bits a value unless the recipe's cache has more.
     cache_bytes: u64,
     /// That training from it reads, a second, over all devices.
     cache_bytes_per_second: f64,
 }
 
-/// What a net's products take.
+/// Products of a net.
 #[derive(Debug, Serialize)]
 struct Net {
     tokens: i64,

@@ -13,7 +13,7 @@ use crate::output::print;
 /// Texts of DataComp-1B, the paper's data (section 5).
 const DATACOMP_1B: u64 = 1_280_000_000;
 
-/// What is planned.
+/// The plan of a run on texts.
 #[derive(Debug, Serialize)]
 struct Report {
     recipe: String,
@@ -33,7 +33,7 @@ struct Report {
     step_seconds: f64,
     hours: f64,
     device_hours: f64,
-    /// Of a device.
+    /// Memory of a device.
     memory: TextMemory,
     usable_memory_bytes: f64,
     fits: bool,

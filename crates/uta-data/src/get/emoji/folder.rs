@@ -58,7 +58,7 @@ impl Place<'_> {
         Ok(Place { out, _lock: lock })
     }
 
-    /// What the folder holds, when it is whole and made from just this. An error when it is not ours to replace.
+    /// Contents of the folder, when it is whole and made from just this. An error when it is not ours to replace.
     pub(super) fn existing(&self, made_from: &MadeFrom) -> Result<Option<Contents>, DataError> {
         let entries = match fs::read_dir(self.out) {
             Ok(mut entries) => entries.next(),

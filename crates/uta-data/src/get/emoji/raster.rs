@@ -10,7 +10,7 @@ use resvg::usvg;
 /// An SVG body with its view box and the turns that iconify's aliases add.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Icon<'a> {
-    /// What stands between `<svg>` and `</svg>`.
+    /// The elements between `<svg>` and `</svg>`.
     pub body: &'a str,
     /// View box: left, top, width, height.
     pub view: [f32; 4],
@@ -26,7 +26,7 @@ pub(super) struct Icon<'a> {
 /// the same input on every machine: no fonts, no files, no threads.
 ///
 /// # Errors
-/// What is wrong with the SVG, in words.
+/// The fault of the SVG, in words.
 pub(super) fn rasterise(icon: &Icon<'_>, size: u32) -> Result<Vec<u8>, String> {
     let [left, top, width, height] = icon.view;
     if !(width > 0.0 && height > 0.0) {

@@ -1,4 +1,4 @@
-//! What the set holds and whose it is, for the terminal, `dataset.json` and `LICENSES.md`.
+//! Contents of the set and whose they are, for the terminal, `dataset.json` and `LICENSES.md`.
 
 use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::styles::Split;
 
-/// What [`get`](super::get) did.
+/// Result of [`get`](super::get).
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
     /// The folder.
@@ -16,12 +16,12 @@ pub struct Report {
     pub reused: bool,
     /// How long this took.
     pub seconds: f64,
-    /// What the folder holds.
+    /// Contents of the folder.
     #[serde(flatten)]
     pub contents: Contents,
 }
 
-/// What the set holds.
+/// Contents of the set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Contents {
     /// Side of the pictures in pixels.
@@ -41,7 +41,7 @@ pub struct Contents {
 pub struct StyleReport {
     /// Its name, as in file names and `.json` members.
     pub style: String,
-    /// What it is for.
+    /// Its purpose.
     pub split: Split,
     /// Pictures with a class: one a concept.
     pub pictures: usize,

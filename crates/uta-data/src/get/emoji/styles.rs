@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::packages::Package;
 
-/// What a style is for.
+/// Purpose of a style.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Split {

@@ -7,7 +7,7 @@ use super::{Reading, SPLIT, ending};
 use crate::error::DataError;
 use crate::image::decode::is_image;
 
-/// What to do about a quote that takes in more than its field.
+/// Advice about a quote that takes in more than its field.
 const QUOTING: &str = "put the whole field in quotes and double those within (\"say \"\"hi\"\"\"), or take the quote out";
 
 impl Reading<'_> {

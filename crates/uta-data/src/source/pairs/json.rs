@@ -15,7 +15,8 @@ use crate::error::DataError;
 /// Bytes of a JSON document, which is not read line by line.
 const MAX_JSON: u64 = 4 << 30;
 
-/// What is read of COCO's caption files (`annotations` refer to `images` by id) and of Karpathy's (`sentences` inside).
+/// The fields that are read of COCO's caption files (`annotations` refer to `images` by id) and of Karpathy's (`sentences`
+/// inside).
 #[derive(Deserialize)]
 struct Listing {
     images: Vec<Listed>,
@@ -58,7 +59,7 @@ fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D:
     })
 }
 
-/// What joins annotations and images: any value, as text. A number is the same whether it is written 1, 1.0 or "1".
+/// The id that joins annotations and images: any value, as text. A number is the same whether it is written 1, 1.0 or "1".
 fn id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     Ok(match Value::deserialize(deserializer)? {
         Value::Null => None,

@@ -9,14 +9,14 @@ use crate::error::DataError;
 use crate::image::decode::is_image;
 use crate::text::without_mark;
 
-/// What the columns of a `.txt` may be called where no names are given.
+/// Usual names of the image column of a `.txt`, where none is given.
 const NAME_COLUMNS: [&str; 5] = ["image", "image_name", "filename", "file_name", "filepath"];
 
 const CAPTION_COLUMNS: [&str; 4] = ["caption", "comment", "title", "text"];
 
 /// How the lines of a `.txt` are made up.
 struct Lines {
-    /// What parts the columns.
+    /// The delimiter.
     mark: char,
     width: usize,
     image: usize,
@@ -136,7 +136,7 @@ impl Reading<'_> {
         })
     }
 
-    /// What the first line says of the lines below it.
+    /// Columns of the lines below, by the first line.
     fn header(&self, first: &str) -> Result<Lines, DataError> {
         let columns = |mark: char| first.split(mark).count();
         let mark = [',', '\t', '|'].into_iter().rev().max_by_key(|&mark| columns(mark));

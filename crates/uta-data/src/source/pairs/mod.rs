@@ -47,7 +47,7 @@ pub struct PairOptions {
     /// Only rows whose `split` is this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<String>,
-    /// What a `.txt` beside an image is, where there is no table; lines if not given.
+    /// The meaning of a `.txt` beside an image, where there is no table; lines if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub captions: Option<Captions>,
 }
@@ -58,7 +58,7 @@ impl PairOptions {
         *self == PairOptions::default()
     }
 
-    /// What is for tables alone.
+    /// The options for tables alone.
     pub fn of_table(&self) -> PairOptions {
         PairOptions { captions: None, ..self.clone() }
     }

@@ -147,7 +147,7 @@ pub(super) fn read(rows: &mut Reading) -> Result<Option<Rows>, DataError> {
     Ok((!text).then(|| Rows { path: path.to_owned(), metadata, column: image, rows: taken }))
 }
 
-/// What `read` gives; its panic, which a damaged file can bring about in the parquet crate, as an error.
+/// The value of `read`; its panic, which a damaged file can bring about in the parquet crate, as an error.
 fn whole<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
     quietly(read).unwrap_or_else(|_| Err(ParquetError::General("the file is damaged".into())))
 }

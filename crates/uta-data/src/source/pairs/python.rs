@@ -58,7 +58,7 @@ enum Surrogate {
     Half,
 }
 
-/// What the escape is that `text` begins with, where it is a surrogate's.
+/// The surrogate's escape that `text` begins with, if any.
 fn surrogate(text: &[u8]) -> Option<Surrogate> {
     let unit = |at: usize| {
         let digits = text.get(at..at + 6)?.strip_prefix(br"\u")?;

@@ -1,4 +1,4 @@
-//! What a shard's headers say, kept beside it, so that a thousand shards open without being read through.
+//! The index of a shard's headers, kept beside it, so that a thousand shards open without being read through.
 //!
 //! `.NAME.tar.uta-index` is a [`sidecar`]: its line holds the size and the time of change that the tar had, and then comes for
 //! each sample where its run of members begins (u64) and how long it is (u32), little-endian. An index of another tar is not
@@ -83,7 +83,7 @@ fn store(shard: &Path, tar: &Stamp, scan: &Scan) -> io::Result<()> {
     sidecar::store(&place, &header, &[&entries])
 }
 
-/// What came of writing the index of a shard that lacked one.
+/// Outcome of writing the index of a shard that lacked one.
 type Stored = Option<io::Result<()>>;
 
 /// A shard, what its headers say, and what came of writing that down.
@@ -93,7 +93,7 @@ pub(super) struct Found {
     stored: Stored,
 }
 
-/// What the headers of every shard say, by their indices where they have one; else an index is made.
+/// The headers of every shard, by their indices where they have one; else an index is made.
 pub(super) fn scan_all(paths: &[PathBuf]) -> Result<Vec<Found>, DataError> {
     // Waiting for a disk or a network, not computing: more threads than cores pay.
     let threads = paths.len().min(8);
@@ -133,16 +133,16 @@ fn indexed(path: &Path) -> Result<Found, DataError> {
     Ok(Found { tar, scan, stored: Some(stored) })
 }
 
-/// What `uta data index` found.
+/// Result of `uta data index`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Indexed {
     /// Shards.
     pub shards: usize,
-    /// Of them, those whose index was missing or of another tar.
+    /// Shards whose index was missing or of another tar.
     pub scanned: usize,
     /// Samples in all.
     pub samples: usize,
-    /// What is wrong with whole shards.
+    /// Faults of whole shards.
     pub problems: Vec<String>,
 }
 
@@ -178,7 +178,7 @@ pub fn index(spec: &str) -> Result<Indexed, DataError> {
     })
 }
 
-/// What is wrong with shards, and with the sizes that stand beside them.
+/// Faults of shards, and of the sizes that stand beside them.
 pub(super) fn problems<'a>(
     paths: &[PathBuf],
     scans: impl Iterator<Item = &'a Scan> + Clone,

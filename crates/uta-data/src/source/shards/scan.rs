@@ -15,7 +15,7 @@ pub(super) const BLOCK: u64 = 512;
 /// Samples whose members take more are left out: a broken length must not eat the memory.
 const MAX_SAMPLE: u64 = 1 << 30;
 
-/// What the headers of one shard say.
+/// Contents of one shard by its headers.
 #[derive(Default)]
 pub(crate) struct Scan {
     /// (offset, length) of each sample's run of members.

@@ -207,7 +207,7 @@ mod tests {
         }
     }
 
-    /// What autograd's saved tensors hold for such a block in PyTorch on the CPU (`tests/golden/block_memory.py`), statistics
+    /// Sizes that autograd's saved tensors hold for such a block in PyTorch on the CPU (`tests/golden/block_memory.py`), statistics
     /// apart. A GPU's attention keeps its output in one order only and no probabilities, its `ffn_ln` an f32 input; and ours
     /// casts a norm's output once, not for each of five products.
     #[test]

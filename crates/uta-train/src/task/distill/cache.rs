@@ -39,7 +39,7 @@ use crate::{RecipeError, TrainError};
 const MANIFEST: &str = "cache.json";
 const TEXT: &str = "text.safetensors";
 
-/// Of this file's format.
+/// Version of this file's format.
 const VERSION: u32 = 1;
 
 /// `cache.json`.
@@ -56,12 +56,12 @@ struct Manifest {
 /// Which net, by its weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct TeacherMark {
-    /// Of its files, one after the other.
+    /// SHA-256 of its files, one after the other.
     sha256: String,
     config: ClipConfig,
 }
 
-/// What the teacher saw.
+/// The views that the teacher saw.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Crops {
     count: u64,
@@ -100,7 +100,7 @@ pub struct CacheOptions {
     pub check: bool,
 }
 
-/// What came of [`make`].
+/// Result of [`make`].
 #[derive(Clone, Debug, Serialize)]
 pub struct Made {
     /// Images of which there are targets, or of which none can be had.
@@ -111,7 +111,7 @@ pub struct Made {
     pub rejected: u64,
     /// Shards there are.
     pub shards: u64,
-    /// Of them, those that were there before.
+    /// Shards that were there before.
     pub kept: u64,
     /// Bytes of all shards.
     pub bytes: u64,
@@ -262,7 +262,7 @@ pub fn make(recipe: &Recipe, dir: &Path, options: &CacheOptions) -> Result<Made,
     })
 }
 
-/// What computes targets.
+/// Computes targets.
 struct Maker {
     teacher: Clip,
     device: Device,
@@ -483,7 +483,7 @@ impl Cache {
         Ok(Cache { dir: dir.to_owned(), manifest, train, val })
     }
 
-    /// What the teacher was.
+    /// Sizes of the teacher.
     pub fn teacher(&self) -> &ClipConfig {
         &self.manifest.teacher.config
     }
@@ -642,7 +642,7 @@ impl TeacherMark {
     }
 }
 
-/// What of a CLIP is not its image encoder.
+/// A CLIP's variables but those of its image encoder.
 fn text_of(clip: &Clip) -> Vec<(String, Tensor)> {
     let mut variables = clip.variables();
     variables.retain(|(name, _)| !name.starts_with("visual."));

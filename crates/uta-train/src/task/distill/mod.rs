@@ -31,7 +31,7 @@ use crate::recipe::{Data, Recipe};
 pub use cache::{CacheOptions, Made, cached_targets, decode, make};
 pub(crate) use teacher::{load_teacher, masks};
 
-/// What a student learns of its teacher's tokens.
+/// The loss of a student against its teacher's tokens.
 pub(crate) trait Objective {
     /// The loss of `student` on `images` [B, 3, S, S] of which it sees the patches `kept` [B, K] (all where there is none), and its
     /// metrics. `target` are the teacher's tokens where the student has one, `[CLS]` first: [B, 1+K, E], or with a mask token

@@ -1,6 +1,6 @@
-//! What a run of a student and its teacher takes, from its shapes: products, memory, traffic. No net is made and no picture read.
+//! Cost of a run of a student and its teacher, from its shapes: products, memory, traffic. No net is made and no picture read.
 //!
-//! What a block keeps for the backward pass is counted beside the block, in uta-model.
+//! Tensors that a block keeps for the backward pass are counted beside the block, in uta-model.
 //!
 //! Shapes: T tokens (`[CLS]` and the patches that a net processes), D width, E joint width, S side of an image, P of a patch.
 
@@ -59,9 +59,9 @@ pub struct Memory {
     pub pixels: i64,
     /// Crops that are decoded ahead, with their cached targets: the host's memory, a part of `step` where that is the device.
     pub ahead: i64,
-    /// What the student keeps for its backward pass, with the targets.
+    /// Tensors that the student keeps for its backward pass, with the targets.
     pub activations: i64,
-    /// What is alive for a moment only, at most, while the teacher or the backward pass runs, beyond `activations`.
+    /// Tensors alive for a moment only, at most, while the teacher or the backward pass runs, beyond `activations`.
     pub transient: i64,
     /// All of it, at the worst moment of a step.
     pub step: i64,
@@ -166,7 +166,7 @@ impl Shapes {
         tokens * self.student.out * self.cached.unwrap_or(TargetKind::I8).bytes() as i64
     }
 
-    /// What a device holds for a micro-batch of `batch` images.
+    /// Memory of a device for a micro-batch of `batch` images.
     pub fn memory(&self, batch: i64, kernels: Kernels) -> Memory {
         let own = WIDE * self.parameters();
         let narrow = self.precision == PrecisionName::Bf16;

@@ -31,7 +31,7 @@ pub enum Learns {
 }
 
 impl Learns {
-    /// What the net's configuration says of its being aligned with texts, beyond its having a mask token or none.
+    /// The net's `aligned` in its configuration, beyond its having a mask token or none.
     pub(crate) fn aligned(&self) -> Option<bool> {
         match self {
             Learns::Kept | Learns::Masked => None,
@@ -88,7 +88,7 @@ impl DistillRecipe {
 pub struct Teacher {
     /// Anything that `--model` takes.
     pub path: Option<PathBuf>,
-    /// What the net is, where the file alone can't tell: a preset or a configuration file. Without a path it gets random
+    /// The net's build, where the file alone can't tell: a preset or a configuration file. Without a path it gets random
     /// weights, to measure speed.
     pub arch: Option<String>,
     /// A folder of `uta cache`: targets that were computed once, so that no teacher is needed. Where `path` names one that is

@@ -39,7 +39,7 @@ pub struct TextAlign {
     /// The share of tokens that is dropped; half of them in validation, whatever the recipe says.
     ratio: f64,
     seed: u64,
-    /// Of a step's products for a text of full length.
+    /// Multiply-accumulates of a step's products for a text of full length.
     macs: u64,
 }
 

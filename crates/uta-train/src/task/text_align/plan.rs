@@ -1,4 +1,4 @@
-//! What a run of task `text-align` takes, from its shapes: products and memory. No net is made and no text read.
+//! Cost of a run of task `text-align`, from its shapes: products and memory. No net is made and no text read.
 //!
 //! Shapes: T tokens of a text (all of them full: captions are mostly shorter), K kept ones, D width, E joint width.
 
@@ -42,7 +42,7 @@ pub struct TextMemory {
     pub teacher: i64,
     /// The teacher's image encoder, which makes the student a CLIP, f32.
     pub images: i64,
-    /// What the student keeps for its backward pass, of texts that fill the context.
+    /// Tensors that the student keeps for its backward pass, of texts that fill the context.
     pub activations: i64,
     /// All of it.
     pub step: i64,
@@ -103,7 +103,7 @@ impl TextShapes {
         ring_bytes(WIDE * self.parameters(), count)
     }
 
-    /// What a device holds for a micro-batch of `batch` texts that fill the context.
+    /// Memory of a device for a micro-batch of `batch` texts that fill the context.
     pub fn memory(&self, batch: i64) -> TextMemory {
         let own = WIDE * self.parameters();
         let token = self.student.layers * self.kept_by_block() + 3 * WIDE * self.student.out;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use crate::world::{World, metrics, signal};
+use crate::world::{TAUGHT, World, metrics, signal};
 use serde_json::{Map, Value};
 
 /// Tolerance of f32 losses and gradient norms whose sums are made in another order, relative to 1 or to the value.
@@ -299,6 +299,22 @@ fn ranks_share_weighted_sets_in_either_order_and_go_on_after_a_kill_at_the_very_
         ranks.wait();
         Ranks::start(&world, 2, &["train", "--resume", &killed]).succeed();
         assert_eq!(metrics(&world.path(&killed)), metrics(&world.path(&whole)), "{order}");
+    }
+}
+
+#[test]
+fn ranks_of_each_task_go_on_after_a_kill_to_the_bit() {
+    let world = World::with_teacher();
+    for task in TAUGHT.into_iter().skip(1).chain(["clip"]) {
+        let (recipe, whole, killed) =
+            (format!("{task}.toml"), format!("{task}-whole"), format!("{task}-killed"));
+        Ranks::start(&world, 2, &["train", &recipe, "--out", &whole]).succeed();
+        let mut ranks = Ranks::start(&world, 2, &["train", &recipe, "--out", &killed]);
+        ranks.until_saved(&world.path(&killed));
+        ranks.children.iter_mut().for_each(|child| child.kill().unwrap());
+        ranks.wait();
+        Ranks::start(&world, 2, &["train", "--resume", &killed]).succeed();
+        assert_eq!(metrics(&world.path(&killed)), metrics(&world.path(&whole)), "{task}");
     }
 }
 

@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::io::{BufReader, Read as _, Seek as _, SeekFrom};
 
-use super::{Reading, SPLIT, ending};
+use super::ending;
+use super::reading::{Reading, SPLIT};
 use crate::error::DataError;
 use crate::image::decode::is_image;
 

@@ -9,7 +9,8 @@ use serde::de::{DeserializeSeed, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
-use super::{Reading, SPLIT, python};
+use super::python;
+use super::reading::{Reading, SPLIT};
 use crate::error::DataError;
 
 /// Bytes of a JSON document, which is not read line by line.

@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 
-use super::{PairOptions, Reading, SPLIT, ending};
+use super::ending;
+use super::options::PairOptions;
+use super::reading::{Reading, SPLIT};
 use crate::error::DataError;
 use crate::image::decode::is_image;
 use crate::text::without_mark;

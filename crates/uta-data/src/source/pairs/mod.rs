@@ -7,90 +7,29 @@
 //! with offsets; images are read when they are asked for. What of the table cannot be used is counted, and the first few
 //! places named ([`Source::problems`]).
 
-use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
-use std::fmt::Display;
-use std::fs::{self, File};
-use std::hash::{BuildHasher, RandomState};
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
-
-use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::Path;
 
 use self::files::{Files, Strings};
+pub use self::options::PairOptions;
+use self::reading::Reading;
 use crate::error::DataError;
 use crate::source::Source;
 use crate::source::file::image_file;
-use crate::source::sample::{Captions, Sample};
+use crate::source::sample::Sample;
 
 mod delimited;
 mod files;
 mod json;
 mod lines;
+mod options;
 mod parquet;
 mod python;
-
-/// How images are paired with captions; open_clip's names of columns where nothing is said.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PairOptions {
-    /// The folder of the images, and a fence: a path that leads out of it is refused (a link in it is followed). Else paths are
-    /// taken as they are written, relative ones from the folder of the table.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub images: Option<PathBuf>,
-    /// The column of the image's path, or of its bytes (Parquet); `filepath` if not given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub image_key: Option<String>,
-    /// The column of the caption, or of a list of captions (JSON, Parquet); `title` if not given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub caption_key: Option<String>,
-    /// Only rows whose `split` is this one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub split: Option<String>,
-    /// The meaning of a `.txt` beside an image, where there is no table; lines if not given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub captions: Option<Captions>,
-}
-
-impl PairOptions {
-    /// Whether nothing is said.
-    pub fn is_plain(&self) -> bool {
-        *self == PairOptions::default()
-    }
-
-    /// The options for tables alone.
-    pub fn of_table(&self) -> PairOptions {
-        PairOptions { captions: None, ..self.clone() }
-    }
-
-    /// The same, with `captions` for what a `.txt` is where nothing is said of it.
-    pub fn or_captions(&self, captions: Captions) -> PairOptions {
-        PairOptions { captions: self.captions.or(Some(captions)), ..self.clone() }
-    }
-
-    pub(crate) fn captions(&self) -> Captions {
-        self.captions.unwrap_or_default()
-    }
-
-    fn image_key(&self) -> &str {
-        self.image_key.as_deref().unwrap_or("filepath")
-    }
-
-    fn caption_key(&self) -> &str {
-        self.caption_key.as_deref().unwrap_or("title")
-    }
-}
-
-/// The column that names the split of a row.
-const SPLIT: &str = "split";
-
-/// The names that a column of captions usually has: open_clip's, img2dataset's, and others'.
-const TEXT_COLUMNS: [&str; 4] = ["title", "caption", "text", "TEXT"];
+mod reading;
 
 /// Bytes of a table of text: its captions are held in memory.
 const MAX_TABLE: u64 = 16 << 30;
-/// Bytes of a caption, or of a path: more is a quote that was never closed, or no text.
-const MAX_TEXT: usize = 1 << 16;
 
 /// A table of images and captions.
 pub(crate) struct Pairs {
@@ -205,174 +144,8 @@ impl Source for Pairs {
     }
 }
 
-/// A table while it is read.
-struct Reading<'a> {
-    path: &'a Path,
-    options: &'a PairOptions,
-    /// Whether texts alone are read.
-    texts: bool,
-    names: Strings,
-    /// Which image has a name of that hash; of another name with it, the hash after.
-    seen: HashMap<u64, u32>,
-    hasher: RandomState,
-    captions: Strings,
-    owners: Vec<u32>,
-    /// Rows a split, where rows have one.
-    splits: BTreeMap<String, usize>,
-    faults: BTreeMap<&'static str, (usize, Vec<String>)>,
-}
-
-impl<'a> Reading<'a> {
-    fn new(path: &'a Path, options: &'a PairOptions, texts: bool) -> Reading<'a> {
-        Reading {
-            path,
-            options,
-            texts,
-            names: Strings::default(),
-            seen: HashMap::new(),
-            hasher: RandomState::new(),
-            captions: Strings::default(),
-            owners: Vec::new(),
-            splits: BTreeMap::new(),
-            faults: BTreeMap::new(),
-        }
-    }
-
-    fn fail(&self, reason: impl Into<String>) -> DataError {
-        DataError::Table { path: self.path.to_owned(), reason: reason.into() }
-    }
-
-    /// The column of captions, as `find` finds it by name; of texts alone, where it isn't named, under the names that it usually has.
-    fn caption_column<T>(&self, find: impl Fn(&str) -> Option<T>) -> Option<T> {
-        match self.texts && self.options.caption_key.is_none() {
-            true => TEXT_COLUMNS.into_iter().find_map(find),
-            false => find(self.options.caption_key()),
-        }
-    }
-
-    /// Looks at the mark of byte order that the text may begin with.
-    fn is_utf8(&self) -> Result<(), DataError> {
-        let mut start = vec![];
-        File::open(self.path)
-            .and_then(|file| file.take(2).read_to_end(&mut start))
-            .map_err(DataError::io("read", self.path))?;
-        match start == *b"\xff\xfe" || start == *b"\xfe\xff" {
-            true => Err(self.fail("is UTF-16: save it as UTF-8")),
-            false => Ok(()),
-        }
-    }
-
-    /// The columns that are looked for are not there.
-    fn no_column(&self, wanted: &str, found: impl Iterator<Item = impl Display>) -> DataError {
-        let short = |name: String| name.chars().take(40).collect::<String>();
-        let found: Vec<String> = found.take(20).map(|name| short(name.to_string())).collect();
-        self.fail(format!(
-            "has no column {wanted}, but {}; name the columns (--image-key, --caption-key; image_key, caption_key in a recipe's [data.pairs])",
-            found.join(", ")
-        ))
-    }
-
-    /// Counts something that is left out, at a place like "line 7".
-    fn fault(&mut self, what: &'static str, place: impl Display) {
-        const NAMED: usize = 3;
-        let (count, places) = self.faults.entry(what).or_default();
-        *count += 1;
-        if *count <= NAMED {
-            places.push(place.to_string());
-        }
-    }
-
-    /// Whether a row of that split is asked for.
-    fn takes(&mut self, split: Option<&str>, place: impl Display) -> bool {
-        // More names than any file of splits has: it is another kind of column.
-        const MOST: usize = 100;
-        match split.map(str::trim).filter(|split| !split.is_empty()) {
-            Some(split) => {
-                let wanted = self.options.split.as_deref();
-                if self.splits.len() < MOST || wanted == Some(split) {
-                    *self.splits.entry(split.into()).or_default() += 1;
-                } else if let Some(n) = self.splits.get_mut(split) {
-                    *n += 1;
-                }
-                wanted.is_none_or(|wanted| wanted == split)
-            }
-            None => {
-                if self.options.split.is_some() {
-                    self.fault("rows in no split", place);
-                }
-                self.options.split.is_none()
-            }
-        }
-    }
-
-    /// The image of that name, new or known.
-    fn image(&mut self, name: &str) -> (u32, bool) {
-        let mut hash = self.hasher.hash_one(name);
-        loop {
-            match self.seen.get(&hash) {
-                None => break,
-                Some(&i) if self.names.get(i as usize) == name => return (i, false),
-                Some(_) => hash = hash.wrapping_add(1),
-            }
-        }
-        let i = self.names.len() as u32;
-        self.names.push(name);
-        self.seen.insert(hash, i);
-        (i, true)
-    }
-
-    /// Adds a row: an image and its captions, `None` for one that is no text.
-    fn row<'b>(
-        &mut self,
-        place: impl Display,
-        name: Option<&str>,
-        captions: impl IntoIterator<Item = Option<&'b str>>,
-    ) {
-        let usable = |name: &&str| !name.is_empty() && name.len() <= MAX_TEXT;
-        if self.texts {
-            let own = self.names.len() as u32;
-            self.names.push("");
-            return self.captions(place, own, captions);
-        }
-        match name.map(str::trim).filter(usable) {
-            None => self.fault("rows without an image", place),
-            Some(name) => {
-                let (image, _) = self.image(name);
-                self.captions(place, image, captions);
-            }
-        }
-    }
-
-    /// Adds captions of an image.
-    fn captions<'b>(
-        &mut self,
-        place: impl Display,
-        image: u32,
-        captions: impl IntoIterator<Item = Option<&'b str>>,
-    ) {
-        let (before, mut broken) = (self.owners.len(), 0);
-        for caption in captions {
-            match caption.map(str::trim) {
-                Some(caption) if !caption.is_empty() && caption.len() <= MAX_TEXT => {
-                    self.captions.push(caption);
-                    self.owners.push(image);
-                }
-                _ => broken += 1,
-            }
-        }
-        if broken > 0 {
-            self.fault("captions that are empty, too long or no text", place);
-        } else if before == self.owners.len() {
-            self.fault("rows without a caption", place);
-        }
-    }
-
-    fn split_counts(&self) -> String {
-        let found: Vec<String> =
-            self.splits.iter().map(|(name, n)| format!("{name} ({n})")).collect();
-        found.join(", ")
-    }
-
+impl Reading<'_> {
+    /// The source of the rows that were read; Parquet's own pictures are `rows`.
     fn finish(mut self, rows: Option<parquet::Rows>, known_set: bool) -> Result<Pairs, DataError> {
         let n = rows.as_ref().map_or(self.names.len(), parquet::Rows::len);
         if let Some(wanted) = &self.options.split {
@@ -615,7 +388,7 @@ mod tests {
         let world = World::new();
         let mut text = b"filepath,title\na.png,x\nb.png,\nc.png,\xff\n,z\nd.png\n".to_vec();
         text.extend(b"d.png,");
-        text.extend(vec![b'x'; MAX_TEXT + 1]);
+        text.extend(vec![b'x'; reading::MAX_TEXT + 1]);
         let pairs = world.open("t.csv", &text);
         let wanted = rows(&[("a.png", &["x"]), ("b.png", &[]), ("c.png", &[]), ("d.png", &[])]);
         assert_eq!(contents(&pairs), wanted);

@@ -14,7 +14,7 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::file::serialized_reader::SerializedPageReader;
 use parquet::schema::types::ColumnDescriptor;
 
-use super::{Reading, SPLIT};
+use super::reading::{Reading, SPLIT};
 use crate::quietly::quietly;
 use crate::{DataError, MAX_PIXELS};
 
